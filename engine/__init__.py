@@ -1,0 +1,1 @@
+"""Graphs in, engines out: building, storing and loading compiled components."""

@@ -1,0 +1,140 @@
+"""The interface that every backend implements: compile a component's graph, load it, run it.
+
+A backend is a module with one class that satisfies :class:`Backend`; ``BACKENDS`` names them all. A backend's
+heavy library is imported when the class is made, never when this module is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from v2v.engine.components import Component, Precision
+
+Progress = Callable[[str, float], None]
+"""Called with a phase's name and the share of it that is done, 0..1."""
+
+
+class Buffer(Protocol):
+    """Device memory that an engine reads or writes (on a CPU a C-contiguous NumPy array takes its place)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    @property
+    def pointer(self) -> int: ...
+
+
+class Compatibility(NamedTuple):
+    """Whether something fits, and if not, why not."""
+
+    fits: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the person who builds may choose; each backend reads what concerns it and ignores the rest."""
+
+    precision: Precision = "fp32"
+    device: str = "cpu"  # "cpu" or "cuda"
+    frames: tuple[int, int] | None = None  # range of frames for one optimisation profile (TensorRT)
+    workspace_bytes: int | None = None  # scratch limit while compiling (TensorRT)
+    optimization_level: int | None = None  # 0..5 (TensorRT)
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """A compiled component, ready to run on one device."""
+
+    component: Component
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """Read ``inputs``, write ``outputs``; both as described by :attr:`component`.
+
+        On a CPU the values are C-contiguous NumPy arrays and the call returns when the outputs are written. On
+        CUDA they are device arrays (``shape``, ``dtype``, ``pointer``) and the work is queued on ``stream``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the memory that the engine holds. Calling it twice is harmless."""
+        ...
+
+
+class Backend(Protocol):
+    """What compiles and runs components."""
+
+    name: str
+    version: str  # of the library that compiles and runs
+    devices: tuple[str, ...]  # where its engines can run on this machine, best first: "cuda", "cpu"
+
+    def build(
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+    ) -> list[Path]:
+        """Compile ``graph`` (an ``.onnx`` file; its weights may lie beside it) into files inside ``folder``.
+
+        Returns the files made, the one to load first. Raises ``BuildError`` when the graph cannot be compiled.
+        """
+        ...
+
+    def facts(self, options: BuildOptions) -> dict[str, Any]:
+        """What must stay the same for an engine built now to load later: versions, GPU, capability."""
+        ...
+
+    def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
+        """Whether engines built under ``facts`` load on ``device`` here and now."""
+        ...
+
+    def load(self, component: Component, files: list[Path], device: str) -> Engine:
+        """Load what :meth:`build` made and check its inputs and outputs against ``component``.
+
+        Raises ``EngineError`` when the files do not hold that component.
+        """
+        ...
+
+
+class V2VError(Exception):
+    """Something a person can put right: the message says what, where, why and what to do. Exit code 2."""
+
+
+class BuildError(V2VError):
+    """A graph could not be exported or compiled."""
+
+
+class EngineError(V2VError):
+    """An engine set cannot be used here."""
+
+
+# name -> module:class. The order is the order of preference when the user names none.
+BACKENDS = {
+    "tensorrt": "v2v.engine.tensorrt:TensorRTBackend",
+    "inductor": "v2v.engine.inductor:InductorBackend",
+    "onnxruntime": "v2v.engine.onnxruntime:OnnxRuntimeBackend",
+}
+
+_EXTRAS = {"tensorrt": "tensorrt", "inductor": "inductor"}
+
+
+def backend(name: str) -> Backend:
+    """Make the backend called ``name``.
+
+    Raises:
+        EngineError: no such backend, or its library is not installed here.
+    """
+    if name not in BACKENDS:
+        raise EngineError(f"there is no backend '{name}'; choose from {', '.join(BACKENDS)}")
+    module, _, attribute = BACKENDS[name].partition(":")
+    try:
+        made: Backend = getattr(importlib.import_module(module), attribute)()
+    except ImportError as error:
+        extra = _EXTRAS.get(name)
+        advice = f"; install it with: pip install 'v2v[{extra}]'" if extra else ""
+        raise EngineError(f"backend '{name}' is not installed here ({error}){advice}") from error
+    return made

@@ -1,0 +1,1 @@
+"""PyTorch in, graphs out: the networks, their weights and their ONNX export."""

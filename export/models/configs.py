@@ -1,0 +1,116 @@
+"""Hyper-parameters of every model, in one table.
+
+A model is three networks plus the defaults a run starts from. This file needs nothing but the standard
+library, so that building, loading and running can all read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The spatio-temporal UNet that predicts velocity (reference: ``Vid2VidSDUNet``)."""
+
+    width: int = 320  # channels of the first level
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level, in units of width
+    blocks: int = 2  # residual blocks per level on the way down; one more on the way up
+    head_size: int = 64
+    stem_heads: int = 8  # heads of the temporal transformer right after the first convolution
+    context_width: int = 1024
+    latent_channels: int = 4
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The Stable Diffusion autoencoder with a KL bottleneck."""
+
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2  # residual blocks per level of the encoder; one more in the decoder
+    latent_channels: int = 4
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """The OpenCLIP text tower, read before its last block."""
+
+    width: int = 1024
+    heads: int = 16
+    layers: int = 24
+    vocabulary: int = 49408
+    context: int = 77
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a run uses where the user says nothing."""
+
+    steps: int = 30
+    solver: str = "dpmpp_2m_sde"
+    strength: float = 0.599  # noise level as a share of the 1000 levels
+    guidance: float = 7.5
+    guidance_rescale: float = 0.2
+    short_side: int | None = 720  # output's short side in pixels; None: scale decides
+    scale: float = 1.0  # output size over input size where short_side is None
+    window: tuple[int, int, int] = (32, 720, 1280)  # frames, height, width in pixels
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A named model: three networks and the defaults of a run."""
+
+    name: str
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    latent_scale: float = 0.18215  # latents are the autoencoder's times this
+    defaults: Defaults = field(default_factory=Defaults)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, as written into ``manifest.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelConfig:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+        """
+
+        def lists_to_tuples(values: dict[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+        return cls(
+            name=data["name"],
+            unet=UNetConfig(**lists_to_tuples(data["unet"])),
+            autoencoder=AutoencoderConfig(**lists_to_tuples(data["autoencoder"])),
+            text_encoder=TextEncoderConfig(**lists_to_tuples(data["text_encoder"])),
+            latent_scale=data["latent_scale"],
+            defaults=Defaults(**lists_to_tuples(data["defaults"])),
+        )
+
+
+MODELS = {
+    config.name: config
+    for config in (
+        ModelConfig("ms-vid2vid-xl"),
+        ModelConfig(
+            "small",
+            unet=UNetConfig(width=64, multipliers=(1, 2, 3, 4), head_size=32, stem_heads=2, context_width=128),
+            autoencoder=AutoencoderConfig(width=32, multipliers=(1, 2, 2, 4)),
+            text_encoder=TextEncoderConfig(width=128, heads=4, layers=4),
+            defaults=Defaults(
+                steps=4, strength=0.3, guidance=2.0, short_side=None, scale=2.0, window=(8, 144, 256)
+            ),
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""Video in, video out: prompts, schedule, solvers, windows, devices and files."""
