@@ -7,14 +7,81 @@ against :class:`Device` alone and never asks which one it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Array = Any
 """An array of the device: ``numpy.ndarray`` on a CPU, ``CudaArray`` (shape, dtype, pointer) on CUDA."""
+
+
+class StepRow(NamedTuple):
+    """What one evaluation of the network and the solver's update after it need to know, as 16 float32.
+
+    Every solver here is linear in (x, D, history, noise), so one row describes a step of any of them, and a
+    captured step reads its row from device memory: replaying it with another row is another step. A run's rows
+    are one table, ``device.upload(numpy.array(rows, numpy.float32))``.
+
+    D = ``c_skip`` x + ``c_out`` v is the denoised estimate (Karras et al. 2022, eq. 7); for velocity prediction
+    ``c_skip = alpha_T / sqrt(sigma^2 + 1)`` and ``c_out = -s_T``. Then, from the same old values,
+
+        x'       = ``x_x`` x + ``x_denoised`` D + ``x_history`` history + ``x_noise`` noise
+        history' = ``history_x`` x + ``history_denoised`` D + ``history_history`` history
+    """
+
+    step: float  # index, reported when x' is not finite
+    guidance: float
+    rescale: float
+    c_skip: float
+    c_out: float
+    x_x: float
+    x_denoised: float
+    x_history: float
+    x_noise: float
+    history_x: float
+    history_denoised: float
+    history_history: float
+    scale: float  # the next network input is scale x'
+    unused_1: float = 0.0
+    unused_2: float = 0.0
+    unused_3: float = 0.0
+
+
+class Nonfinite(NamedTuple):
+    """Where NaN or Inf first appeared."""
+
+    label: int
+    frame: int
+
+
+class Pending(Protocol):
+    """An array on its way to the host."""
+
+    def result(self) -> npt.NDArray[Any]:
+        """Wait for it and return it; the caller owns it."""
+        ...
+
+
+class Feed(Protocol):
+    """Host arrays that reach the device before they are needed: first in, first out, two in flight."""
+
+    def put(self, host: npt.NDArray[Any]) -> None:
+        """Copy ``host`` away and send it; on CUDA through pinned memory, on a stream of its own.
+
+        Raises:
+            RuntimeError: two arrays are waiting to be taken already.
+        """
+        ...
+
+    def take(self, out: Array) -> None:
+        """Queue on the device's stream: wait until the oldest array put has arrived, then copy it to ``out``.
+
+        Raises:
+            RuntimeError: nothing was put.
+        """
+        ...
 
 
 class Device(Protocol):
@@ -49,6 +116,27 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait until all queued work is done."""
+        ...
+
+    def copy(self, source: Array, out: Array) -> None:
+        """Copy within the device; same type, same number of elements."""
+        ...
+
+    def fetch(self, array: Array) -> Pending:
+        """Queue a copy to the host and return at once; ``array`` may be overwritten by work queued later."""
+        ...
+
+    def feed(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Feed:
+        """A queue of arrays of one shape from the host, such as the noise of each step."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``work`` queues on :attr:`stream` and return a function that queues all of it at once.
+
+        ``work`` itself is not executed by this call; it must have run once before, so that everything it
+        touches exists. What it queues must not depend on the host: fixed arrays, scalars baked in. Where ``work``
+        cannot be recorded (always on a CPU, or an engine that waits for the host) the result is ``work``.
+        """
         ...
 
     # Pixels and latents ---------------------------------------------------------------------------------------
@@ -95,9 +183,7 @@ class Device(Protocol):
         """
         ...
 
-    def add_window(
-        self, velocity: Array, weights: Array, start: tuple[int, int, int], total: Array
-    ) -> None:
+    def add_window(self, velocity: Array, weights: Array, start: tuple[int, int, int], total: Array) -> None:
         """``total[f + i, z, y + j, x + k] += weights[i, j, k] * velocity[0, z, i, j, k]``."""
         ...
 
@@ -107,4 +193,37 @@ class Device(Protocol):
 
     def find_nonfinite(self, array: Array) -> int | None:
         """Index of the first frame of a canvas ``[T, Z, h, w]`` that holds NaN or Inf, or None."""
+        ...
+
+    def check(self, array: Array, label: int) -> None:
+        """Queue a look for NaN and Inf in ``array`` (first axis: frames); :meth:`failure` tells what was found."""
+        ...
+
+    def failure(self) -> Nonfinite | None:
+        """The lowest (label, frame) found so far by :meth:`check` and :meth:`advance`, without waiting.
+
+        What was queued before the last :meth:`synchronize`, :meth:`download` or ``Pending.result`` is included.
+        Once told, it is forgotten.
+        """
+        ...
+
+    def advance(
+        self,
+        row: Array,
+        conditional: Array,
+        unconditional: Array | None,
+        x: Array,
+        history: Array,
+        noise: Array,
+        scaled: Array,
+    ) -> None:
+        """Guidance, rescale, velocity to D, the solver's update and the next network input, in one go.
+
+        For the case of one window that covers the canvas. ``row [16]`` float32 as :class:`StepRow`;
+        ``conditional``, ``unconditional`` and ``scaled`` are windows ``[1, Z, F, h, w]`` of the engine's precision; ``x``,
+        ``history`` and ``noise`` canvases ``[F, Z, h, w]``. ``x`` and ``history`` are replaced, ``scaled`` is
+        written. Guidance as :meth:`guide`. Terms whose coefficient is 0 do not count, whatever the array holds
+        (an uninitialised history, say). A frame of x' that is not finite is reported by :meth:`failure` under
+        the row's ``step``.
+        """
         ...
