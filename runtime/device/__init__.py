@@ -1,8 +1,8 @@
 """Where arrays live and where the fused operations of the denoising loop run.
 
 Two devices, one interface: :mod:`~v2v.runtime.device.cpu` (NumPy, the specification) and
-:mod:`~v2v.runtime.device.cuda` (cuda-python and the kernels beside it). The loop in ``pipeline.py`` is written
-against :class:`Device` alone and never asks which one it has.
+:mod:`~v2v.runtime.device.cuda` (cuda-python and the kernels beside it). The loop in ``pipeline.py`` is
+written against :class:`Device` alone and never asks which one it has.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 Array = Any
@@ -21,11 +20,11 @@ class StepRow(NamedTuple):
     """What one evaluation of the network and the solver's update after it need to know, as 16 float32.
 
     Every solver here is linear in (x, D, history, noise), so one row describes a step of any of them, and a
-    captured step reads its row from device memory: replaying it with another row is another step. A run's rows
-    are one table, ``device.upload(numpy.array(rows, numpy.float32))``.
+    captured step reads its row from device memory: replaying it with another row is another step. A run's
+    rows are one table, ``device.upload(numpy.array(rows, numpy.float32))``.
 
-    D = ``c_skip`` x + ``c_out`` v is the denoised estimate (Karras et al. 2022, eq. 7); for velocity prediction
-    ``c_skip = alpha_T / sqrt(sigma^2 + 1)`` and ``c_out = -s_T``. Then, from the same old values,
+    D = ``c_skip`` x + ``c_out`` v is the denoised estimate (Karras et al. 2022, eq. 7); for velocity
+    prediction ``c_skip = alpha_T / sqrt(sigma^2 + 1)`` and ``c_out = -s_T``. Then, from the same old values,
 
         x'       = ``x_x`` x + ``x_denoised`` D + ``x_history`` history + ``x_noise`` noise
         history' = ``history_x`` x + ``history_denoised`` D + ``history_history`` history
@@ -88,8 +87,9 @@ class Device(Protocol):
     """Memory and fused operations. Shapes: Z latent channels, T frames of a segment, F frames of a window,
     h x w latent, H x W pixels.
 
-    A canvas holds a segment's latents frames first, ``[T, Z, h, w]``, so that one frame is one piece of memory;
-    an engine's window is channels first, ``[1, Z, F, h, w]``, as the UNet takes it. Latents, noise and blend weights are float32; what goes into or comes out of an engine (``image``, ``scaled``,
+    A canvas holds a segment's latents frames first, ``[T, Z, h, w]``, so that one frame is one piece of
+    memory; an engine's window is channels first, ``[1, Z, F, h, w]``, as the UNet takes it. Latents, noise
+    and blend weights are float32; what goes into or comes out of an engine (``image``, ``scaled``,
     ``velocity``, ``moments``) has the engine's precision. Every operation writes into ``out`` and allocates
     nothing; on CUDA it is queued on :attr:`stream` and returns at once.
     """
@@ -134,25 +134,26 @@ class Device(Protocol):
         """Record what ``work`` queues on :attr:`stream` and return a function that queues all of it at once.
 
         ``work`` itself is not executed by this call; it must have run once before, so that everything it
-        touches exists. What it queues must not depend on the host: fixed arrays, scalars baked in. Where ``work``
-        cannot be recorded (always on a CPU, or an engine that waits for the host) the result is ``work``.
+        touches exists. What it queues must not depend on the host: fixed arrays, scalars baked in. Where
+        ``work`` cannot be recorded (always on a CPU, or an engine that waits for the host) the result is
+        ``work``.
         """
         ...
 
-    # Pixels and latents ---------------------------------------------------------------------------------------
+    # Pixels and latents -------------------------------------------------------------------------------------
     def prepare_frame(
         self, frame: Array, size: tuple[int, int], out: Array, *, offset: tuple[int, int], antialias: bool
     ) -> None:
         """One frame of bytes ``[H0, W0, 3]`` -> ``out [1, 3, H, W]`` in -1..1.
 
-        The frame is resized bilinearly to ``size`` (height, width), edges repeated outside it, and ``out`` shows
-        the part that starts at ``offset`` (top, left). Half-pixel centres; without ``antialias`` exactly the
-        reference's resize, with it the kernel widens when scaling down.
+        The frame is resized bilinearly to ``size`` (height, width), edges repeated outside it, and ``out``
+        shows the part that starts at ``offset`` (top, left). Half-pixel centres; without ``antialias``
+        exactly the reference's resize, with it the kernel widens when scaling down.
         """
         ...
 
     def sample_posterior(self, moments: Array, noise: Array, scale: float, out: Array) -> None:
-        """``moments [1, 2Z, h, w]`` -> ``out [Z, h, w] = (mean + exp(clip(logvar, -30, 20) / 2) noise) scale``."""
+        """``out [Z, h, w] = scale (mean + exp(clip(logvar, -30, 20) / 2) noise)``, ``moments [1, 2Z, h, w]``."""
         ...
 
     def add_noise(self, latents: Array, noise: Array, alpha: float, sigma: float, out: Array) -> None:
@@ -160,10 +161,10 @@ class Device(Protocol):
         ...
 
     def image_to_bytes(self, image: Array, out: Array, *, truncate: bool) -> None:
-        """``image [1, 3, H, W]`` in -1..1 -> bytes ``out [H, W, 3]``; rounds, or truncates as the reference."""
+        """``image [1, 3, H, W]`` in -1..1 -> bytes ``out [H, W, 3]``; rounds, or truncates (reference)."""
         ...
 
-    # The denoising loop ---------------------------------------------------------------------------------------
+    # The denoising loop -------------------------------------------------------------------------------------
     def take_window(self, canvas: Array, start: tuple[int, int, int], scale: float, out: Array) -> None:
         """``out[0, z, i, j, k] = scale * canvas[f + i, z, y + j, x + k]`` with ``start = (f, y, x)``."""
         ...
@@ -178,8 +179,8 @@ class Device(Protocol):
     ) -> None:
         """Classifier-free guidance with rescale; all ``[1, Z, F, h, w]``, ``out`` float32.
 
-        v = v_u + guidance (v_c - v_u); v <- v (rescale std(v_c) / (std(v) + 1e-12) + 1 - rescale), the standard
-        deviations unbiased over the window. Without ``unconditional`` v is v_c.
+        v = v_u + guidance (v_c - v_u); v <- v (rescale std(v_c) / (std(v) + 1e-12) + 1 - rescale), the
+        standard deviations unbiased over the window. Without ``unconditional`` v is v_c.
         """
         ...
 
@@ -196,14 +197,14 @@ class Device(Protocol):
         ...
 
     def check(self, array: Array, label: int) -> None:
-        """Queue a look for NaN and Inf in ``array`` (first axis: frames); :meth:`failure` tells what was found."""
+        """Queue a look for NaN and Inf in ``array`` (first axis: frames); :meth:`failure` tells the result."""
         ...
 
     def failure(self) -> Nonfinite | None:
         """The lowest (label, frame) found so far by :meth:`check` and :meth:`advance`, without waiting.
 
-        What was queued before the last :meth:`synchronize`, :meth:`download` or ``Pending.result`` is included.
-        Once told, it is forgotten.
+        What was queued before the last :meth:`synchronize`, :meth:`download` or ``Pending.result`` is
+        included. Once told, it is forgotten.
         """
         ...
 
@@ -220,10 +221,10 @@ class Device(Protocol):
         """Guidance, rescale, velocity to D, the solver's update and the next network input, in one go.
 
         For the case of one window that covers the canvas. ``row [16]`` float32 as :class:`StepRow`;
-        ``conditional``, ``unconditional`` and ``scaled`` are windows ``[1, Z, F, h, w]`` of the engine's precision; ``x``,
-        ``history`` and ``noise`` canvases ``[F, Z, h, w]``. ``x`` and ``history`` are replaced, ``scaled`` is
-        written. Guidance as :meth:`guide`. Terms whose coefficient is 0 do not count, whatever the array holds
-        (an uninitialised history, say). A frame of x' that is not finite is reported by :meth:`failure` under
-        the row's ``step``.
+        ``conditional``, ``unconditional`` and ``scaled`` are windows ``[1, Z, F, h, w]`` of the engine's
+        precision; ``x``, ``history`` and ``noise`` canvases ``[F, Z, h, w]``. ``x`` and ``history`` are
+        replaced, ``scaled`` is written. Guidance as :meth:`guide`. Terms whose coefficient is 0 do not count,
+        whatever the array holds (an uninitialised history, say). A frame of x' that is not finite is reported
+        by :meth:`failure` under the row's ``step``.
         """
         ...
