@@ -1,0 +1,112 @@
+"""Prompts: the words that the model was tuned with, and text -> token ids as CLIP's tokenizer gives them."""
+
+from __future__ import annotations
+
+import html
+import warnings
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from v2v.engine.backend import EngineError
+
+CONTEXT = 77  # token ids per prompt, start and end included
+VOCABULARY = 49408
+START, END = 49406, 49407
+
+# The reference's constants, to the letter: its weights were tuned with exactly these words.
+POSITIVE_PROMPT = (
+    ", cinematic, High Contrast, highly detailed, unreal engine, taken using a Canon EOS R camera, "
+    "hyper detailed photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme "
+    "meticulous detailing, skin pore detailing, hyper sharpness, perfect without deformations, "
+    "Unreal Engine 5, 4k render"
+)
+NEGATIVE_PROMPT = (
+    "worst quality, normal quality, low quality, low res, blurry, text, watermark, logo, banner, "
+    "extra digits, cropped, jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, "
+    "monochrome, horror, geometry, mutation, disgusting"
+)
+
+
+class PromptCut(UserWarning):
+    """A prompt was longer than the text encoder's context; the message shows what was cut."""
+
+
+def clean(text: str) -> str:
+    """Mend broken Unicode, resolve HTML entities (twice), collapse white space, lower-case, as CLIP does."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+class Tokenizer:
+    """CLIP's byte-pair tokenizer, read from an engine set's ``tokenizer.json``.
+
+    Raises:
+        EngineError: the file is missing, damaged or holds another vocabulary.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._bpe = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for every cause
+            raise EngineError(
+                f"{path}: no tokenizer can be read from it ({error}); rebuild the engine set"
+            ) from error
+        if self._bpe.get_vocab_size() != VOCABULARY:
+            raise EngineError(
+                f"{path}: holds {self._bpe.get_vocab_size()} tokens instead of CLIP's {VOCABULARY}; "
+                "rebuild the engine set"
+            )
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """Token ids ``[1, 77]``: start, words, end, then zeros. Longer text is cut silently, its end kept.
+
+        CLIP's own padding is zero, which is a token like any other ("!"), and the reference's text encoder
+        sees it: there is no padding mask.
+        """
+        words = self._bpe.encode(clean(text)).ids[: CONTEXT - 2]
+        ids = np.zeros((1, CONTEXT), np.int64)
+        ids[0, : len(words) + 2] = [START, *words, END]
+        return ids
+
+    def positive(self, text: str, *, parity: bool = False) -> npt.NDArray[np.int64]:
+        """Token ids ``[1, 77]`` of the user's text followed by :data:`POSITIVE_PROMPT`.
+
+        Where both do not fit, quality words give way, last phrase first; the user's own words are cut only
+        where they alone are too long. In parity mode the line is cut at token 77 wherever that falls, as the
+        reference does. Either cut is told as a :class:`PromptCut` warning.
+        """
+        caption = text + POSITIVE_PROMPT
+        if parity or self._cut_off(text):
+            return self._encode_and_tell(caption if parity else text, "prompt")
+        kept = caption
+        while self._cut_off(kept):
+            kept = kept.rpartition(",")[0]
+        if kept != caption:
+            _tell(f"the prompt leaves no room for these quality words: {_quote(caption[len(kept) :])}")
+        return self.encode(kept)
+
+    def negative(self, text: str | None = None) -> npt.NDArray[np.int64]:
+        """Token ids ``[1, 77]`` of the negative prompt; :data:`NEGATIVE_PROMPT` where ``text`` is None."""
+        return self._encode_and_tell(NEGATIVE_PROMPT if text is None else text, "negative prompt")
+
+    def _encode_and_tell(self, text: str, which: str) -> npt.NDArray[np.int64]:
+        if cut := self._cut_off(text):
+            _tell(f"the {which} is longer than {CONTEXT - 2} tokens; cut from its end: {_quote(cut)}")
+        return self.encode(text)
+
+    def _cut_off(self, text: str) -> str:
+        """The end of the cleaned ``text`` that does not fit, empty where everything does."""
+        text = clean(text)
+        starts = [start for start, _ in self._bpe.encode(text).offsets]
+        return text[starts[CONTEXT - 2] :] if len(starts) > CONTEXT - 2 else ""
+
+
+def _quote(words: str) -> str:
+    return "'" + words.strip(" ,") + "'"
+
+
+def _tell(message: str) -> None:
+    warnings.warn(message, PromptCut, stacklevel=4)
