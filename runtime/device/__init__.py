@@ -96,10 +96,15 @@ class Device(Protocol):
 
     name: str
     stream: int  # raw handle, 0 on a CPU
+    synchronous: bool  # every operation has finished when it returns
 
     # Memory -------------------------------------------------------------------------------------------------
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
         """An array with unspecified contents."""
+        ...
+
+    def zero(self, out: Array) -> None:
+        """Fill with zeros."""
         ...
 
     def upload(self, host: npt.NDArray[Any], out: Array | None = None) -> Array:
@@ -111,7 +116,11 @@ class Device(Protocol):
         ...
 
     def view(self, array: Array, index: int | slice) -> Array:
-        """A contiguous slice of the first axis, sharing memory."""
+        """Part of the first axis, which stays (an index gives length 1), sharing memory."""
+        ...
+
+    def reshape(self, array: Array, shape: Sequence[int]) -> Array:
+        """The same memory under another shape."""
         ...
 
     def synchronize(self) -> None:
@@ -153,11 +162,10 @@ class Device(Protocol):
         ...
 
     def sample_posterior(self, moments: Array, noise: Array, scale: float, out: Array) -> None:
-        """``out [Z, h, w] = scale (mean + exp(clip(logvar, -30, 20) / 2) noise)``, ``moments [1, 2Z, h, w]``."""
-        ...
+        """``moments [1, 2Z, h, w]`` -> ``out = (mean + exp(clip(logvar, -30, 20) / 2) noise) scale``.
 
-    def add_noise(self, latents: Array, noise: Array, alpha: float, sigma: float, out: Array) -> None:
-        """``out = alpha latents + sigma noise``, any shape."""
+        ``noise`` and ``out`` hold Z h w float32 in that order, whatever their leading axes of length 1.
+        """
         ...
 
     def image_to_bytes(self, image: Array, out: Array, *, truncate: bool) -> None:
@@ -185,46 +193,16 @@ class Device(Protocol):
         ...
 
     def add_window(self, velocity: Array, weights: Array, start: tuple[int, int, int], total: Array) -> None:
-        """``total[f + i, z, y + j, x + k] += weights[i, j, k] * velocity[0, z, i, j, k]``."""
+        """``total[f + i, z, y + j, x + k] += weights[i, j, k] * velocity[0, z, i, j, k]``.
+
+        Blends windows of latents as well as, with F = 1 and three channels, tiles of pixels.
+        """
         ...
 
     def combine(self, terms: Sequence[tuple[float, Array]], out: Array) -> None:
-        """``out = sum of coefficient * array``; ``out`` may be one of the arrays. Up to five terms."""
+        """``out = sum of coefficient * array``, any shape, up to five terms; ``out`` may be one of the arrays."""
         ...
 
-    def find_nonfinite(self, array: Array) -> int | None:
-        """Index of the first frame of a canvas ``[T, Z, h, w]`` that holds NaN or Inf, or None."""
-        ...
-
-    def check(self, array: Array, label: int) -> None:
-        """Queue a look for NaN and Inf in ``array`` (first axis: frames); :meth:`failure` tells the result."""
-        ...
-
-    def failure(self) -> Nonfinite | None:
-        """The lowest (label, frame) found so far by :meth:`check` and :meth:`advance`, without waiting.
-
-        What was queued before the last :meth:`synchronize`, :meth:`download` or ``Pending.result`` is
-        included. Once told, it is forgotten.
-        """
-        ...
-
-    def advance(
-        self,
-        row: Array,
-        conditional: Array,
-        unconditional: Array | None,
-        x: Array,
-        history: Array,
-        noise: Array,
-        scaled: Array,
-    ) -> None:
-        """Guidance, rescale, velocity to D, the solver's update and the next network input, in one go.
-
-        For the case of one window that covers the canvas. ``row [16]`` float32 as :class:`StepRow`;
-        ``conditional``, ``unconditional`` and ``scaled`` are windows ``[1, Z, F, h, w]`` of the engine's
-        precision; ``x``, ``history`` and ``noise`` canvases ``[F, Z, h, w]``. ``x`` and ``history`` are
-        replaced, ``scaled`` is written. Guidance as :meth:`guide`. Terms whose coefficient is 0 do not count,
-        whatever the array holds (an uninitialised history, say). A frame of x' that is not finite is reported
-        by :meth:`failure` under the row's ``step``.
-        """
+    def mark_nonfinite(self, canvas: Array, out: Array) -> None:
+        """``out`` (int32, one element) <- first frame of a canvas that holds NaN or Inf, or -1."""
         ...
