@@ -1,8 +1,9 @@
-"""Solvers of the probability-flow ODE and SDE, each one function of (denoiser, x, sigmas, noise).
+"""Solvers of the diffusion's ODE and SDE.
 
-``x`` is the noisy latent over alpha, so that ``x = x0 + sigma eps``; ``sigmas`` falls to 0; the denoiser writes its
-estimate of ``x0``. A solver knows nothing of guidance, text, windows or where its arrays live: ``device`` lends it
-memory and linear combinations. It overwrites ``x``.
+``x`` is the noisy latent over alpha, so that ``x = x0 + sigma eps``; sigmas fall to 0; the denoiser estimates ``x0``.
+Every step of the solvers here is linear in (x, D, history, noise), so a solver is a function from sigmas to a table
+of coefficients, one row for each evaluation of the network. A device can then apply a row in one pass and replay a
+captured step with the next one. A solver knows nothing of guidance, text, windows or devices.
 """
 
 from __future__ import annotations
@@ -10,105 +11,115 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from v2v.runtime.device import Array, Device
 
-Noise = Callable[[int], Array]
-"""The k-th standard normal array of x's shape."""
 
-Callback = Callable[[int, Array], None]
-"""Called after each denoising with the evaluation's index and the estimate of x0."""
+class Update(NamedTuple):
+    """One evaluation D = denoiser(x, sigma) and what follows from it, all from the same old values.
+
+    x'       = ``x_x`` x + ``x_denoised`` D + ``x_history`` history + ``x_noise`` noise
+    history' = ``history_x`` x + ``history_denoised`` D + ``history_history`` history
+    """
+
+    sigma: float
+    x_x: float = 0.0
+    x_denoised: float = 0.0
+    x_history: float = 0.0
+    x_noise: float = 0.0
+    history_x: float = 0.0
+    history_denoised: float = 0.0
+    history_history: float = 0.0
+
+
+Solver = Callable[[Sequence[float]], list[Update]]
+
+
+def dpmpp_2m_sde(sigmas: Sequence[float]) -> list[Update]:
+    """DPM-Solver++(2M) SDE, midpoint, eta 1 (Lu et al. 2022, https://arxiv.org/abs/2211.01095).
+
+    With r = sigma'/sigma and h = -ln r:
+    x' = r² x + (1 - r²) D + (1 - r²) h / (2 h_last) (D - D_last) + sigma' sqrt(1 - r²) noise.
+    """
+    updates = []
+    last_h = math.inf  # no step yet: the second-order term vanishes
+    for sigma, next_sigma in pairwise(sigmas):
+        if next_sigma == 0:
+            updates.append(Update(sigma, x_denoised=1))
+            break
+        r = next_sigma / sigma
+        h = -math.log(r)
+        second = (1 - r**2) * h / (2 * last_h)
+        updates.append(
+            Update(
+                sigma,
+                x_x=r**2,
+                x_denoised=1 - r**2 + second,
+                x_history=-second,
+                x_noise=next_sigma * math.sqrt(1 - r**2),
+                history_denoised=1,
+            )
+        )
+        last_h = h
+    return updates
+
+
+def heun(sigmas: Sequence[float]) -> list[Update]:
+    """Heun's second-order method (Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 1), no churn.
+
+    With d = (x - D) / sigma: x_euler = x + (sigma' - sigma) d, then x' = x + (sigma' - sigma) (d + d_euler) / 2.
+    Between the two evaluations of a step, history holds x + (sigma' - sigma) d / 2. The last step is Euler's.
+    """
+    updates = []
+    for sigma, next_sigma in pairwise(sigmas):
+        if next_sigma == 0:
+            updates.append(Update(sigma, x_denoised=1))
+            break
+        r = next_sigma / sigma
+        updates.append(
+            Update(
+                sigma, x_x=r, x_denoised=1 - r, history_x=(1 + r) / 2, history_denoised=(1 - r) / 2
+            )
+        )
+        half = (next_sigma - sigma) / (2 * next_sigma)
+        updates.append(Update(next_sigma, x_x=half, x_denoised=-half, x_history=1))
+    return updates
+
+
+SOLVERS: dict[str, Solver] = {"dpmpp_2m_sde": dpmpp_2m_sde, "heun": heun}
+"""By the name used on the command line."""
 
 
 class Denoiser(Protocol):
-    """Writes the estimate of ``x0`` that the network makes from ``x`` at ``sigma``."""
+    """Writes into ``out`` the estimate of ``x0`` that the network makes from ``x`` at ``sigma``."""
 
     def __call__(self, x: Array, sigma: float, out: Array) -> None: ...
 
 
-def _ignore(evaluation: int, denoised: Array) -> None:
-    pass
-
-
-def dpmpp_2m_sde(
+def solve(
     denoiser: Denoiser,
     x: Array,
-    sigmas: Sequence[float],
-    noise: Noise,
+    updates: Sequence[Update],
+    noise: Callable[[int], Array],
     device: Device,
-    callback: Callback = _ignore,
-) -> Array:
-    """DPM-Solver++(2M) SDE, midpoint, eta 1 (Lu et al. 2022, https://arxiv.org/abs/2211.01095).
+    callback: Callable[[int, Array], None] = lambda evaluation, denoised: None,
+) -> None:
+    """Follow a solver's table from ``x`` to its end, in place.
 
-    One denoising a step; ``len(sigmas) - 2`` draws of noise. Returns the array that holds the result.
+    ``noise(k)`` gives the standard normal array for row k where the row uses one; ``callback(k, D)`` is called after
+    each denoising.
     """
-    denoised, previous = _like(x, device), _like(x, device)
-    last_h = math.inf  # no step yet: the second-order term vanishes
-    for k, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        denoiser(x, sigma, denoised)
+    denoised, history, updated = (device.empty(x.shape, x.dtype) for _ in range(3))
+    for k, row in enumerate(updates):
+        denoiser(x, row.sigma, denoised)
         callback(k, denoised)
-        if next_sigma == 0:
-            return denoised
-        r = next_sigma / sigma
-        h = -math.log(r)
-        second = 0.5 * (1 - r**2) * h / last_h
-        terms = [(r**2, x), (1 - r**2 + second, denoised), (next_sigma * math.sqrt(1 - r**2), noise(k))]
-        if second:
-            terms.append((-second, previous))
-        device.combine(terms, out=x)
-        denoised, previous, last_h = previous, denoised, h
-    return x
-
-
-def heun(
-    denoiser: Denoiser,
-    x: Array,
-    sigmas: Sequence[float],
-    noise: Noise,
-    device: Device,
-    callback: Callback = _ignore,
-) -> Array:
-    """Heun's second-order method (Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 1), no churn.
-
-    Two denoisings a step, one in the last; no noise is drawn. Returns the array that holds the result.
-    """
-    denoised, corrected, euler = _like(x, device), _like(x, device), _like(x, device)
-    evaluation = 0
-    for sigma, next_sigma in pairwise(sigmas):
-        denoiser(x, sigma, denoised)
-        callback(evaluation, denoised)
-        evaluation += 1
-        if next_sigma == 0:
-            return denoised
-        r = next_sigma / sigma
-        device.combine([(r, x), (1 - r, denoised)], out=euler)  # x + (next - sigma) (x - D) / sigma
-        denoiser(euler, next_sigma, corrected)
-        callback(evaluation, corrected)
-        evaluation += 1
-        # x + (next - sigma) (d + d') / 2 with d = (x - D) / sigma and d' = (euler - D') / next
-        step = (next_sigma - sigma) / 2
+        terms = [(row.x_x, x), (row.x_denoised, denoised), (row.x_history, history)]
+        if row.x_noise:
+            terms.append((row.x_noise, noise(k)))
+        device.combine(terms, out=updated)
         device.combine(
-            [
-                (1 + step / sigma, x),
-                (-step / sigma, denoised),
-                (step / next_sigma, euler),
-                (-step / next_sigma, corrected),
-            ],
-            out=x,
+            [(row.history_x, x), (row.history_denoised, denoised), (row.history_history, history)],
+            out=history,
         )
-    return x
-
-
-def _like(x: Array, device: Device) -> Any:
-    return device.empty(x.shape, x.dtype)
-
-
-SOLVERS = {"dpmpp_2m_sde": dpmpp_2m_sde, "heun": heun}
-"""By the name used on the command line."""
-
-EVALUATIONS: dict[str, Callable[[int], int]] = {
-    "dpmpp_2m_sde": lambda steps: steps,
-    "heun": lambda steps: 2 * steps - 1,
-}
-"""Denoisings that a solver makes in so many steps."""
+        device.copy(updated, out=x)

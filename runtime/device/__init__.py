@@ -200,9 +200,41 @@ class Device(Protocol):
         ...
 
     def combine(self, terms: Sequence[tuple[float, Array]], out: Array) -> None:
-        """``out = sum of coefficient * array``, any shape, up to five terms; ``out`` may be one of the arrays."""
+        """``out = sum of coefficient * array``, any shape, up to five terms; ``out`` may be one of the arrays.
+
+        Terms whose coefficient is 0 do not count, whatever the array holds; no terms give zeros.
+        """
         ...
 
-    def mark_nonfinite(self, canvas: Array, out: Array) -> None:
-        """``out`` (int32, one element) <- first frame of a canvas that holds NaN or Inf, or -1."""
+    def check(self, array: Array, label: int) -> None:
+        """Queue a look for NaN and Inf in ``array`` (first axis: frames); :meth:`failure` tells the result."""
+        ...
+
+    def failure(self) -> Nonfinite | None:
+        """The lowest (label, frame) found so far by :meth:`check` and :meth:`advance`, without waiting.
+
+        What was queued before the last :meth:`synchronize`, :meth:`download` or ``Pending.result`` is
+        included. Once told, it is forgotten.
+        """
+        ...
+
+    def advance(
+        self,
+        row: Array,
+        conditional: Array,
+        unconditional: Array | None,
+        x: Array,
+        history: Array,
+        noise: Array,
+        scaled: Array,
+    ) -> None:
+        """Guidance, rescale, velocity to D, the solver's update and the next network input, in one go.
+
+        For the case of one window that covers the canvas. ``row [16]`` float32 as :class:`StepRow`;
+        ``conditional``, ``unconditional`` and ``scaled`` are windows ``[1, Z, F, h, w]`` of the engine's
+        precision; ``x``, ``history`` and ``noise`` canvases ``[F, Z, h, w]``. ``x`` and ``history`` are
+        replaced, ``scaled`` is written. Guidance as :meth:`guide`. Terms whose coefficient is 0 do not count,
+        whatever the array holds (an uninitialised history, say). A frame of x' that is not finite is reported
+        by :meth:`failure` under the row's ``step``.
+        """
         ...

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from v2v.runtime.device import Nonfinite, StepRow
 from v2v.runtime.device.resize import taps
 
 Array = npt.NDArray[Any]
@@ -19,6 +21,9 @@ class CpuDevice:
     name = "cpu"
     stream = 0
     synchronous = True
+
+    def __init__(self) -> None:
+        self._failure: Nonfinite | None = None
 
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
         return np.empty(tuple(shape), dtype)
@@ -43,6 +48,18 @@ class CpuDevice:
 
     def synchronize(self) -> None:
         pass
+
+    def copy(self, source: Array, out: Array) -> None:
+        out[...] = source.reshape(out.shape)
+
+    def fetch(self, array: Array) -> _Fetched:
+        return _Fetched(array.copy())
+
+    def feed(self, shape: Sequence[int], dtype: npt.DTypeLike) -> _Queue:
+        return _Queue()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
 
     def prepare_frame(
         self, frame: Array, size: tuple[int, int], out: Array, *, offset: tuple[int, int], antialias: bool
@@ -86,14 +103,73 @@ class CpuDevice:
         total[_box(start, velocity)] += np.moveaxis(velocity[0] * weights, 0, 1)
 
     def combine(self, terms: Sequence[tuple[float, Array]], out: Array) -> None:
-        result = np.zeros(out.shape, np.float32)
-        for coefficient, array in terms:
-            result += np.float32(coefficient) * array
-        out[...] = result
+        out[...] = _weighted(*terms)
 
-    def mark_nonfinite(self, canvas: Array, out: Array) -> None:
-        bad = ~np.isfinite(canvas).all(axis=(1, 2, 3))
-        out[...] = int(bad.argmax()) if bad.any() else -1
+    def check(self, array: Array, label: int) -> None:
+        bad = ~np.isfinite(array.reshape(array.shape[0], -1)).all(axis=1)
+        if bad.any():
+            found = Nonfinite(label, int(bad.argmax()))
+            self._failure = min(self._failure or found, found)
+
+    def failure(self) -> Nonfinite | None:
+        told, self._failure = self._failure, None
+        return told
+
+    def advance(
+        self,
+        row: Array,
+        conditional: Array,
+        unconditional: Array | None,
+        x: Array,
+        history: Array,
+        noise: Array,
+        scaled: Array,
+    ) -> None:
+        step = StepRow(*map(float, row.ravel()))
+        velocity = np.empty(conditional.shape, np.float32)
+        self.guide(conditional, unconditional, step.guidance, step.rescale, velocity)
+        denoised = _weighted((step.c_skip, x), (step.c_out, np.moveaxis(velocity[0], 0, 1)))
+        updated = _weighted(
+            (step.x_x, x), (step.x_denoised, denoised), (step.x_history, history), (step.x_noise, noise)
+        )
+        history[...] = _weighted(
+            (step.history_x, x), (step.history_denoised, denoised), (step.history_history, history)
+        )
+        x[...] = updated
+        self.take_window(x, (0, 0, 0), step.scale, scaled)
+        self.check(x, int(step.step))
+
+
+class _Fetched:
+    """A copy that has already arrived."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    def result(self) -> Array:
+        return self._array
+
+
+class _Queue:
+    """Host arrays waiting to be taken; see :class:`v2v.runtime.device.Feed`."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Array] = deque()
+
+    def put(self, host: Array) -> None:
+        if len(self._waiting) >= 2:
+            raise RuntimeError("two arrays are waiting to be taken already")
+        self._waiting.append(host.copy())
+
+    def take(self, out: Array) -> None:
+        if not self._waiting:
+            raise RuntimeError("nothing was put")
+        np.copyto(out, self._waiting.popleft(), casting="same_kind")
+
+
+def _weighted(*terms: tuple[float, Array]) -> Array:
+    """Sum of coefficient times array; a coefficient of 0 silences whatever its array holds."""
+    return np.asarray(sum((np.float32(c) * array for c, array in terms if c), np.float32(0)))
 
 
 def _weigh(image: Array, indices: Array, weights: Array, axis: int) -> Array:
