@@ -1,0 +1,42 @@
+"""What the three networks share: norms that compute in FP32, and attention over heads.
+
+Everything here is a named piece on purpose: a backend that has a faster kernel replaces the piece and leaves the
+networks as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm in FP32, then SiLU if ``silu``; the result has the input's type.
+
+    ``[N, C, ...] -> [N, C, ...]``; statistics span a group's channels and everything after the channel axis. Works
+    on any memory layout and keeps it.
+    """
+
+    def __init__(self, groups: int, channels: int, *, eps: float, silu: bool) -> None:
+        super().__init__(groups, channels, eps)
+        self.silu = silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, scale, shift, and apply SiLU where asked."""
+        y = F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+        return (F.silu(y) if self.silu else y).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis in FP32; the result has the input's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, scale and shift."""
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(x.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention, ``[N, heads, tokens, head size]`` each, scale ``head size ** -0.5``."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

@@ -1,0 +1,409 @@
+"""The spatio-temporal UNet that predicts velocity (reference, section 4: ``Vid2VidSDUNet``).
+
+Names and shapes of the tensors are those of ``non_ema_0035000.pth``, misspelling included.
+
+Layout. A video's feature map is ``x [B*F, C, H, W]`` in channels-last memory, that is ``[B, F, H, W, C]`` laid out
+densely. Seen from there everything else is a view: a frame for the spatial convolutions, ``[B, C, F, H, W]`` for the
+temporal ones, tokens ``[B, F, H*W, C]`` for the transformers. Only attention over frames gathers with a stride.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from v2v.export.models.configs import UNetConfig
+from v2v.export.models.layers import GroupNorm, LayerNorm, attention
+
+RES_EPS = 1e-5  # group norms of residual blocks, temporal convolutions and the output
+TRANSFORMER_EPS = 1e-6  # group norms of the transformers
+
+
+def time_features(timestep: Tensor, width: int) -> Tensor:
+    """``timestep [B] -> [B, width]`` FP32: cosines, then sines, of t * 10000 ** (-i / (width / 2))."""
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    angles = timestep.float()[:, None] * torch.exp(index * (-math.log(10000.0) / half))
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def by_video(x: Tensor, frames: int) -> Tensor:
+    """``[B*F, C, H, W] -> [B, C, F, H, W]``, a view."""
+    return x.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def by_frame(x: Tensor) -> Tensor:
+    """``[B, C, F, H, W] -> [B*F, C, H, W]``, a view of channels-last memory."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def by_token(x: Tensor, frames: int) -> Tensor:
+    """``[B*F, C, H, W] -> [B, F, H*W, C]``, a view of channels-last memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (-1, frames))
+
+
+def from_token(tokens: Tensor, like: Tensor) -> Tensor:
+    """``[B, F, H*W, C] -> [B*F, C, H, W]``, a view with ``like``'s frames, height and width."""
+    return tokens.flatten(0, 1).unflatten(1, like.shape[-2:]).permute(0, 3, 1, 2)
+
+
+class TemporalStage(nn.Sequential):
+    """Group norm over a whole video, SiLU, convolution over three frames: ``[B, C, F, H, W]`` to the same.
+
+    ``position`` is the convolution's index among its siblings in the checkpoint.
+    """
+
+    def __init__(self, groups: int, channels: int, position: int) -> None:
+        between = (nn.Identity() for _ in range(position - 1))  # where the reference has SiLU and dropout
+        convolution = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        super().__init__(GroupNorm(groups, channels, eps=RES_EPS, silu=True), *between, convolution)
+
+
+class TemporalConvolution(nn.Module):
+    """Four temporal stages beside a shortcut: ``[B*F, C, H, W] -> [B*F, C, H, W]``."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = TemporalStage(groups, channels, 2)
+        self.conv2 = TemporalStage(groups, channels, 3)
+        self.conv3 = TemporalStage(groups, channels, 3)
+        self.conv4 = TemporalStage(groups, channels, 3)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Mix neighbouring frames."""
+        video = by_video(x, frames)
+        return by_frame(video + self.conv4(self.conv3(self.conv2(self.conv1(video)))))
+
+
+class ResBlock(nn.Module):
+    """Two spatial convolutions with the time step between them, beside a shortcut; then a temporal convolution.
+
+    ``[B*F, I, H, W] -> [B*F, O, H, W]``.
+    """
+
+    def __init__(self, groups: int, channels: int, embedding: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            GroupNorm(groups, channels, eps=RES_EPS, silu=True),
+            nn.Identity(),
+            nn.Conv2d(channels, out_channels, 3, padding=1),
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
+        self.out_layers = nn.Sequential(
+            GroupNorm(groups, out_channels, eps=RES_EPS, silu=True),
+            nn.Identity(),
+            nn.Identity(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        self.skip_connection = (
+            nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        )
+        self.temopral_conv = TemporalConvolution(groups, out_channels)
+
+    def forward(self, x: Tensor, embedding: Tensor, frames: int) -> Tensor:
+        """``embedding [B, E]`` is that of the time step, the same for all frames of a video."""
+        shift = self.emb_layers(embedding)[:, None, :, None, None]  # [B, 1, O, 1, 1]
+        h = self.in_layers(x)
+        h = (h.unflatten(0, (-1, frames)) + shift).flatten(0, 1)
+        h = self.skip_connection(x) + self.out_layers(h)
+        mixed: Tensor = self.temopral_conv(h, frames)
+        return mixed
+
+
+class Attention(nn.Module):
+    """Multi-head attention among tokens ``[B, F, N, C]``; subclasses say who attends to whom.
+
+    ``source`` is the width of what keys and values are made from.
+    """
+
+    def __init__(self, width: int, source: int, head_size: int) -> None:
+        super().__init__()
+        self.head_size = head_size
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(source, width, bias=False)
+        self.to_v = nn.Linear(source, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def heads(self, x: Tensor) -> Tensor:
+        """``[..., C] -> [..., heads, head size]``, a view."""
+        return x.unflatten(-1, (-1, self.head_size))
+
+
+class SpatialAttention(Attention):
+    """Every position attends to all positions of its frame."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, F, N, C] -> [B, F, N, C]``."""
+        flat = x.flatten(0, 1)
+        q, k, v = (self.heads(linear(flat)).transpose(1, 2) for linear in (self.to_q, self.to_k, self.to_v))
+        mixed = attention(q, k, v).transpose(1, 2).flatten(2)
+        projected: Tensor = self.to_out(mixed).view_as(x)
+        return projected
+
+
+class TemporalAttention(Attention):
+    """Every position attends to the same position in all frames."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, F, N, C] -> [B, F, N, C]``."""
+        # [B, F, N, heads, size] -> [B*N, heads, F, size]; no copy when B is 1.
+        q, k, v = (
+            self.heads(linear(x)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+            for linear in (self.to_q, self.to_k, self.to_v)
+        )
+        mixed = attention(q, k, v).unflatten(0, (x.shape[0], x.shape[2])).permute(0, 3, 1, 2, 4).flatten(3)
+        projected: Tensor = self.to_out(mixed)
+        return projected
+
+
+class TextAttention(Attention):
+    """Every position of every frame attends to the prompt, whose keys and values all frames share."""
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """``x [B, F, N, C]``, ``context [B, tokens, source] -> [B, F, N, C]``."""
+        q = self.heads(self.to_q(x.flatten(1, 2))).transpose(1, 2)
+        k, v = (self.heads(linear(context)).transpose(1, 2) for linear in (self.to_k, self.to_v))
+        mixed = attention(q, k, v).transpose(1, 2).flatten(2)
+        projected: Tensor = self.to_out(mixed).view_as(x)
+        return projected
+
+
+class GatedGelu(nn.Module):
+    """``[..., C] -> [..., D]``: two linear maps, one gating the other through an exact (erf) GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """First half times GELU of the second half."""
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Gated two-layer network on each token, hidden width 4C."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GatedGelu(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., C] -> [..., C]``."""
+        y: Tensor = self.net(x)
+        return y
+
+
+class SpatialBlock(nn.Module):
+    """Attention within each frame, attention to the prompt, feed-forward."""
+
+    def __init__(self, width: int, context_width: int, head_size: int) -> None:
+        super().__init__()
+        self.attn1 = SpatialAttention(width, width, head_size)
+        self.attn2 = TextAttention(width, context_width, head_size)
+        self.ff = FeedForward(width)
+        self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """``x [B, F, N, C]``, ``context [B, tokens, context width] -> [B, F, N, C]``."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class TemporalBlock(nn.Module):
+    """Attention over frames, twice, then feed-forward. The reference's second attention ignores the prompt too."""
+
+    def __init__(self, width: int, head_size: int) -> None:
+        super().__init__()
+        self.attn1 = TemporalAttention(width, width, head_size)
+        self.attn2 = TemporalAttention(width, width, head_size)
+        self.ff = FeedForward(width)
+        self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, F, N, C] -> [B, F, N, C]``."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x))
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """One spatial block on the tokens of each frame, beside a shortcut: ``[B*F, C, H, W]`` to the same."""
+
+    def __init__(self, groups: int, channels: int, context_width: int, head_size: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(groups, channels, eps=TRANSFORMER_EPS, silu=False)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([SpatialBlock(channels, context_width, head_size)])
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor, frames: int) -> Tensor:
+        """``context [B, tokens, context width]``."""
+        tokens = self.proj_in(by_token(self.norm(x), frames))
+        tokens = self.transformer_blocks[0](tokens, context)
+        return x + from_token(self.proj_out(tokens), x)
+
+
+class TokenConvolution(nn.Conv1d):
+    """A convolution of one tap, which is a linear map, applied to tokens ``[..., I] -> [..., O]``."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map each token."""
+        return F.linear(x, self.weight.squeeze(-1), self.bias)
+
+
+class TemporalTransformer(nn.Module):
+    """One temporal block on the frames of each position, beside a shortcut: ``[B*F, C, H, W]`` to the same.
+
+    The group norm spans the whole video; ``inner`` is the width of the tokens.
+    """
+
+    def __init__(self, groups: int, channels: int, inner: int, head_size: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(groups, channels, eps=TRANSFORMER_EPS, silu=False)
+        self.proj_in = TokenConvolution(channels, inner)
+        self.transformer_blocks = nn.ModuleList([TemporalBlock(inner, head_size)])
+        self.proj_out = TokenConvolution(inner, channels)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Let frames attend to each other."""
+        normed = by_frame(self.norm(by_video(x, frames)))
+        tokens = self.transformer_blocks[0](self.proj_in(by_token(normed, frames)))
+        return x + from_token(self.proj_out(tokens), x)
+
+
+class Downsample(nn.Module):
+    """``[B*F, C, H, W] -> [B*F, C, H/2 + 1, W/2]``: the reference pads rows by two."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=(2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve every second position."""
+        halved: Tensor = self.op(x)
+        return halved
+
+
+class Upsample(nn.Module):
+    """``[B*F, C, H, W] -> [B*F, C, 2H - 2, 2W]``: undoes :class:`Downsample`'s extra rows."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Repeat rows and columns, drop the first and last row, convolve."""
+        doubled: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")[:, :, 1:-1])
+        return doubled
+
+
+class Stage(nn.ModuleList):
+    """Modules that run one after the other, each given what it takes."""
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor, frames: int) -> Tensor:
+        """``[B*F, C, H, W] -> [B*F, C', H', W']``."""
+        for module in self:
+            if isinstance(module, ResBlock):
+                x = module(x, embedding, frames)
+            elif isinstance(module, SpatialTransformer):
+                x = module(x, context, frames)
+            elif isinstance(module, TemporalTransformer):
+                x = module(x, frames)
+            else:
+                x = module(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Velocity of a video's latents at a noise level, given a prompt.
+
+    Latent height is 2 modulo 8 and width 0 modulo 8 (with the default three halvings), so that sizes on the way
+    up equal those on the way down.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, embedding = config.width, 4 * config.width
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        stem = TemporalTransformer(
+            config.groups, width, config.stem_heads * config.head_size, config.head_size
+        )
+        self.input_blocks = nn.ModuleList(
+            [Stage([nn.Conv2d(config.latent_channels, width, 3, padding=1), stem])]
+        )
+        skips = [width]  # channels of every input block's output
+        channels = width
+        last = len(config.multipliers) - 1
+        for level, multiplier in enumerate(config.multipliers):
+            for _ in range(config.blocks):
+                self.input_blocks.append(
+                    self._stage(channels, width * multiplier, attend=config.attention[level])
+                )
+                channels = width * multiplier
+                skips.append(channels)
+            if level < last:
+                self.input_blocks.append(Downsample(channels))
+                skips.append(channels)
+
+        self.middle_block = self._stage(channels, channels, attend=True)
+        self.middle_block.append(ResBlock(config.groups, channels, embedding, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+            for block in range(config.blocks + 1):
+                stage = self._stage(
+                    channels + skips.pop(), width * multiplier, attend=config.attention[level]
+                )
+                channels = width * multiplier
+                if level > 0 and block == config.blocks:
+                    stage.append(Upsample(channels))
+                self.output_blocks.append(stage)
+
+        self.out = nn.Sequential(
+            GroupNorm(config.groups, width, eps=RES_EPS, silu=True),
+            nn.Identity(),
+            nn.Conv2d(width, config.latent_channels, 3, padding=1),
+        )
+
+    def _stage(self, channels: int, out_channels: int, *, attend: bool) -> Stage:
+        """A residual block, and where ``attend`` attention within frames and then over frames."""
+        config, groups, head_size = self.config, self.config.groups, self.config.head_size
+        stage = Stage([ResBlock(groups, channels, 4 * config.width, out_channels)])
+        if attend:
+            stage.append(SpatialTransformer(groups, out_channels, config.context_width, head_size))
+            stage.append(TemporalTransformer(groups, out_channels, out_channels, head_size))
+        return stage
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """Predict velocity.
+
+        Args:
+            latents: ``[B, Z, F, H, W]``, scaled to unit variance (``x / sqrt(sigma ** 2 + 1)``).
+            timestep: ``[B]``, integers 0..999.
+            context: ``[B, tokens, context width]`` from the text encoder.
+
+        Returns:
+            ``[B, Z, F, H, W]``, in ``latents``' type.
+        """
+        frames = latents.shape[2]
+        embedding = self.time_embed(time_features(timestep, self.config.width).to(latents.dtype))
+        x = by_frame(latents).contiguous(memory_format=torch.channels_last)
+        skips = []
+        for stage in self.input_blocks:
+            x = stage(x) if isinstance(stage, Downsample) else stage(x, embedding, context, frames)
+            skips.append(x)
+        x = self.middle_block(x, embedding, context, frames)
+        for stage in self.output_blocks:
+            x = stage(torch.cat([x, skips.pop()], dim=1), embedding, context, frames)
+        return by_video(self.out(x), frames)

@@ -1,0 +1,50 @@
+"""The golden data: small networks of the reference with weights made by a formula (see tests/data/golden/README.md)."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from v2v.export.models.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+UNET = UNetConfig(width=32, multipliers=(1, 2, 4, 4), head_size=16, stem_heads=8, context_width=1024)
+AUTOENCODER = AutoencoderConfig(width=32)
+TEXT_ENCODER = TextEncoderConfig(width=64, heads=4, layers=4)
+
+
+def keys(name: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor's name and shape."""
+    listed: dict[str, list[int]] = json.loads((GOLDEN / f"{name}.keys.json").read_text())
+    return {key: tuple(shape) for key, shape in listed.items()}
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    """The made-up weights of a small network."""
+    made = {}
+    for key, shape in keys(name).items():
+        drawn = np.random.default_rng([11, zlib.crc32(key.encode())]).standard_normal(shape)
+        if len(shape) == 1:
+            value = (1.0 if key.endswith("weight") else 0.0) + 0.1 * drawn
+        else:
+            value = drawn / np.sqrt(np.prod(shape[1:]))
+        made[key] = torch.tensor(np.asarray(value).astype(np.float16).astype(np.float32))
+    return made
+
+
+def cases(name: str) -> dict[str, torch.Tensor]:
+    """Inputs and outputs of the reference."""
+    return load_file(GOLDEN / f"{name}.cases.safetensors")
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """Relative L2 error."""
+    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+    assert found.shape == expected.shape
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
