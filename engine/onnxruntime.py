@@ -1,0 +1,235 @@
+"""ONNX Runtime: the backend that runs everywhere, on CPUs and with the onnxruntime-gpu wheel on CUDA.
+
+An engine is the exported graph itself, weights beside it, so a set built on one machine runs on any other.
+ONNX Runtime optimises the graph when it loads it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+from v2v.engine.backend import BuildError, BuildOptions, Compatibility, EngineError, Progress
+from v2v.engine.components import Component, Tensor
+
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+_TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
+# First versions whose kernels cover the graphs: the Attention operator of opset 23 sets the limit.
+_MINIMUM = {"cpu": (1, 23), "cuda": (1, 25)}
+
+
+class OnnxRuntimeBackend:
+    """Satisfies :class:`v2v.engine.backend.Backend`."""
+
+    name = "onnxruntime"
+
+    def __init__(self) -> None:
+        self.version: str = ort.__version__
+        available = ort.get_available_providers()
+        # A GPU wheel lists CUDA on a machine without a GPU too.
+        self.devices: tuple[str, ...] = tuple(
+            device
+            for device, provider in _PROVIDERS.items()
+            if provider in available and (device == "cpu" or _cuda_devices() > 0)
+        )
+
+    def build(
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+    ) -> list[Path]:
+        """Take the graph and its weights into ``folder`` and load them once.
+
+        Raises:
+            BuildError: ONNX Runtime does not accept the graph, or it is not the component's.
+        """
+        sources = [graph, *sorted(p for p in graph.parent.glob(f"{graph.stem}.*") if p != graph)]
+        files = []
+        for index, source in enumerate(sources):
+            progress("storing", index / len(sources))
+            files.append(_link_or_copy(source, folder / source.name))
+        progress("loading", 0.5)
+        device = options.device if options.device in self.devices else "cpu"
+        try:
+            self.load(component, files, device).close()
+        except EngineError as error:
+            raise BuildError(str(error)) from error
+        progress("loading", 1.0)
+        return files
+
+    def facts(self, options: BuildOptions) -> dict[str, Any]:
+        """The graph is portable: only the oldest versions that have its operators matter."""
+        return {"minimum": {device: ".".join(map(str, version)) for device, version in _MINIMUM.items()}}
+
+    def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
+        """Whether this ONNX Runtime is new enough and has ``device``."""
+        if device not in self.devices:
+            advice = "; pip install onnxruntime-gpu adds cuda" if device == "cuda" else ""
+            have = ", ".join(self.devices)
+            return Compatibility(
+                False, f"ONNX Runtime {self.version} runs on {have} here, not on {device}{advice}"
+            )
+        needed = str(facts.get("minimum", {}).get(device, "0"))
+        if _version(self.version) < _version(needed):
+            return Compatibility(
+                False, f"it needs ONNX Runtime {needed} or later on {device}, here is {self.version}"
+            )
+        return Compatibility(True)
+
+    def load(self, component: Component, files: list[Path], device: str) -> OnnxRuntimeEngine:
+        """Open a session and compare its inputs and outputs with ``component``.
+
+        Raises:
+            EngineError: not a graph that this ONNX Runtime takes, or not this component's.
+        """
+        return OnnxRuntimeEngine(component, files[0], device)
+
+
+class OnnxRuntimeEngine:
+    """Satisfies :class:`v2v.engine.backend.Engine`. ``$V2V_THREADS`` sets the CPU threads.
+
+    On CUDA a session is tied to one stream when it is made. The first run on another stream opens it again:
+    a caller that keeps one stream pays for that once.
+    """
+
+    def __init__(self, component: Component, path: Path, device: str) -> None:
+        self.component = component
+        self._path = path
+        self._device = device
+        self._stream = 0
+        self._session: ort.InferenceSession | None = self._open()
+        self._check_interface()
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """See :class:`v2v.engine.backend.Engine`.
+
+        Raises:
+            EngineError: an array is missing or has another type, shape or layout; the engine is closed; or
+                ONNX Runtime fails, for want of memory for example.
+        """
+        if self._session is None:
+            raise EngineError(f"the engine {self.component.name} is closed")
+        if self._device == "cuda" and stream != self._stream:
+            self._stream = stream
+            self._session = None  # two copies of the weights may not fit
+            self._session = self._open()
+        binding = self._session.io_binding()
+        for described, arrays, bind in (
+            (self.component.inputs, inputs, binding.bind_input),
+            (self.component.outputs, outputs, binding.bind_output),
+        ):
+            for tensor in described:
+                pointer = _pointer(self.component, tensor, arrays)
+                bind(tensor.name, self._device, 0, np.dtype(tensor.dtype), tensor.shape, pointer)
+        options = ort.RunOptions()
+        if self._device == "cuda":  # leave the work queued on the caller's stream
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise EngineError(
+                f"{self.component.name} failed in ONNX Runtime: {_first_line(error)}"
+            ) from error
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _open(self) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; warnings speak of the graph, which users cannot change
+        options.intra_op_num_threads = _threads()
+        provider = _PROVIDERS[self._device]
+        settings: dict[str, str] = {}
+        if self._device == "cuda" and self._stream:
+            settings["user_compute_stream"] = str(self._stream)
+        try:
+            session = ort.InferenceSession(str(self._path), options, providers=[(provider, settings)])
+        except Exception as error:
+            raise EngineError(f"{self._path} does not load in ONNX Runtime: {_first_line(error)}") from error
+        session.disable_fallback()
+        if session.get_providers()[0] != provider:
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} could not start {provider} and would run on the CPU "
+                "instead; check that the CUDA and cuDNN libraries that it needs are installed"
+            )
+        return session
+
+    def _check_interface(self) -> None:
+        assert self._session is not None
+        for kind, found, expected in (
+            ("inputs", self._session.get_inputs(), self.component.inputs),
+            ("outputs", self._session.get_outputs(), self.component.outputs),
+        ):
+            have = {Tensor(a.name, _TYPES.get(a.type, a.type), tuple(a.shape)) for a in found}
+            if have != set(expected):
+                raise EngineError(
+                    f"{self._path} is not the {self.component.name} expected: its {kind} are "
+                    f"{_listing(have)} instead of {_listing(expected)}"
+                )
+
+
+def _pointer(component: Component, tensor: Tensor, arrays: Mapping[str, Any]) -> int:
+    """Address of the array for ``tensor``, which must be exactly as described."""
+    array = arrays.get(tensor.name)
+    if array is None:
+        raise EngineError(f"{component.name} needs an array for '{tensor.name}'")
+    if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+        raise EngineError(
+            f"'{tensor.name}' of {component.name} must be {tensor.dtype} {list(tensor.shape)}, "
+            f"not {array.dtype} {list(array.shape)}"
+        )
+    if not isinstance(array, np.ndarray):
+        return int(array.pointer)
+    if not array.flags.c_contiguous:
+        raise EngineError(f"'{tensor.name}' of {component.name} must be C-contiguous")
+    return int(array.ctypes.data)
+
+
+def _listing(tensors: Any) -> str:
+    return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in sorted(tensors, key=lambda t: t.name))
+
+
+def _threads() -> int:
+    """Threads for one operator; 0 leaves it to ONNX Runtime (one per core)."""
+    text = os.environ.get("V2V_THREADS", "0")
+    try:
+        threads = int(text)
+    except ValueError:
+        threads = -1
+    if threads < 0:
+        raise EngineError(f"V2V_THREADS must be a number of threads, not '{text}'")
+    return threads
+
+
+def _link_or_copy(source: Path, target: Path) -> Path:
+    """Put ``source`` at ``target`` without a second copy of its gigabytes where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
+def _cuda_devices() -> int:
+    """GPUs that the NVIDIA driver shows; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("+")[0].split(".")[:2] if part.isdigit())
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,419 @@
+"""Engine sets on disk: find them, open them, judge them, make them appear whole or not at all.
+
+    $V2V_ENGINES (default: the user's cache folder, v2v/engines)
+    ├── small-random-256x144x8-fp32-cpu-onnxruntime-1.32.0-1f0c9a3b/      one engine set
+    │   ├── manifest.json            written last; a folder without it is no engine set
+    │   ├── tokenizer.json
+    │   ├── text_encoder/ …          what the backend made of each component
+    │   └── unet/ …
+    ├── .NAME.lock                   held while NAME is built; the file stays, the lock goes with its process
+    ├── .NAME.building/              a build in progress, or what a dead one left: the next build removes it
+    ├── .NAME.old/                   the set that is being replaced, for the moment between two renames
+    └── timing/                      timing caches of backends that keep one
+
+A set may also lie in any other folder (``v2v-build-engines -o FOLDER``); it can be moved and copied freely.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import platformdirs
+from v2v.engine.backend import BACKENDS, Compatibility, Engine, EngineError, V2VError, backend
+from v2v.engine.components import Component, ComponentName, Precision, Window, components
+from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
+from v2v.export.models.configs import MODELS
+
+TOKENIZER = "tokenizer.json"
+BUILDING = ".building"  # file that marks a folder as a build of ours, so that it may be removed
+
+
+def engines_root() -> Path:
+    """Folder that holds the engine sets: ``$V2V_ENGINES``, or the user's cache folder."""
+    given = os.environ.get("V2V_ENGINES")
+    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("v2v")) / "engines"
+
+
+def timing_cache_folder() -> Path:
+    """Folder beside the engine sets for what speeds up later builds; losing it costs only time."""
+    return engines_root() / "timing"
+
+
+def packaged_tokenizer() -> bytes:
+    """The CLIP tokenizer that ships with the package, a file for the ``tokenizers`` library."""
+    return lzma.decompress((Path(__file__).parent / "data" / "tokenizer.json.xz").read_bytes())
+
+
+class NoEngineSet(EngineError):
+    """No engine set fits what was asked for; building one would help."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run asks of an engine set; None accepts anything."""
+
+    model: str | None = None
+    window: Window | None = None
+    backend: str | None = None
+    precision: Precision | None = None
+    device: str | None = None  # "cpu" or "cuda"
+    weights: str | None = None  # identity
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """A folder with the four engines of a model, the tokenizer and the manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> EngineSet:
+        """Read the set in ``path``: its manifest, and that every file is there at full size.
+
+        Raises:
+            EngineError: no engine set, a damaged one, or one of a newer format.
+        """
+        if not path.is_dir():
+            raise EngineError(
+                f"no engine set at {path}: there is no such folder; v2v-build-engines makes one"
+            )
+        try:
+            text = (path / MANIFEST).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise EngineError(
+                f"{path} is not an engine set: it has no {MANIFEST}; "
+                "build one with v2v-build-engines -o FOLDER"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise EngineError(f"cannot read {path / MANIFEST}: {error}") from error
+        try:
+            opened = cls(path, Manifest.from_json(text))
+        except EngineError as error:
+            raise EngineError(f"{path / MANIFEST} {error}") from error
+        for file in opened.manifest.files:
+            opened._check_size(file)
+        return opened
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer, a file for the ``tokenizers`` library."""
+        return self.path / self.manifest.tokenizer.name
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.bytes for file in self.manifest.files)
+
+    @property
+    def rebuild_command(self) -> str:
+        """What to type to build this set anew, for this machine and this version of v2v."""
+        in_store = self.path.parent.resolve() == engines_root().resolve()
+        where = "" if in_store else f" -o {self.path}"
+        return f"{self.manifest.recipe.command}{where} --force"
+
+    def component(self, name: ComponentName) -> Component:
+        """Inputs and outputs of a component, as built."""
+        record = self.manifest.components[name]
+        return Component(name, record.inputs, record.outputs)
+
+    def suits(self, wanted: Wanted) -> Compatibility:
+        """Whether this set is what ``wanted`` describes and runs here; if not, which fact differs."""
+        recipe = self.manifest.recipe
+        for fact, have, want in (
+            ("model", recipe.model.name, wanted.model),
+            ("window", recipe.window, wanted.window),
+            ("precision", recipe.options.precision, wanted.precision),
+            ("backend", recipe.backend.name, wanted.backend),
+            ("hash of the weights", recipe.weights.identity, wanted.weights),
+        ):
+            if want is not None and have != want:
+                return Compatibility(False, f"its {fact} is {have}, wanted is {want}")
+        if wanted.model and recipe.model != MODELS.get(wanted.model, recipe.model):
+            return Compatibility(
+                False, f"model {wanted.model} has changed since v2v {self.manifest.v2v} built it"
+            )
+        return self.runs_on(wanted.device)
+
+    def runs_on(self, device: str | None) -> Compatibility:
+        """Whether this machine and this version of v2v can run the set on ``device`` (None: on any)."""
+        recipe = self.manifest.recipe
+        expected = components(recipe.model, recipe.window, recipe.options.precision)
+        for name, component in expected.items():
+            if self.component(name) != component:
+                built = self.manifest.v2v
+                return Compatibility(
+                    False, f"its {name} takes or gives other tensors: it was built by v2v {built}"
+                )
+        try:
+            made = backend(recipe.backend.name)
+        except EngineError as error:
+            return Compatibility(False, str(error))
+        first = Compatibility(False, f"backend {made.name} finds no device here")
+        for candidate in (device,) if device else made.devices:
+            fits = made.fits(recipe.backend.facts, candidate)
+            if fits.fits:
+                return fits
+            if first.reason.endswith("no device here"):
+                first = fits
+        return first
+
+    def require(self, wanted: Wanted) -> None:
+        """Like :meth:`suits`, for a set that the user named.
+
+        Raises:
+            EngineError: names the set, the fact that differs and the command that builds what is wanted.
+        """
+        fits = self.suits(wanted)
+        if not fits.fits:
+            raise EngineError(
+                f"engine set {self.path} does not fit: {fits.reason}; rebuild it with: {self.rebuild_command}"
+            )
+
+    def load(self, name: ComponentName, device: str) -> Engine:
+        """Load a component on ``device`` ("cpu" or "cuda").
+
+        Raises:
+            EngineError: a file is missing or truncated, or the backend cannot load it here.
+        """
+        recipe = self.manifest.recipe
+        record = self.manifest.components[name]
+        for file in record.files:
+            self._check_size(file)
+        made = backend(recipe.backend.name)
+        fits = made.fits(recipe.backend.facts, device)
+        if not fits.fits:
+            raise EngineError(
+                f"engine set {self.path} does not run on {device} here: {fits.reason}; "
+                f"rebuild it with: {self.rebuild_command}"
+            )
+        try:
+            return made.load(self.component(name), [self.path / file.name for file in record.files], device)
+        except EngineError as error:
+            raise EngineError(f"{error}; rebuild the engine set with: {self.rebuild_command}") from error
+
+    def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Read every file and compare its SHA-256 with the manifest's; ``progress`` gets the bytes read.
+
+        Raises:
+            EngineError: names the first file that differs.
+        """
+        read = 0
+        for file in self.manifest.files:
+            self._check_size(file)
+            if stored_file(self.path / file.name, self.path).sha256 != file.sha256:
+                raise EngineError(
+                    f"{self.path / file.name} is damaged: its SHA-256 is not the one in the manifest; "
+                    f"rebuild the engine set with: {self.rebuild_command}"
+                )
+            read += file.bytes
+            progress(read)
+
+    def _check_size(self, file: StoredFile) -> None:
+        path = self.path / file.name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            cause = f"is missing ({error.strerror})"
+        else:
+            if size == file.bytes:
+                return
+            cause = f"has {size} bytes instead of {file.bytes}"
+        raise EngineError(f"{path} {cause}; rebuild the engine set with: {self.rebuild_command}")
+
+
+def list_sets(root: Path | None = None) -> Iterator[EngineSet | EngineError]:
+    """Every engine set in ``root`` (default: :func:`engines_root`); for a damaged one, what is wrong."""
+    root = root or engines_root()
+    if not root.is_dir():
+        return
+    for path in sorted(root.iterdir()):
+        if path.name.startswith(".") or not (path / MANIFEST).exists():
+            continue
+        try:
+            yield EngineSet.open(path)
+        except EngineError as error:
+            yield error
+
+
+def find(wanted: Wanted, root: Path | None = None) -> EngineSet:
+    """The best engine set in ``root`` that suits ``wanted``.
+
+    A set compiled for CUDA comes before one for the CPU, then the backends in their order of preference, then
+    the newest.
+
+    Raises:
+        NoEngineSet: none suits; the message says why each one there does not.
+    """
+    root = root or engines_root()
+    preference = list(BACKENDS)
+    fitting: list[EngineSet] = []
+    reasons: list[str] = []
+    for candidate in list_sets(root):
+        if isinstance(candidate, EngineError):
+            reasons.append(str(candidate))
+            continue
+        fits = candidate.suits(wanted)
+        if fits.fits:
+            fitting.append(candidate)
+        else:
+            reasons.append(f"{candidate.name}: {fits.reason}")
+    if not fitting:
+        seen = "; ".join(reasons) or "it holds none"
+        raise NoEngineSet(f"no engine set in {root} fits ({seen}); build one with: {_build_command(wanted)}")
+
+    def rank(found: EngineSet) -> tuple[bool, int]:
+        recipe = found.manifest.recipe
+        return recipe.options.device != "cuda", preference.index(recipe.backend.name)
+
+    newest_first = sorted(fitting, key=lambda found: found.manifest.created, reverse=True)
+    return min(newest_first, key=rank)
+
+
+def _build_command(wanted: Wanted) -> str:
+    words = ["v2v-build-engines", wanted.model or "MODEL"]
+    if wanted.window:
+        size = f"{wanted.window.width}x{wanted.window.height}"
+        words += ["--size", size, "--frames", str(wanted.window.frames)]
+    for flag, value in (
+        ("--backend", wanted.backend),
+        ("--device", wanted.device),
+        ("--precision", wanted.precision),
+    ):
+        words += [flag, value] if value else []
+    return " ".join(words)
+
+
+def stored_file(path: Path, folder: Path) -> StoredFile:
+    """Describe a file of the set in ``folder``: reads it once."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return StoredFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest.hexdigest())
+
+
+@contextmanager
+def building_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the right to build the set ``path``; where another process holds it, call ``waiting`` and wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def new_set(path: Path) -> Iterator[Path]:
+    """A folder to build the set ``path`` in: on success it becomes ``path`` in one step, on failure it goes.
+
+    The caller holds :func:`building_lock`, has asked :func:`replaceable`, and writes the manifest with
+    :func:`finish`. What dead builds left beside ``path`` is removed.
+    """
+    building, old = _sibling(path, "building"), _sibling(path, "old")
+    _remove_dead_builds(path.parent)
+    if old.exists() and not path.exists():  # killed between the two renames below
+        old.rename(path)
+    _remove_build(building)
+    building.mkdir()
+    try:
+        (building / BUILDING).touch()
+        yield building
+        if not (building / MANIFEST).exists():
+            raise V2VError(f"the build of {path} ended without a manifest")
+        (building / BUILDING).unlink()
+        _sync_tree(building)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
+        building.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def finish(building: Path, manifest: Manifest) -> None:
+    """Write the manifest of a set under construction: from here on it is complete."""
+    (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def replaceable(path: Path) -> Compatibility:
+    """Whether a build may take the place of ``path``: nothing there, an empty folder, or an engine set."""
+    if not path.exists() and not path.is_symlink():
+        return Compatibility(True)
+    if not path.is_dir() or path.is_symlink():
+        return Compatibility(False, f"{path} exists and is not a folder")
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    if not present or path.parent.resolve() == engines_root().resolve():
+        return Compatibility(True)  # names in the store are made by us alone
+    try:
+        manifest = Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, EngineError):
+        return Compatibility(
+            False, f"{path} exists and is no engine set; name another folder, or empty it yourself"
+        )
+    foreign = sorted(present - {MANIFEST, *(file.name for file in manifest.files)})
+    if foreign:
+        return Compatibility(
+            False, f"{path} also holds what is no part of its engine set ({foreign[0]}); move that away first"
+        )
+    return Compatibility(True)
+
+
+def _sibling(path: Path, purpose: str) -> Path:
+    return path.with_name(f".{path.name}.{purpose}")
+
+
+def _lock(path: Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(_sibling(path, "lock"))
+
+
+def _remove_dead_builds(parent: Path) -> None:
+    """Remove builds beside each other whose lock nobody holds any more."""
+    for building in parent.glob(".*.building"):
+        lock = _lock(parent / building.name[1 : -len(".building")])
+        with suppress(filelock.Timeout), lock.acquire(timeout=0):
+            _remove_build(building)
+
+
+def _remove_build(building: Path) -> None:
+    """Remove a build in progress; a folder without our mark is left alone unless it is empty."""
+    if (building / BUILDING).exists() or (building / MANIFEST).exists():
+        shutil.rmtree(building)
+    elif building.is_dir():
+        building.rmdir()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Make sure that all of it is on the disk before the rename that makes it visible."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
