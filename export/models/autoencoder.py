@@ -1,15 +1,16 @@
 """The Stable Diffusion autoencoder with a KL bottleneck (reference, section 3).
 
-Names and shapes of the tensors are those under ``first_stage_model.`` in ``v2-1_512-ema-pruned.ckpt``. Images and
-feature maps are channels-last, so that the positions of a map are tokens without a copy.
+Names and shapes of the tensors are those under ``first_stage_model.`` in ``v2-1_512-ema-pruned.ckpt``. Images
+and feature maps are channels-last, so that the positions of a map are tokens without a copy.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from v2v.export.models.configs import AutoencoderConfig
 from v2v.export.models.layers import GroupNorm
 
@@ -17,7 +18,7 @@ EPS = 1e-6  # of every norm
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions, each after group norm and SiLU, beside a shortcut: ``[N, I, h, w] -> [N, O, h, w]``."""
+    """Two convolutions, each after norm and SiLU, beside a shortcut: ``[N, I, h, w]`` to ``[N, O, h, w]``."""
 
     def __init__(self, groups: int, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -36,8 +37,8 @@ class ResnetBlock(nn.Module):
 def wide_head_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention with one head, ``[N, tokens, C]`` each, softmax in FP32.
 
-    Written out as matmul, softmax, matmul: no fused kernel takes a head of 512, and compilers that demand one for
-    scaled_dot_product_attention would refuse the graph.
+    Written out as matmul, softmax, matmul: no fused kernel takes a head of 512, and compilers that demand one
+    for scaled_dot_product_attention would refuse the graph.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)
     return torch.softmax(scores.float(), -1).to(q.dtype) @ v
@@ -58,7 +59,7 @@ class AttnBlock(nn.Module):
         """``[N, C, h, w] -> [N, C, h, w]``."""
         normed = self.norm(x)
         q, k, v = (conv(normed).permute(0, 2, 3, 1).flatten(1, 2) for conv in (self.q, self.k, self.v))
-        mixed = wide_head_attention(q, k, v).unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
+        mixed = torch.unflatten(wide_head_attention(q, k, v), 1, x.shape[-2:]).permute(0, 3, 1, 2)
         projected: Tensor = self.proj_out(mixed)
         return x + projected
 
@@ -95,9 +96,7 @@ class Level(nn.Module):
     def __init__(self, groups: int, channels: int, out_channels: int, blocks: int) -> None:
         super().__init__()
         widths = [channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(
-            ResnetBlock(groups, a, b) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.block = nn.ModuleList(ResnetBlock(groups, a, b) for a, b in pairwise(widths))
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
 
@@ -185,8 +184,8 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Images to the moments of their latents, and latents to images.
 
-    H and W are multiples of ``config.factor``; Z is ``config.latent_channels``. Latents here are unscaled: the
-    diffusion model's are these times ``ModelConfig.latent_scale``.
+    H and W are multiples of ``config.factor``; Z is ``config.latent_channels``. Latents here are unscaled;
+    the diffusion model's are these times ``ModelConfig.latent_scale``.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -199,7 +198,7 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(z, z, 1)
 
     def encode(self, image: Tensor) -> Tensor:
-        """``image [N, 3, H, W]`` in -1..1 -> ``moments [N, 2Z, h, w]``: mean, then log variance, of the latent."""
+        """``image [N, 3, H, W]`` in -1..1 -> ``moments [N, 2Z, h, w]``: mean and log variance."""
         moments: Tensor = self.quant_conv(self.encoder(image.contiguous(memory_format=torch.channels_last)))
         return moments
 

@@ -21,6 +21,10 @@ class UNetConfig:
     stem_heads: int = 8  # heads of the temporal transformer right after the first convolution
     context_width: int = 1024
     latent_channels: int = 4
+    # Levels whose blocks end in a spatial and a temporal transformer (the middle always has them). Attention
+    # over a frame is quadratic in its positions, which a CPU can only afford on the coarse levels.
+    attention: tuple[bool, ...] = (True, True, True, False)
+    groups: int = 32  # of every group norm
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class AutoencoderConfig:
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     blocks: int = 2  # residual blocks per level of the encoder; one more in the decoder
     latent_channels: int = 4
+    groups: int = 32  # of every group norm
+    attention: bool = True  # one attention over all positions in the middle of encoder and decoder
 
     @property
     def factor(self) -> int:
@@ -105,7 +111,9 @@ MODELS = {
         ModelConfig("ms-vid2vid-xl"),
         ModelConfig(
             "small",
-            unet=UNetConfig(width=64, multipliers=(1, 2, 3, 4), head_size=32, stem_heads=2, context_width=128),
+            unet=UNetConfig(
+                width=64, multipliers=(1, 2, 3, 4), head_size=32, stem_heads=2, context_width=128
+            ),
             autoencoder=AutoencoderConfig(width=32, multipliers=(1, 2, 2, 4)),
             text_encoder=TextEncoderConfig(width=128, heads=4, layers=4),
             defaults=Defaults(

@@ -1,12 +1,11 @@
 """What the three networks share: norms that compute in FP32, and attention over heads.
 
-Everything here is a named piece on purpose: a backend that has a faster kernel replaces the piece and leaves the
-networks as they are.
+Everything here is a named piece on purpose: a backend that has a faster kernel replaces the piece and leaves
+the networks as they are.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 class GroupNorm(nn.GroupNorm):
     """Group norm in FP32, then SiLU if ``silu``; the result has the input's type.
 
-    ``[N, C, ...] -> [N, C, ...]``; statistics span a group's channels and everything after the channel axis. Works
-    on any memory layout and keeps it.
+    ``[N, C, ...] -> [N, C, ...]``; statistics span a group's channels and everything after the channel axis.
+    Works on any memory layout and keeps it.
     """
 
     def __init__(self, groups: int, channels: int, *, eps: float, silu: bool) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from v2v.export.models.configs import TextEncoderConfig
 from v2v.export.models.layers import LayerNorm, attention
 
@@ -30,7 +29,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, tokens, C] -> [B, tokens, C]``; a token sees itself and those before it."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
+        q, k, v = (torch.unflatten(part, -1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
         mixed: Tensor = self.out_proj(attention(q, k, v, causal=True).transpose(1, 2).flatten(2))
         return mixed
 
@@ -50,7 +49,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, tokens, C] -> [B, tokens, C]``."""
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 
 class Transformer(nn.Module):
@@ -79,8 +79,8 @@ POOLING_HEAD = ("text_projection", "logit_scale")  # in the published tower, rea
 class TextEncoder(nn.Module):
     """Token ids to the context that the UNet attends to.
 
-    The pooling head and the last block are part of the published tower; they are kept so that loading is strict,
-    and unused, as in the reference. A tower without a pooling head loads too.
+    The pooling head and the last block are part of the published tower; they are kept so that loading is
+    strict, and unused, as in the reference. A tower without a pooling head loads too.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -92,7 +92,7 @@ class TextEncoder(nn.Module):
         self.ln_final = LayerNorm(config.width)
         self.text_projection = nn.Parameter(torch.eye(config.width))
         self.logit_scale = nn.Parameter(torch.zeros(()))
-        self.register_load_state_dict_pre_hook(keep_pooling_head)
+        self.register_load_state_dict_pre_hook(keep_pooling_head)  # type: ignore[no-untyped-call]
 
     def forward(self, ids: Tensor) -> Tensor:
         """Encode ``ids [B, 77]`` (int64, padded with zeros) to ``[B, 77, C]``; every position is used."""

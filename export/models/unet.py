@@ -2,9 +2,10 @@
 
 Names and shapes of the tensors are those of ``non_ema_0035000.pth``, misspelling included.
 
-Layout. A video's feature map is ``x [B*F, C, H, W]`` in channels-last memory, that is ``[B, F, H, W, C]`` laid out
-densely. Seen from there everything else is a view: a frame for the spatial convolutions, ``[B, C, F, H, W]`` for the
-temporal ones, tokens ``[B, F, H*W, C]`` for the transformers. Only attention over frames gathers with a stride.
+Layout. A video's feature map is ``x [B*F, C, H, W]`` in channels-last memory, that is ``[B, F, H, W, C]``
+laid out densely. Seen from there everything else is a view: frames for the spatial convolutions,
+``[B, C, F, H, W]`` for the temporal ones, tokens ``[B, F, H*W, C]`` for the transformers. Only attention over
+frames gathers with a stride.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from v2v.export.models.configs import UNetConfig
 from v2v.export.models.layers import GroupNorm, LayerNorm, attention
 
@@ -32,7 +32,7 @@ def time_features(timestep: Tensor, width: int) -> Tensor:
 
 def by_video(x: Tensor, frames: int) -> Tensor:
     """``[B*F, C, H, W] -> [B, C, F, H, W]``, a view."""
-    return x.unflatten(0, (-1, frames)).transpose(1, 2)
+    return torch.unflatten(x, 0, (-1, frames)).transpose(1, 2)
 
 
 def by_frame(x: Tensor) -> Tensor:
@@ -42,12 +42,12 @@ def by_frame(x: Tensor) -> Tensor:
 
 def by_token(x: Tensor, frames: int) -> Tensor:
     """``[B*F, C, H, W] -> [B, F, H*W, C]``, a view of channels-last memory."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (-1, frames))
+    return torch.unflatten(x.permute(0, 2, 3, 1).flatten(1, 2), 0, (-1, frames))
 
 
 def from_token(tokens: Tensor, like: Tensor) -> Tensor:
     """``[B, F, H*W, C] -> [B*F, C, H, W]``, a view with ``like``'s frames, height and width."""
-    return tokens.flatten(0, 1).unflatten(1, like.shape[-2:]).permute(0, 3, 1, 2)
+    return torch.unflatten(tokens.flatten(0, 1), 1, like.shape[-2:]).permute(0, 3, 1, 2)
 
 
 class TemporalStage(nn.Sequential):
@@ -79,7 +79,7 @@ class TemporalConvolution(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two spatial convolutions with the time step between them, beside a shortcut; then a temporal convolution.
+    """Two spatial convolutions, the time step between them, beside a shortcut; then a temporal convolution.
 
     ``[B*F, I, H, W] -> [B*F, O, H, W]``.
     """
@@ -107,7 +107,7 @@ class ResBlock(nn.Module):
         """``embedding [B, E]`` is that of the time step, the same for all frames of a video."""
         shift = self.emb_layers(embedding)[:, None, :, None, None]  # [B, 1, O, 1, 1]
         h = self.in_layers(x)
-        h = (h.unflatten(0, (-1, frames)) + shift).flatten(0, 1)
+        h = (torch.unflatten(h, 0, (-1, frames)) + shift).flatten(0, 1)
         h = self.skip_connection(x) + self.out_layers(h)
         mixed: Tensor = self.temopral_conv(h, frames)
         return mixed
@@ -129,7 +129,7 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """``[..., C] -> [..., heads, head size]``, a view."""
-        return x.unflatten(-1, (-1, self.head_size))
+        return torch.unflatten(x, -1, (-1, self.head_size))
 
 
 class SpatialAttention(Attention):
@@ -154,7 +154,8 @@ class TemporalAttention(Attention):
             self.heads(linear(x)).permute(0, 2, 3, 1, 4).flatten(0, 1)
             for linear in (self.to_q, self.to_k, self.to_v)
         )
-        mixed = attention(q, k, v).unflatten(0, (x.shape[0], x.shape[2])).permute(0, 3, 1, 2, 4).flatten(3)
+        mixed = torch.unflatten(attention(q, k, v), 0, (x.shape[0], x.shape[2]))
+        mixed = mixed.permute(0, 3, 1, 2, 4).flatten(3)
         projected: Tensor = self.to_out(mixed)
         return projected
 
@@ -180,7 +181,7 @@ class GatedGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """First half times GELU of the second half."""
-        value, gate = self.proj(x).chunk(2, -1)
+        value, gate = torch.chunk(self.proj(x), 2, -1)
         return value * F.gelu(gate)
 
 
@@ -211,11 +212,12 @@ class SpatialBlock(nn.Module):
         """``x [B, F, N, C]``, ``context [B, tokens, context width] -> [B, F, N, C]``."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        x = x + self.ff(self.norm3(x))
+        return x
 
 
 class TemporalBlock(nn.Module):
-    """Attention over frames, twice, then feed-forward. The reference's second attention ignores the prompt too."""
+    """Attention over frames, twice (the reference's second one ignores the prompt too), then feed-forward."""
 
     def __init__(self, width: int, head_size: int) -> None:
         super().__init__()
@@ -228,7 +230,8 @@ class TemporalBlock(nn.Module):
         """``[B, F, N, C] -> [B, F, N, C]``."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x))
-        return x + self.ff(self.norm3(x))
+        x = x + self.ff(self.norm3(x))
+        return x
 
 
 class SpatialTransformer(nn.Module):
@@ -325,8 +328,8 @@ class Stage(nn.ModuleList):
 class UNet(nn.Module):
     """Velocity of a video's latents at a noise level, given a prompt.
 
-    Latent height is 2 modulo 8 and width 0 modulo 8 (with the default three halvings), so that sizes on the way
-    up equal those on the way down.
+    Latent height is 2 modulo 8 and width 0 modulo 8 (with the default three halvings), so that sizes on the
+    way up equal those on the way down.
     """
 
     def __init__(self, config: UNetConfig) -> None:

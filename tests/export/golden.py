@@ -1,4 +1,4 @@
-"""The golden data: small networks of the reference with weights made by a formula (see tests/data/golden/README.md)."""
+"""Small networks of the reference with weights made by a formula (see tests/data/golden/README.md)."""
 
 from __future__ import annotations
 
