@@ -1,0 +1,498 @@
+"""Where weights come from: published checkpoints, safetensors, the Hugging Face hub, or a seed.
+
+Sources
+    a folder with the three published files    names from ``configuration.json`` if it is there
+    a folder of safetensors                    ``unet.safetensors``, ``autoencoder.safetensors``,
+                                               ``text_encoder.safetensors``
+    a ``.safetensors`` file                    all three, each tensor's name after ``unet.``, ``autoencoder.``
+                                               or ``text_encoder.``
+    ``hf:ORG/NAME`` or ``hf:ORG/NAME@REVISION``    a repository laid out as either of the folders
+    ``random:SEED``                            made up, for trying things out: the pictures are noise
+
+A checkpoint is data. Pickled code never runs: whatever a file refers to beyond tensors and plain containers
+becomes an :class:`Inert` object, or the file is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from v2v.engine.backend import Progress, V2VError
+from v2v.export.models.autoencoder import Autoencoder
+from v2v.export.models.configs import ModelConfig
+from v2v.export.models.text_encoder import POOLING_HEAD, TextEncoder
+from v2v.export.models.unet import UNet
+
+Network = Literal["unet", "autoencoder", "text_encoder"]
+Kind = Literal["random", "published", "trained"]
+
+NETWORKS: tuple[Network, ...] = ("unet", "autoencoder", "text_encoder")
+
+
+class WeightsError(V2VError):
+    """Weights that cannot be found, read or trusted, or that belong to another model."""
+
+
+class PublishedFile(NamedTuple):
+    """A file of the published model (reference, section 7)."""
+
+    name: str
+    sha256: str
+    bytes: int | None
+    argument: str  # that names it in configuration.json
+
+
+PUBLISHED: Mapping[Network, PublishedFile] = {
+    "unet": PublishedFile(
+        "non_ema_0035000.pth",
+        "d146dd22a8158896c882dd96e6b14d2962a63398a3f2ac37611dcadcdab3a15d",
+        5645549113,
+        "ckpt_unet",
+    ),
+    "autoencoder": PublishedFile(
+        "v2-1_512-ema-pruned.ckpt",
+        "88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36",
+        None,
+        "ckpt_autoencoder",
+    ),
+    "text_encoder": PublishedFile(
+        "open_clip_pytorch_model.bin",
+        "9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4",
+        3944692325,
+        "ckpt_clip",
+    ),
+}
+
+_METADATA = "v2v"  # the one entry of a safetensors file's metadata: {"kind": ..., "model": ...}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a model's three networks, read when asked for.
+
+    Attributes:
+        source: what :func:`load_weights` was given.
+        kind: ``random`` gives noise; ``published`` are the authors' files, unchanged; ``trained`` any others.
+        identity: hexadecimal SHA-256; the same content has the same identity.
+        model: the model that they fit.
+    """
+
+    source: str
+    kind: Kind
+    identity: str
+    model: ModelConfig
+    read: Callable[
+        [Network], tuple[Mapping[str, Tensor], str]
+    ]  # tensors as stored, and where they were found
+
+    def state_dict(self, network: Network) -> dict[str, Tensor]:
+        """Read one network's tensors, in the type they are stored in.
+
+        Nothing is kept: hold one network at a time where memory is short.
+
+        Raises:
+            WeightsError: the file cannot be read, or a tensor is missing, unknown or has another shape.
+        """
+        tensors, where = self.read(network)
+        return _checked(tensors, network, self.model, where)
+
+    def load(self, network: Network, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Make one network with these weights, ready to infer.
+
+        Raises:
+            WeightsError: as :meth:`state_dict`.
+        """
+        made = make_network(network, self.model)
+        made.load_state_dict(self.state_dict(network), strict=True, assign=True)
+        return made.to(dtype).requires_grad_(False).eval()
+
+
+def make_network(network: Network, model: ModelConfig) -> nn.Module:
+    """Make one network without memory for its weights (on PyTorch's ``meta`` device)."""
+    with torch.device("meta"):
+        if network == "unet":
+            return UNet(model.unet)
+        if network == "autoencoder":
+            return Autoencoder(model.autoencoder)
+        return TextEncoder(model.text_encoder)
+
+
+def load_weights(
+    source: str, model: ModelConfig, progress: Progress | None = None, *, verify: bool = True
+) -> Weights:
+    """Find the weights that ``source`` names (see the top of this module) and identify them.
+
+    Files are read once to compute their digests; tensors are read later, by :meth:`Weights.state_dict`.
+
+    Args:
+        source: where the weights come from.
+        model: what they should fit.
+        progress: told which file is being read and how far it is, 0..1.
+        verify: refuse a file that has a published file's name and not its digest.
+
+    Raises:
+        WeightsError: nothing is there, or a file is not what its name promises.
+    """
+    scheme, _, rest = source.partition(":")
+    if scheme == "random":
+        return _random(rest, source, model)
+    if scheme == "hf":
+        return _from_place(_HubPlace(rest), source, model, progress, verify)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _from_place(_FolderPlace(path), source, model, progress, verify)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise WeightsError(f"{path}: a single file of weights must be .safetensors; or name its folder")
+        return _from_files(dict.fromkeys(NETWORKS, path), True, source, model, progress)
+    raise WeightsError(f"{source}: no such file or folder (weights may also be random:SEED or hf:ORG/NAME)")
+
+
+def save_safetensors(
+    weights: Weights, target: Path, *, dtype: torch.dtype | None = None, overwrite: bool = False
+) -> list[Path]:
+    """Write weights as safetensors: one file if ``target`` ends in ``.safetensors``, else a folder of three.
+
+    One network is in memory at a time (all three for a single file). Each file appears when it is complete.
+
+    Args:
+        weights: what to write.
+        target: file or folder; folders are made.
+        dtype: convert to this type; None keeps the stored one.
+        overwrite: replace files that exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        WeightsError: a file exists already, or cannot be written.
+    """
+    single = target.suffix == ".safetensors"
+    files = {network: target if single else target / f"{network}.safetensors" for network in NETWORKS}
+    for path in files.values():
+        if path.exists() and not overwrite:
+            raise WeightsError(f"{path} exists already; choose another place or remove it first")
+    metadata = {_METADATA: json.dumps({"kind": weights.kind, "model": weights.model.name})}
+
+    def tensors(network: Network) -> dict[str, Tensor]:
+        prefix = f"{network}." if single else ""
+        state = weights.state_dict(network)
+        return {prefix + name: state[name].to(dtype or state[name].dtype).contiguous() for name in state}
+
+    if single:
+        _write_atomically({k: v for n in NETWORKS for k, v in tensors(n).items()}, target, metadata)
+        return [target]
+    for network, path in files.items():
+        _write_atomically(tensors(network), path, metadata)
+    return list(files.values())
+
+
+def _write_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, unfinished, metadata)
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be written ({error})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# Checking ---------------------------------------------------------------------------------------------------
+
+
+def _checked(
+    tensors: Mapping[str, Tensor], network: Network, model: ModelConfig, where: str
+) -> dict[str, Tensor]:
+    """``tensors`` if they are exactly those of ``network``."""
+    expected = {name: tuple(value.shape) for name, value in make_network(network, model).state_dict().items()}
+    optional = POOLING_HEAD if network == "text_encoder" else ()
+    missing = [name for name in expected if name not in tensors and name not in optional]
+    unknown = [name for name in tensors if name not in expected]
+    misshapen = [
+        f"{name} is {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    faults = [
+        f"{fault}: {_some(names)}"
+        for fault, names in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen))
+        if names
+    ]
+    if faults:
+        raise WeightsError(f"{where}: not the {network} of {model.name}; {'; '.join(faults)}")
+    return {name: tensors[name] for name in expected if name in tensors}
+
+
+def _some(names: list[str], at_most: int = 4) -> str:
+    """The first few names and how many more there are."""
+    rest = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _digest(path: Path, progress: Progress | None) -> str:
+    """SHA-256 of a file."""
+    digest, done, size = hashlib.sha256(), 0, max(path.stat().st_size, 1)
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+            done += len(block)
+            if progress:
+                progress(f"checking {path.name}", done / size)
+    return digest.hexdigest()
+
+
+def _identity(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+
+class _Place(Protocol):
+    """A folder, here or elsewhere."""
+
+    name: str
+
+    def names(self) -> list[str]: ...
+
+    def file(self, name: str) -> Path: ...
+
+
+class _FolderPlace:
+    """A folder on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+
+    def names(self) -> list[str]:
+        return [path.name for path in self._path.iterdir()]
+
+    def file(self, name: str) -> Path:
+        return self._path / name
+
+
+class _HubPlace:
+    """A repository on the Hugging Face hub; files are downloaded into the hub's own cache when asked for."""
+
+    def __init__(self, address: str) -> None:
+        self.name = f"hf:{address}"
+        repository, _, revision = address.partition("@")
+        self._where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+
+    def names(self) -> list[str]:
+        from huggingface_hub import list_repo_files
+
+        return list(self._ask(list_repo_files))
+
+    def file(self, name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        return Path(self._ask(hf_hub_download, filename=name))
+
+    def _ask(self, question: Callable[..., Any], **more: Any) -> Any:
+        try:
+            return question(**self._where, **more)
+        except Exception as error:  # the hub, its cache and the network each have errors of their own
+            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise WeightsError(
+                f"{self.name}: {more.get('filename', 'its list of files')}: {cause}"
+            ) from error
+
+
+def _from_place(
+    place: _Place, source: str, model: ModelConfig, progress: Progress | None, verify: bool
+) -> Weights:
+    """Weights in a folder: safetensors if all three are there, else the published files."""
+    names = set(place.names())
+    safetensors = {network: f"{network}.safetensors" for network in NETWORKS}
+    published = _published_names(place, names)
+    for wanted in (safetensors, published):
+        if names.issuperset(wanted.values()):
+            break
+    else:
+        absent = [name for name in published.values() if name not in names]
+        raise WeightsError(
+            f"{place.name}: has neither {', '.join(safetensors.values())} nor the published files; "
+            f"of those it lacks {', '.join(absent)}"
+        )
+    files = {network: place.file(name) for network, name in wanted.items()}
+    if wanted is safetensors:
+        return _from_files(files, False, source, model, progress)
+    return _from_published(files, source, model, progress, verify)
+
+
+def _published_names(place: _Place, names: Iterable[str]) -> dict[Network, str]:
+    """Names of the three checkpoints: those in ``configuration.json``, else the usual ones."""
+    arguments: dict[str, Any] = {}
+    if "configuration.json" in names:
+        path = place.file("configuration.json")
+        try:
+            arguments = json.loads(path.read_text())["model"]["model_args"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"{path}: cannot be read as a model's configuration ({error!r})") from error
+    found: dict[Network, str] = {}
+    for network, usual in PUBLISHED.items():
+        name = str(arguments.get(usual.argument, usual.name))
+        if PurePosixPath(name).name != name:
+            raise WeightsError(f"{place.name}: configuration.json names a file outside the folder: {name}")
+        found[network] = name
+    return found
+
+
+def _from_files(
+    files: dict[Network, Path], prefixed: bool, source: str, model: ModelConfig, progress: Progress | None
+) -> Weights:
+    """Weights in safetensors, either one file per network or one file with a prefix per network."""
+    digests = {path: _digest(path, progress) for path in dict.fromkeys(files.values())}
+    kinds = {_kind(path) for path in digests}
+
+    def read(network: Network) -> tuple[dict[str, Tensor], str]:
+        path = files[network]
+        with _open_safetensors(path) as file:
+            if not prefixed:
+                return {name: file.get_tensor(name) for name in file.keys()}, str(path)  # noqa: SIM118
+            strange = [n for n in file.keys() if n.partition(".")[0] not in NETWORKS]  # noqa: SIM118
+            if strange:
+                raise WeightsError(f"{path}: unknown tensors: {_some(strange)}")
+            own = [name for name in file.keys() if name.startswith(f"{network}.")]  # noqa: SIM118
+            return {name.partition(".")[2]: file.get_tensor(name) for name in own}, str(path)
+
+    kind: Kind = kinds.pop() if len(kinds) == 1 else "trained"
+    return Weights(source, kind, _identity([digests[files[network]] for network in NETWORKS]), model, read)
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def _kind(path: Path) -> Kind:
+    """What a safetensors file says of where its weights came from."""
+    with _open_safetensors(path) as file:
+        described = (file.metadata() or {}).get(_METADATA, "{}")
+    try:
+        kind = json.loads(described).get("kind")
+    except (ValueError, AttributeError):
+        kind = None
+    return kind if kind in ("random", "published") else "trained"
+
+
+def _from_published(
+    files: dict[Network, Path], source: str, model: ModelConfig, progress: Progress | None, verify: bool
+) -> Weights:
+    """Weights in the published, pickled form."""
+    digests: dict[Network, str] = {}
+    for network, path in files.items():
+        known = PUBLISHED[network]
+        size = path.stat().st_size
+        doubt = f"{path}: is not the published file; download it again, or load it without verification"
+        if verify and path.name == known.name and known.bytes is not None and size != known.bytes:
+            raise WeightsError(f"{doubt} ({size} bytes instead of {known.bytes})")
+        digests[network] = _digest(path, progress)
+        if verify and path.name == known.name and digests[network] != known.sha256:
+            raise WeightsError(f"{doubt} (sha256 {digests[network]} instead of {known.sha256})")
+
+    def read(network: Network) -> tuple[dict[str, Tensor], str]:
+        return _unwrapped(read_pickle(files[network]), network), str(files[network])
+
+    unchanged = all(digests[network] == PUBLISHED[network].sha256 for network in NETWORKS)
+    identity = _identity([digests[network] for network in NETWORKS])
+    return Weights(source, "published" if unchanged else "trained", identity, model, read)
+
+
+def _unwrapped(checkpoint: Mapping[str, Any], network: Network) -> dict[str, Tensor]:
+    """The tensors of one network in a published checkpoint, which may hold more than that network."""
+    inner = checkpoint.get("state_dict", checkpoint)
+    found = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    if network == "autoencoder":  # Stable Diffusion's file holds a UNet and a text encoder as well
+        prefix = "first_stage_model."
+        inside = {n.removeprefix(prefix): value for n, value in found.items() if n.startswith(prefix)}
+        return inside or found
+    if network == "text_encoder":  # the file holds the image tower as well
+        return {name: value for name, value in found.items() if not name.startswith("visual.")}
+    return found
+
+
+# Pickles ----------------------------------------------------------------------------------------------------
+
+
+class Inert:
+    """Stands for any object of a checkpoint that is not a tensor or a plain container; does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_pickle(path: Path) -> Mapping[str, Any]:
+    """Read a file that ``torch.save`` wrote without running any code in it.
+
+    PyTorch's restricted unpickler takes tensors and plain containers; every other name that the file refers
+    to (for the Stable Diffusion checkpoint a training callback and NumPy scalars) is bound to :class:`Inert`.
+    Tensors stay on disk until they are used where the format allows it.
+
+    Raises:
+        WeightsError: the file is not such a file, or insists on code.
+    """
+    # Files older than PyTorch 1.6 are not archives: they cannot be listed or mapped, only read as a whole.
+    archive = zipfile.is_zipfile(path)
+    try:
+        strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
+        with torch.serialization.safe_globals([(Inert, name) for name in strangers]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path}: cannot be read as a checkpoint of tensors ({cause})") from error
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict", {}), Mapping):
+        raise WeightsError(f"{path}: holds {type(checkpoint).__name__} instead of named tensors")
+    return checkpoint
+
+
+# Random -----------------------------------------------------------------------------------------------------
+
+
+def _random(seed: str, source: str, model: ModelConfig) -> Weights:
+    """Made-up weights under which every activation has about unit size, so that FP16 holds them all.
+
+    The same seed gives the same weights on every machine and whatever the version of PyTorch: each tensor is
+    drawn by NumPy from a stream of its own.
+    """
+    if not seed.isdigit():
+        raise WeightsError(f"{source}: the seed must be a whole number, as in random:0")
+
+    def read(network: Network) -> tuple[dict[str, Tensor], str]:
+        shapes = {k: tuple(v.shape) for k, v in make_network(network, model).state_dict().items()}
+        return {k: _draw(int(seed), f"{network}.{k}", shape) for k, shape in shapes.items()}, source
+
+    architecture = model.to_json()
+    facts = [int(seed), *(architecture[network] for network in NETWORKS)]
+    return Weights(source, "random", _identity(facts), model, read)
+
+
+def _draw(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    value = generator.standard_normal(shape, dtype=np.float32)
+    if len(shape) > 1:  # preserve variance from input to output
+        return torch.from_numpy(value).mul_(float(np.prod(shape[1:])) ** -0.5)
+    return torch.as_tensor(value).mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)

@@ -1,0 +1,378 @@
+"""Weights come from where they are said to come from, fit their model, and never bring code along."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from v2v.engine.backend import V2VError
+from v2v.export import weights as module
+from v2v.export.models.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from v2v.export.weights import NETWORKS, PUBLISHED, WeightsError, load_weights, read_pickle, save_safetensors
+
+TINY = ModelConfig(
+    "tiny",
+    unet=UNetConfig(
+        width=32, multipliers=(1, 1, 1, 1), blocks=1, head_size=16, stem_heads=1, context_width=16
+    ),
+    autoencoder=AutoencoderConfig(width=32, multipliers=(1, 1, 1, 1), blocks=1),
+    text_encoder=TextEncoderConfig(width=16, heads=1, layers=2, vocabulary=50),
+)
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[str, dict[str, torch.Tensor]]:
+    made = load_weights("random:3", TINY)
+    return {network: made.state_dict(network) for network in NETWORKS}
+
+
+@pytest.fixture
+def published(tmp_path: Path, states: dict[str, dict[str, torch.Tensor]]) -> Path:
+    """A folder like the published one, in form and names, with tiny networks in it."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    torch.save({"state_dict": states["unet"]}, folder / "non_ema_0035000.pth")
+    sd = {f"first_stage_model.{k}": v for k, v in states["autoencoder"].items()}
+    sd |= {
+        "model.diffusion_model.out.0.weight": torch.ones(3),
+        "cond_stage_model.logit_scale": torch.ones(()),
+    }
+    torch.save({"state_dict": sd, "global_step": 7}, folder / "v2-1_512-ema-pruned.ckpt")
+    torch.save(
+        states["text_encoder"] | {"visual.proj": torch.ones(2, 2)}, folder / "open_clip_pytorch_model.bin"
+    )
+    return folder
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+# Published files --------------------------------------------------------------------------------------------
+
+
+def test_published_checkpoints_are_unwrapped(published: Path, states: Any) -> None:
+    found = load_weights(str(published), TINY, verify=False)
+    assert found.kind == "trained"
+    for network in NETWORKS:
+        assert same(found.state_dict(network), states[network]), network
+
+
+def test_a_file_with_a_published_name_must_be_the_published_file(published: Path) -> None:
+    with pytest.raises(WeightsError, match=r"non_ema_0035000\.pth: is not the published file.*bytes"):
+        load_weights(str(published), TINY)
+
+
+def test_digests_are_verified(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        network: file._replace(
+            bytes=None, sha256=hashlib.sha256((published / file.name).read_bytes()).hexdigest()
+        )
+        for network, file in PUBLISHED.items()
+    }
+    monkeypatch.setattr(module, "PUBLISHED", known)
+    heard: list[tuple[str, float]] = []
+    assert load_weights(str(published), TINY, lambda *said: heard.append(said)).kind == "published"
+    assert ("checking non_ema_0035000.pth", 1.0) in heard
+
+    path = published / "v2-1_512-ema-pruned.ckpt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="v2-1_512-ema-pruned.ckpt: is not the published file.*sha256"):
+        load_weights(str(published), TINY)
+
+
+def test_configuration_json_names_the_files(published: Path, states: Any) -> None:
+    arguments = {"ckpt_unet": "u.pth", "ckpt_clip": "t.bin", "ckpt_autoencoder": "a.ckpt"}
+    for network, file in PUBLISHED.items():
+        (published / file.name).rename(published / arguments[PUBLISHED[network].argument])
+    configuration = {"task": "video-to-video", "model": {"model_args": arguments | {"seed": 666}}}
+    (published / "configuration.json").write_text(json.dumps(configuration))
+    assert same(load_weights(str(published), TINY).state_dict("unet"), states["unet"])
+
+
+def test_configuration_json_cannot_point_outside(published: Path) -> None:
+    configuration = {"model": {"model_args": {"ckpt_unet": "../secret.pth"}}}
+    (published / "configuration.json").write_text(json.dumps(configuration))
+    with pytest.raises(WeightsError, match="outside the folder"):
+        load_weights(str(published), TINY)
+
+
+def test_the_same_content_has_the_same_identity(published: Path) -> None:
+    before = load_weights(str(published), TINY, verify=False).identity
+    assert before == load_weights(str(published), TINY, verify=False).identity
+    torch.save({"state_dict": {}}, published / "non_ema_0035000.pth")
+    assert load_weights(str(published), TINY, verify=False).identity != before
+
+
+# Code in checkpoints ----------------------------------------------------------------------------------------
+
+
+class Runs:
+    """Pickles to a call."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+@pytest.mark.parametrize("function", ["open", "eval", "system", "mkdir"])
+def test_a_malicious_pickle_does_nothing(tmp_path: Path, function: str, legacy: bool) -> None:
+    target = tmp_path / "created"
+    bomb = {
+        "open": Runs(open, str(target), "w"),
+        "eval": Runs(eval, f"open({str(target)!r}, 'w')"),
+        "system": Runs(os.system, f"touch {target}"),
+        "mkdir": Runs(os.mkdir, str(target)),
+    }[function]
+    path = tmp_path / "model.ckpt"
+    torch.save(
+        {"state_dict": {"w": torch.ones(2)}, "x": bomb}, path, _use_new_zipfile_serialization=not legacy
+    )
+    try:
+        assert torch.equal(read_pickle(path)["state_dict"]["w"], torch.ones(2))
+    except WeightsError as error:
+        assert str(path) in str(error)
+    assert not target.exists()
+
+    torch.load(path, weights_only=False)  # the bomb is real
+    assert target.exists()
+
+
+def test_training_leftovers_of_the_stable_diffusion_checkpoint_are_inert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    lightning = types.ModuleType(name)
+
+    class ModelCheckpoint:
+        pass
+
+    ModelCheckpoint.__module__, ModelCheckpoint.__qualname__ = name, "ModelCheckpoint"
+    lightning.ModelCheckpoint = ModelCheckpoint  # type: ignore[attr-defined]
+    for part in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    monkeypatch.setitem(sys.modules, name, lightning)
+    callback = ModelCheckpoint()
+    callback.best = np.float64(0.5)  # type: ignore[attr-defined]
+    path = tmp_path / "sd.ckpt"
+    torch.save(
+        {
+            "state_dict": {"w": torch.arange(3.0)},
+            "callbacks": {ModelCheckpoint: {"score": np.float32(1.5), "self": callback}},
+        },
+        path,
+    )
+    for part in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+        monkeypatch.delitem(sys.modules, part)
+    assert torch.equal(read_pickle(path)["state_dict"]["w"], torch.arange(3.0))
+    assert "pytorch_lightning" not in sys.modules
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 broken"])
+def test_a_broken_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"broken\.pth: cannot be read"):
+        read_pickle(path)
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "short.pth"
+    torch.save({"w": torch.ones(10000)}, path)
+    path.write_bytes(path.read_bytes()[:20000])
+    with pytest.raises(WeightsError, match=r"short\.pth: cannot be read"):
+        read_pickle(path)
+
+
+def test_a_pickle_of_something_else_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.pth"
+    torch.save([torch.ones(2)], path)
+    with pytest.raises(WeightsError, match="holds list instead of named tensors"):
+        read_pickle(path)
+
+
+# Safetensors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["folder", "single.safetensors"])
+def test_safetensors_come_back_as_saved(tmp_path: Path, target: str, states: Any) -> None:
+    saved = load_weights("random:3", TINY)
+    written = save_safetensors(saved, tmp_path / target)
+    assert len(written) == (3 if target == "folder" else 1)
+    found = load_weights(str(tmp_path / target), TINY)
+    assert found.kind == "random"
+    for network in NETWORKS:
+        assert same(found.state_dict(network), states[network])
+
+
+def test_safetensors_can_be_saved_in_half(tmp_path: Path) -> None:
+    save_safetensors(load_weights("random:3", TINY), tmp_path / "half", dtype=torch.float16)
+    assert {v.dtype for v in load_file(tmp_path / "half" / "unet.safetensors").values()} == {torch.float16}
+    network = load_weights(str(tmp_path / "half"), TINY).load("unet")
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    weights = load_weights("random:3", TINY)
+    (tmp_path / "unet.safetensors").write_bytes(b"precious")
+    with pytest.raises(WeightsError, match="unet.safetensors exists already"):
+        save_safetensors(weights, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["unet.safetensors"]
+    assert (tmp_path / "unet.safetensors").read_bytes() == b"precious"
+
+
+def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Any, path: Path, __: Any) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_safetensors(load_weights("random:3", TINY), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_published_weights_saved_as_safetensors_are_the_same(
+    published: Path, tmp_path: Path, states: Any
+) -> None:
+    save_safetensors(load_weights(str(published), TINY, verify=False), tmp_path / "converted")
+    found = load_weights(str(tmp_path / "converted"), TINY)
+    assert found.kind == "trained"
+    assert all(same(found.state_dict(network), states[network]) for network in NETWORKS)
+
+
+# What does not fit ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("out.2.bias"), r"non_ema_0035000\.pth: not the unet of tiny; missing: out\.2\.bias"),
+        (lambda s: s.update(spare=torch.ones(1)), "unknown: spare"),
+        (
+            lambda s: s.update({"out.2.bias": torch.ones(5)}),
+            r"misshapen: out\.2\.bias is \[5\] instead of \[4\]",
+        ),
+        (lambda s: s.clear(), r"missing: .*, .*, .*, .* and \d+ more"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    published: Path, states: Any, change: Callable[[dict[str, torch.Tensor]], Any], message: str
+) -> None:
+    state = dict(states["unet"])
+    change(state)
+    torch.save({"state_dict": state}, published / "non_ema_0035000.pth")
+    with pytest.raises(WeightsError, match=message):
+        load_weights(str(published), TINY, verify=False).state_dict("unet")
+
+
+def test_a_text_tower_without_its_pooling_head_fits(published: Path, states: Any) -> None:
+    state = {k: v for k, v in states["text_encoder"].items() if k not in ("text_projection", "logit_scale")}
+    torch.save(state, published / "open_clip_pytorch_model.bin")
+    tower = load_weights(str(published), TINY, verify=False).load("text_encoder")
+    assert tower(torch.zeros(1, 77, dtype=torch.long)).shape == (1, 77, 16)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/no/such/place", "no such file or folder"),
+        ("random:", "whole number"),
+        ("random:x1", "whole number"),
+    ],
+)
+def test_a_wrong_source_is_named(source: str, message: str) -> None:
+    with pytest.raises(V2VError, match=message):
+        load_weights(source, TINY)
+
+
+def test_a_folder_without_weights_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "non_ema_0035000.pth").touch()
+    with pytest.raises(WeightsError, match="it lacks v2-1_512-ema-pruned.ckpt, open_clip_pytorch_model.bin"):
+        load_weights(str(tmp_path), TINY)
+
+
+def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(WeightsError, match=r"broken\.safetensors: cannot be read as safetensors"):
+        load_weights(str(path), TINY)
+
+
+# Random -----------------------------------------------------------------------------------------------------
+
+
+def test_random_weights_depend_on_the_seed_alone(states: Any) -> None:
+    again, other = load_weights("random:3", TINY), load_weights("random:4", TINY)
+    assert same(again.state_dict("unet"), states["unet"])
+    assert not same(other.state_dict("unet"), states["unet"])
+    assert again.kind == other.kind == "random"
+    assert again.identity == load_weights("random:3", TINY).identity != other.identity
+    # Written down, so that a change of the recipe does not go unnoticed.
+    assert states["unet"]["time_embed.0.bias"][:2].tolist() == pytest.approx([0, 0], abs=1)
+
+
+@torch.inference_mode()
+def test_random_networks_give_numbers_of_unit_size_in_half_precision() -> None:
+    weights = load_weights("random:0", TINY)
+    g = torch.Generator().manual_seed(0)
+    context = weights.load("text_encoder", torch.float16)(torch.randint(0, 50, (1, 77), generator=g))
+    latents = torch.randn(1, 4, 3, 10, 8, generator=g).half()
+    velocity = weights.load("unet", torch.float16)(latents, torch.tensor([300]), context)
+    autoencoder = weights.load("autoencoder", torch.float16)
+    moments = autoencoder.encode(torch.rand(1, 3, 32, 32, generator=g).half())
+    image = autoencoder.decode(latents[:, :, 0])
+    for output in (context, velocity, moments, image):
+        assert 0.1 < output.float().std() < 10
+
+
+# The hub ----------------------------------------------------------------------------------------------------
+
+
+def test_a_hub_repository_is_read_like_a_folder(
+    published: Path, states: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, str | None]] = []
+
+    def listing(repo_id: str, revision: str | None) -> list[str]:
+        asked.append((repo_id, revision))
+        return [p.name for p in published.iterdir()]
+
+    def download(repo_id: str, filename: str, revision: str | None) -> str:
+        asked.append((filename, revision))
+        return str(published / filename)
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    found = load_weights("hf:someone/model@v1", TINY, verify=False)
+    assert same(found.state_dict("autoencoder"), states["autoencoder"])
+    assert asked[0] == ("someone/model", "v1")
+    assert {name for name, _ in asked[1:]} == {file.name for file in PUBLISHED.values()}
+
+
+def test_trouble_with_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def down(**_: Any) -> list[str]:
+        raise ConnectionError("no route to host\nand a long tail")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", down)
+    with pytest.raises(WeightsError, match=r"^hf:someone/model: its list of files: no route to host$"):
+        load_weights("hf:someone/model", TINY)
