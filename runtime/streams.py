@@ -1,0 +1,149 @@
+"""Everything of a video but its pictures, copied as it is: sound, subtitles, attachments, chapters, tags."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+
+# What describes the file that was read, not the film in it.
+_OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time"}
+# Statistics of the stream that was enhanced, which are no longer true.
+_OF_THE_ENCODING = re.compile(r"(BPS|DURATION|NUMBER_OF_|_STATISTICS|encoder|timecode|rotate)", re.IGNORECASE)
+_DAMAGED_PACKETS = 50  # in a row, after which a copy gives up
+
+
+class MediaWarning(UserWarning):
+    """Something of the input could not be used or kept; the message names the file, what and why."""
+
+
+def warn(message: str) -> None:
+    """Tell the user, who goes on with what there is."""
+    warnings.warn(message, MediaWarning, stacklevel=3)
+
+
+def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The stream that plays as the film: the first one that is no cover picture."""
+    return next((stream for stream in container.streams.video if not is_cover(stream)), None)
+
+
+def is_cover(stream: Any) -> bool:
+    """Whether a video stream is a still picture attached to the file."""
+    return bool(int(stream.disposition) & int(type(stream.disposition).attached_pic))
+
+
+def copy_tags(source: av.container.InputContainer, output: av.container.OutputContainer) -> None:
+    """Copy title, artist and the like, and the chapters."""
+    output.metadata.update({k: v for k, v in source.metadata.items() if k not in _OF_THE_CONTAINER})
+    if chapters := source.chapters():
+        output.set_chapters(chapters)
+
+
+def copy_stream_tags(source: Any, output: Any) -> None:
+    """Copy language, title and the like of the stream that was enhanced."""
+    output.metadata.update({k: v for k, v in source.metadata.items() if not _OF_THE_ENCODING.match(k)})
+    output.disposition = source.disposition
+
+
+class StreamCopier:
+    """Copies every stream but one, packet by packet, in step with the pictures that are written.
+
+    It reads the input a second time, so that nothing is collected in memory however far pictures lag behind.
+    A stream that the output's container cannot hold is left out with a :class:`MediaWarning`.
+    """
+
+    def __init__(self, source: Path, skip: int, output: av.container.OutputContainer, target: Path) -> None:
+        self._output, self._source = output, source
+        self._input = av.open(str(source), metadata_errors="replace")
+        self._copies: dict[int, Any] = {}
+        for stream in self._input.streams:
+            if stream.index == skip:
+                continue
+            if not _fits(stream, output.format.name):
+                warn(
+                    f"{target}: its format cannot hold stream {stream.index} of {source.name} "
+                    f"({_describe(stream)}); it is left out. Matroska (.mkv) holds nearly everything"
+                )
+                continue
+            self._copies[stream.index] = _add_copy(output, stream)
+        copy_tags(self._input, output)
+        self._packets = self._read()
+        self._next: av.Packet | None = None
+        self._told: set[int] = set()
+
+    def advance(self, seconds: Fraction | None) -> None:
+        """Write all packets that start no later than ``seconds``; None writes the rest."""
+        while (packet := self._next or next(self._packets, None)) is not None:
+            self._next = packet
+            if seconds is not None and packet.dts * packet.time_base > seconds:
+                return
+            self._next = None
+            self._write(packet)
+
+    def close(self) -> None:
+        """Close the input."""
+        self._input.close()
+
+    def _read(self) -> Iterator[av.Packet]:
+        streams = [s for s in self._input.streams if s.index in self._copies and s.type != "attachment"]
+        if not streams:
+            return
+        damaged = 0
+        while damaged < _DAMAGED_PACKETS:
+            try:
+                for packet in self._input.demux(streams):
+                    if packet.size == 0:  # the mark of the end
+                        continue
+                    damaged = 0
+                    if packet.dts is None:
+                        packet.dts = packet.pts
+                    if packet.dts is not None:
+                        yield packet
+                return
+            except av.FFmpegError:
+                damaged += 1
+
+    def _write(self, packet: av.Packet) -> None:
+        index = packet.stream.index
+        packet.stream = self._copies[index]
+        try:
+            self._output.mux_one(packet)
+        except ValueError:  # time stamps that run backwards, which no container takes
+            if index not in self._told:
+                self._told.add(index)
+                warn(f"{self._source}: stream {index} is damaged; what is left of it is copied")
+
+
+def _add_copy(output: av.container.OutputContainer, stream: Any) -> Any:
+    if stream.type == "attachment":
+        return output.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
+    copy = output.add_stream_from_template(stream, opaque=True)
+    copy.metadata.update(stream.metadata)
+    copy.disposition = stream.disposition
+    return copy
+
+
+def _fits(stream: Any, container_format: str) -> bool:
+    """Try it out: open an output with this stream alone and write its header."""
+    try:
+        with av.open(io.BytesIO(), "w", format=container_format) as trial:
+            if stream.type == "attachment":  # needs some stream beside it, and a format that has attachments
+                return "matroska" in container_format
+            _add_copy(trial, stream)
+            trial.start_encoding()
+    except (av.FFmpegError, ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _describe(stream: Any) -> str:
+    codec = getattr(stream.codec_context, "name", None) if stream.codec_context else None
+    language = stream.metadata.get("language")
+    return " ".join(filter(None, (stream.type, codec, language if language != "und" else None)))

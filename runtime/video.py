@@ -1,0 +1,479 @@
+"""Video in, video out: pictures as RGB bytes, everything else of the file carried over.
+
+    with VideoReader(Path("in.mp4")) as source, VideoWriter(Path("out.mp4"), source) as sink:
+        for frame in enhance(source.frames()):
+            sink.write(frame)
+
+Frame for frame: the n-th picture written takes the time stamp of the n-th picture read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import av
+import av.container
+import numpy as np
+import numpy.typing as npt
+from v2v.engine.backend import V2VError
+from v2v.runtime import pixels
+from v2v.runtime.pixels import REFERENCE_COLORS, Colors
+from v2v.runtime.streams import StreamCopier, copy_stream_tags, picture_stream, warn
+
+Frame = npt.NDArray[np.uint8]
+"""[H, W, 3], RGB, 0..255."""
+
+PARITY_FRAMES = 32
+PARITY_RATE = Fraction(8)
+_DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
+_SUSPICIOUS_FORMATS = {"tty"}  # FFmpeg draws any text file as a film of a terminal
+
+
+class MediaError(V2VError):
+    """A video cannot be read or written; the message names the file, the cause and the way out."""
+
+
+class Timestamp(NamedTuple):
+    """When a picture is shown, in units of the source's time base."""
+
+    start: int
+    duration: int  # 0 where unknown
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video before it has been read."""
+
+    path: Path
+    height: int  # upright, in pixels
+    width: int
+    frames: int | None  # as announced by the file
+    frame_rate: Fraction  # average
+    time_base: Fraction
+    sample_aspect_ratio: Fraction  # upright
+    colors: Colors
+    depth: int  # bits per component
+    stream_index: int
+
+
+class VideoReader:
+    """Decodes a video's pictures to upright RGB bytes, one at a time.
+
+    ``parity`` reads as the reference does: the first 32 frames, BT.601 whatever the tags say. Damage in the
+    middle costs only the pictures it hit; how many were read is told as a
+    :class:`~v2v.runtime.streams.MediaWarning` at the end.
+
+    Raises:
+        MediaError: no such file, not a video, no video stream, or no picture that can be decoded.
+    """
+
+    def __init__(self, path: Path, *, parity: bool = False) -> None:
+        self.path = path
+        self.limit = PARITY_FRAMES if parity else None
+        self.timestamps: deque[Timestamp] = deque()
+        """Of pictures given out by :meth:`frames` and not yet written."""
+        self._damaged = 0
+        self._container = _open(path)
+        try:
+            self._stream = self._find_stream()
+            self._stream.thread_type = "AUTO"
+            self._decoded = self._decode()
+            self._first = self._decode_first()
+            self.info, self._to_rgb = self._describe(self._first, parity)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def frames(self) -> Iterator[Frame]:
+        """Every picture in order, ``[H, W, 3]``, once; its time stamp goes to :attr:`timestamps`."""
+        frame: av.VideoFrame | None = self._first
+        if pixels.has_alpha(self._first):
+            warn(f"{self.path}: transparency cannot be kept; it is shown on black")
+        clock = _Clock(self.info.frame_rate, self.info.time_base)
+        count = 0
+        while frame is not None and (self.limit is None or count < self.limit):
+            self.timestamps.append(clock.stamp(frame))
+            yield self._to_rgb(frame)
+            count += 1
+            frame = next(self._decoded, None)
+        if frame is None:
+            self._tell_damage(count, clock.end)
+
+    def _find_stream(self) -> av.VideoStream:
+        stream = picture_stream(self._container)
+        if stream is None:
+            kinds = " and ".join(sorted({str(s.type) for s in self._container.streams})) or "nothing"
+            raise MediaError(
+                f"{self.path} has no video stream, only {kinds}; give a file with moving pictures"
+            )
+        return stream
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        """Decode what can be decoded; a damaged packet costs no more than itself."""
+        in_a_row = 0
+        while in_a_row < _DAMAGED_PACKETS:
+            try:
+                for packet in self._container.demux(self._stream):
+                    try:
+                        decoded = packet.decode()
+                    except av.FFmpegError:
+                        self._damaged += 1
+                        continue
+                    in_a_row = 0
+                    yield from decoded
+                return
+            except av.FFmpegError:  # the demuxer stumbled; it goes on behind what it could not read
+                self._damaged += 1
+                in_a_row += 1
+
+    def _decode_first(self) -> av.VideoFrame:
+        frame = next(self._decoded, None)
+        if frame is None:
+            cause = "its pictures are damaged" if self._damaged else "it holds none"
+            raise MediaError(f"{self.path}: no picture could be read, {cause}; check that the file plays")
+        if not frame.width or not frame.height:
+            raise MediaError(f"{self.path}: its pictures have no size ({frame.width}x{frame.height})")
+        return frame
+
+    def _describe(self, first: av.VideoFrame, parity: bool) -> tuple[VideoInfo, pixels.ToRGB]:
+        stream, codec = self._stream, self._stream.codec_context
+        orientation = pixels.orientation_of(first)
+        colors = (
+            REFERENCE_COLORS if parity else pixels.colors_of(first, codec).resolved(first.width, first.height)
+        )
+        try:
+            to_rgb = pixels.ToRGB(colors, orientation, (first.height, first.width), fast=parity)
+        except V2VError as error:
+            raise MediaError(f"{self.path}: {error}") from None
+        aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1)
+        height, width = first.height, first.width
+        if orientation.transpose:
+            height, width, aspect = width, height, 1 / aspect
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        info = VideoInfo(
+            path=self.path,
+            height=height,
+            width=width,
+            frames=self._announced(rate),
+            frame_rate=Fraction(rate),
+            time_base=stream.time_base or 1 / Fraction(rate),
+            sample_aspect_ratio=Fraction(aspect),
+            colors=colors,
+            depth=pixels.depth_of(first),
+            stream_index=stream.index,
+        )
+        return info, to_rgb
+
+    def _announced(self, rate: Fraction) -> int | None:
+        count = self._stream.frames or round((self._announced_seconds() or 0) * rate)
+        if self.limit is not None:
+            count = min(count, self.limit) or self.limit
+        return count or None
+
+    def _announced_seconds(self) -> Fraction | None:
+        stream = self._stream
+        if stream.duration and stream.time_base:
+            return stream.duration * stream.time_base
+        if tag := stream.metadata.get("DURATION"):  # Matroska's writers note it per stream
+            with contextlib.suppress(ValueError):
+                hours, minutes, seconds = tag.split(":")
+                return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
+        return Fraction(self._container.duration, av.time_base) if self._container.duration else None
+
+    def _tell_damage(self, count: int, end: Fraction) -> None:
+        stream = self._stream
+        stated = self._announced_seconds() if stream.duration or "DURATION" in stream.metadata else None
+        start = (stream.start_time or 0) * (stream.time_base or 0)
+        cut_short = stated is not None and end - start < stated - Fraction(3, 2) / self.info.frame_rate
+        if self._damaged or cut_short:
+            of = f" of about {self.info.frames}" if self.info.frames and self.info.frames > count else ""
+            warn(f"{self.path} is damaged or cut short: {count}{of} frames could be read and are used")
+
+
+class VideoWriter:
+    """Encodes enhanced pictures, with the source's other streams, into a file that appears when finished.
+
+    Until then the work lies in a hidden temporary file in the same folder, which is removed when the ``with``
+    block is left by an exception. Time stamps are the source's; its other streams are copied packet for packet.
+    ``parity`` writes as the reference does: 8 frames per second, no sound, no colour tags, crf 17.
+
+    Args:
+        path: where to write; the ending picks the format.
+        source: where the pictures come from.
+        overwrite: whether an existing file may be replaced.
+        note: settings of the run, kept in the file's comment.
+
+    Raises:
+        MediaError: the output exists, cannot be written or has an unknown ending; the disk is full.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: VideoReader,
+        *,
+        overwrite: bool = False,
+        note: str = "",
+        parity: bool = False,
+    ) -> None:
+        self.path, self.source, self.overwrite, self.note, self.parity = path, source, overwrite, note, parity
+        self._format = _format_for(path)
+        check_output(path, source.path, overwrite=overwrite)
+        self._partial = _create_beside(path)
+        self._output: Any = None
+        self._encoder: Any = None
+        self._copier: StreamCopier | None = None
+        self._written = 0
+        try:
+            options = {"movflags": "+faststart"} if self._format in ("mp4", "mov") else {}
+            # bitexact leaves out what differs from run to run, such as Matroska's random identifiers
+            self._output = av.open(
+                str(self._partial),
+                "w",
+                format=self._format,
+                container_options={"fflags": "+bitexact", **options},
+            )
+        except BaseException:
+            self._discard()
+            raise
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._discard()
+
+    def write(self, frame: Frame) -> None:
+        """Encode the next picture, ``[H, W, 3]``; the first one decides the size.
+
+        Raises:
+            MediaError: the disk is full or fails.
+        """
+        with self._failures_told():
+            if self._encoder is None:
+                self._begin(*frame.shape[:2])
+            stamp = self.source.timestamps.popleft()
+            encoder, info = self._encoder, self.source.info
+            colors = REFERENCE_COLORS if self.parity else info.colors
+            picture = pixels.from_rgb(frame, encoder.pix_fmt, colors, fast=self.parity)
+            if self.parity:
+                picture.pts, picture.time_base = self._written, 1 / PARITY_RATE
+            else:
+                picture.pts, picture.time_base = stamp.start, info.time_base
+                picture.duration = stamp.duration
+            if self._copier:
+                self._copier.advance(stamp.start * info.time_base)
+            self._output.mux(encoder.encode(picture))
+            self._written += 1
+
+    def _begin(self, height: int, width: int) -> None:
+        """Open the encoder and declare every stream, before the first packet is written."""
+        info, parity = self.source.info, self.parity
+        if height % 2 or width % 2:
+            raise MediaError(
+                f"{self.path}: H.264 needs an even width and height, not {width}x{height}; "
+                f"try --size {width + width % 2}x{height + height % 2}"
+            )
+        encoder = self._output.add_stream("libx264", rate=PARITY_RATE if parity else info.frame_rate)
+        encoder.width, encoder.height = width, height
+        encoder.pix_fmt = "yuv420p10le" if info.depth > 8 and not parity else "yuv420p"
+        encoder.options = {"crf": "17"}
+        context = encoder.codec_context
+        context.time_base = 1 / PARITY_RATE if parity else info.time_base
+        if not parity:
+            context.sample_aspect_ratio = info.sample_aspect_ratio
+            _tag(context, info.colors)
+            stream = self.source._stream
+            copy_stream_tags(stream, encoder)
+            self._copier = StreamCopier(self.source.path, info.stream_index, self._output, self.path)
+        self._encoder = encoder
+        _add_note(self._output.metadata, self.note)
+
+    def _finish(self) -> None:
+        with self._failures_told():
+            if self._encoder is None:
+                raise MediaError(f"{self.path}: there was nothing to write")
+            self._output.mux(self._encoder.encode(None))
+            if self._copier:
+                self._copier.advance(None)
+            self._output.close()
+            _sync(self._partial)
+            self._publish()
+
+    def _publish(self) -> None:
+        """Give the finished file its name, in one step."""
+        self._partial.chmod(0o666 & ~_umask())
+        if self.overwrite:
+            self._partial.replace(self.path)
+            return
+        target, number = self.path, 1
+        while True:  # a file that appeared meanwhile is not replaced, and finished work is not thrown away
+            try:
+                os.link(self._partial, target)
+                break
+            except FileExistsError:
+                target = self.path.with_stem(f"{self.path.stem}-{number}")
+                number += 1
+            except OSError:  # a file system without hard links
+                if target.exists():
+                    continue
+                self._partial.rename(target)
+                break
+        if target != self.path:
+            warn(f"{self.path} has appeared meanwhile and is left as it is; the result is in {target}")
+
+    def _discard(self) -> None:
+        """Close everything and remove the temporary file, which by then has its final name or is useless."""
+        if self._copier:
+            self._copier.close()
+        with contextlib.suppress(Exception):  # the trailer of an unfinished file may well fail
+            if self._output is not None:
+                self._output.close()
+        self._partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            cause = error.strerror or str(error)
+            raise MediaError(
+                f"cannot write {self.path}: {cause}; free space there or choose another place with -o"
+            ) from error
+
+
+def check_output(path: Path, source: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether ``path`` may be written.
+
+    Raises:
+        MediaError: unknown ending, no such folder, a folder, the input itself, or there without ``overwrite``.
+    """
+    _format_for(path)
+    if not path.parent.is_dir():
+        raise MediaError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise MediaError(f"cannot write {path}: it is a folder; name a file in it")
+    if path.exists() and source.exists() and path.samefile(source):
+        raise MediaError(f"{path} is the input itself; choose another output with -o")
+    if path.exists() and not overwrite:
+        raise MediaError(
+            f"{path} already exists; choose another output with -o, or replace it with --overwrite"
+        )
+
+
+_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+
+
+def _format_for(path: Path) -> str:
+    try:
+        return _FORMATS[path.suffix.lower()]
+    except KeyError:
+        raise MediaError(
+            f"cannot write {path}: '{path.suffix}' is no video format known here; "
+            f"end the name in {', '.join(_FORMATS)}"
+        ) from None
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    if not path.exists():
+        raise MediaError(f"{path}: no such file")
+    if path.is_dir():
+        raise MediaError(f"{path} is a folder; give a video file")
+    try:
+        if path.is_file() and not path.stat().st_size:
+            raise MediaError(f"{path} is empty (0 bytes); give a video file")
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, OSError) as error:
+        reason = (
+            "it is not a video, or cut off too early" if isinstance(error, ValueError) else error.strerror
+        )
+        raise MediaError(f"{path} cannot be read: {reason}; check that the file plays") from error
+    if container.format.name in _SUSPICIOUS_FORMATS:
+        container.close()
+        raise MediaError(f"{path} cannot be read: it is not a video but text")
+    return container
+
+
+def _create_beside(path: Path) -> Path:
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise MediaError(
+            f"cannot write {path}: {error.strerror} in folder {path.parent}; choose another place with -o"
+        ) from error
+    os.close(handle)
+    return Path(name)
+
+
+def _tag(context: Any, colors: Colors) -> None:
+    context.color_primaries, context.color_trc = colors.primaries, colors.transfer
+    context.colorspace = colors.matrix
+    context.color_range = 2 if colors.full_range else 1
+
+
+def _add_note(metadata: dict[str, str], note: str) -> None:
+    """Keep ``note`` in the first free text field that every container has, without losing what is in them."""
+    if note:
+        key = next((key for key in ("comment", "description", "synopsis") if key not in metadata), "comment")
+        metadata[key] = f"{metadata[key]}\n{note}" if key in metadata else note
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+class _Clock:
+    """Time stamps that only ever grow, as muxers need them, kept as they are wherever the file is sane."""
+
+    def __init__(self, frame_rate: Fraction, time_base: Fraction) -> None:
+        self._time_base = time_base
+        self._step = max(round(1 / (frame_rate * time_base)), 1)
+        self._last: Timestamp | None = None
+
+    def stamp(self, frame: av.VideoFrame) -> Timestamp:
+        expected = self._last.start + (self._last.duration or self._step) if self._last else 0
+        start = expected if frame.pts is None else frame.pts
+        if self._last and start <= self._last.start:
+            start = max(expected, self._last.start + 1)
+        self._last = Timestamp(start, frame.duration or 0)
+        return self._last
+
+    @property
+    def end(self) -> Fraction:
+        """When the last picture ends, in seconds."""
+        return (
+            (self._last.start + (self._last.duration or self._step)) * self._time_base
+            if self._last
+            else Fraction(0)
+        )
