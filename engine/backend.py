@@ -6,6 +6,7 @@ heavy library is imported when the class is made, never when this module is.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,8 +59,8 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
         """Read ``inputs``, write ``outputs``; both as described by :attr:`component`.
 
-        On a CPU the values are C-contiguous NumPy arrays and the call returns when the outputs are written. On
-        CUDA they are device arrays (``shape``, ``dtype``, ``pointer``) and the work is queued on ``stream``.
+        On a CPU the values are C-contiguous NumPy arrays and the call returns when the outputs are written.
+        On CUDA they are device arrays (``shape``, ``dtype``, ``pointer``), the work is queued on ``stream``.
         """
         ...
 
@@ -78,14 +79,19 @@ class Backend(Protocol):
     def build(
         self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
     ) -> list[Path]:
-        """Compile ``graph`` (an ``.onnx`` file; its weights may lie beside it) into files inside ``folder``.
+        """Compile ``graph`` (an ``.onnx`` file, its weights beside it) into files inside ``folder``.
 
-        Returns the files made, the one to load first. Raises ``BuildError`` when the graph cannot be compiled.
+        Returns the files made, the one to load first; other files in ``folder`` are thrown away. Raises
+        ``BuildError`` when the graph cannot be compiled.
         """
         ...
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
-        """What must stay the same for an engine built now to load later: versions, GPU, capability."""
+        """What must stay the same for an engine built now to load later: versions, GPU, capability.
+
+        Plain JSON values. Where engines are tied to a GPU, ``gpu`` is its name and ``compute_capability`` is
+        like "8.9"; ``label``, a short word such as "sm89" or "portable", becomes part of the set's name.
+        """
         ...
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
@@ -120,6 +126,18 @@ BACKENDS = {
 }
 
 _EXTRAS = {"tensorrt": "tensorrt", "inductor": "inductor"}
+
+
+def cuda_devices() -> int:
+    """How many GPUs the NVIDIA driver shows; 0 without a driver. Needs no CUDA library."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
 
 
 def backend(name: str) -> Backend:

@@ -7,6 +7,7 @@ serves a run and what to type to build another.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import shlex
 from collections.abc import Mapping
@@ -21,6 +22,14 @@ FORMAT = 1
 """Rises when an older v2v could no longer read a manifest correctly."""
 
 MANIFEST = "manifest.json"
+
+
+def v2v_version() -> str:
+    """Version of this package; "unknown" in a source tree that was never installed."""
+    try:
+        return importlib.metadata.version("v2v")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,22 @@ class Recipe:
         facts["weights"] = self.weights.identity
         facts["format"] = FORMAT
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def difference(self, other: Recipe) -> str | None:
+        """The first fact that a person chooses in which ``other`` differs; None where it is the same."""
+        for fact, mine, theirs in (
+            ("model", self.model.name, other.model.name),
+            ("window", self.window, other.window),
+            ("precision", self.options.precision, other.options.precision),
+            ("device", self.options.device, other.options.device),
+            ("backend", self.backend.name, other.backend.name),
+            ("hash of the weights", self.weights.identity, other.weights.identity),
+        ):
+            if mine != theirs:
+                return f"its {fact} is {theirs}, wanted is {mine}"
+        if self.model != other.model:
+            return f"its configuration of the model {self.model.name} differs"
+        return None if self.options == other.options else "it was built with other options"
 
     @property
     def name(self) -> str:

@@ -6,7 +6,6 @@ ONNX Runtime optimises the graph when it loads it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
-from v2v.engine.backend import BuildError, BuildOptions, Compatibility, EngineError, Progress
+from v2v.engine.backend import BuildError, BuildOptions, Compatibility, EngineError, Progress, cuda_devices
 from v2v.engine.components import Component, Tensor
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -36,7 +35,7 @@ class OnnxRuntimeBackend:
         self.devices: tuple[str, ...] = tuple(
             device
             for device, provider in _PROVIDERS.items()
-            if provider in available and (device == "cpu" or _cuda_devices() > 0)
+            if provider in available and (device == "cpu" or cuda_devices() > 0)
         )
 
     def build(
@@ -213,18 +212,6 @@ def _link_or_copy(source: Path, target: Path) -> Path:
     except OSError:
         shutil.copyfile(source, target)
     return target
-
-
-def _cuda_devices() -> int:
-    """GPUs that the NVIDIA driver shows; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import filelock
 import platformdirs
+from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import BACKENDS, Compatibility, Engine, EngineError, V2VError, backend
 from v2v.engine.components import Component, ComponentName, Precision, Window, components
 from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
@@ -331,25 +332,26 @@ def new_set(path: Path) -> Iterator[Path]:
     """
     building, old = _sibling(path, "building"), _sibling(path, "old")
     _remove_dead_builds(path.parent)
-    if old.exists() and not path.exists():  # killed between the two renames below
-        old.rename(path)
+    _restore(old, path)
     _remove_build(building)
     building.mkdir()
     try:
         (building / BUILDING).touch()
-        yield building
-        if not (building / MANIFEST).exists():
-            raise V2VError(f"the build of {path} ended without a manifest")
-        (building / BUILDING).unlink()
-        _sync_tree(building)
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-        building.rename(path)
-        _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with removed_on_abort(building):
+            yield building
+            if not (building / MANIFEST).exists():
+                raise V2VError(f"the build of {path} ended without a manifest")
+            (building / BUILDING).unlink()
+            _sync_tree(building)
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            building.rename(path)
+            _sync(path.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        _restore(old, path)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def finish(building: Path, manifest: Manifest) -> None:
@@ -378,6 +380,12 @@ def replaceable(path: Path) -> Compatibility:
             False, f"{path} also holds what is no part of its engine set ({foreign[0]}); move that away first"
         )
     return Compatibility(True)
+
+
+def _restore(old: Path, path: Path) -> None:
+    """Bring back the former set where a replacement was stopped between its two renames."""
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def _sibling(path: Path, purpose: str) -> Path:

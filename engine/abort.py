@@ -1,0 +1,73 @@
+"""Ctrl-C and ``kill`` end a command within two seconds and leave nothing half-written.
+
+Python raises KeyboardInterrupt only between its own instructions, and one call into a compiler or an engine
+can take minutes. So a thread that waits for the signal gives the main thread a moment to leave in the regular
+way, then removes what :func:`removed_on_abort` registered and ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+PATIENCE = 1.0
+"""Seconds that the main thread has to leave by itself."""
+
+_unfinished: set[Path] = set()
+_received: list[int] = []
+
+
+def exit_code() -> int | None:
+    """128 plus the number of the signal that told this process to stop; None if none did."""
+    return 128 + _received[0] if _received else None
+
+
+@contextmanager
+def removed_on_abort(path: Path) -> Iterator[None]:
+    """Inside, ``path`` (a file or a folder under construction) is removed if the process is told to stop."""
+    _unfinished.add(path)
+    try:
+        yield
+    finally:
+        _unfinished.discard(path)
+
+
+def watch() -> None:
+    """From now on SIGINT and SIGTERM raise KeyboardInterrupt, and end the process if that takes too long.
+
+    For commands; call it in the main thread, once.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _raise)
+    threading.Thread(target=_end_late, args=(reader,), daemon=True, name="v2v-abort").start()
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+def _end_late(reader: int) -> None:
+    while True:
+        number = os.read(reader, 1)[0]
+        if number in (signal.SIGINT, signal.SIGTERM):
+            break
+    time.sleep(PATIENCE)
+    for path in tuple(_unfinished):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    sys.stderr.flush()
+    os._exit(128 + number)

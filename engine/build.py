@@ -1,0 +1,356 @@
+"""Build an engine set: weights -> graphs -> engines -> a folder that appears when it is complete."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+from v2v.engine.backend import (
+    BACKENDS,
+    Backend,
+    BuildError,
+    BuildOptions,
+    EngineError,
+    Progress,
+    backend,
+    cuda_devices,
+)
+from v2v.engine.components import (
+    COMPONENTS,
+    Component,
+    ComponentName,
+    Precision,
+    Window,
+    components,
+)
+from v2v.engine.manifest import (
+    BackendRecord,
+    ComponentRecord,
+    Manifest,
+    Recipe,
+    WeightsRecord,
+    v2v_version,
+)
+from v2v.engine.store import (
+    TOKENIZER,
+    EngineSet,
+    building_lock,
+    engines_root,
+    finish,
+    list_sets,
+    new_set,
+    packaged_tokenizer,
+    replaceable,
+    stored_file,
+)
+from v2v.export.models.configs import ModelConfig
+
+BuildProgress = Callable[[str, str, float], None]
+"""Called with a component's name (or "weights"), its phase, and the share of that phase done, 0..1."""
+
+
+class Weights(Protocol):
+    """What a build needs to know of :class:`v2v.export.weights.Weights`."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def identity(self) -> str: ...
+
+
+class Graph(Protocol):
+    """What a build needs to know of :class:`v2v.export.graphs.Graph`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def error(self) -> float: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Where graphs come from: the functions of ``v2v.export`` that a build calls."""
+
+    load_weights: Callable[..., Any]
+    export_component: Callable[..., Any]
+    save_safetensors: Callable[..., Any]
+
+    @classmethod
+    def default(cls) -> Exporter:
+        """PyTorch's.
+
+        Raises:
+            BuildError: PyTorch or another part of the ``export`` extra is not installed.
+        """
+        try:
+            from v2v.export.graphs import export_component
+            from v2v.export.weights import load_weights, save_safetensors
+        except ImportError as error:
+            raise BuildError(
+                f"building engines needs PyTorch and ONNX ({error}); "
+                "install them with: pip install 'v2v[export]'"
+            ) from error
+        return cls(load_weights, export_component, save_safetensors)
+
+
+def window_for(model: ModelConfig, size: tuple[int, int] | None = None, frames: int | None = None) -> Window:
+    """The window of ``size`` (width, height, in pixels) and ``frames``; where None, the model's default.
+
+    Raises:
+        BuildError: a size that the UNet cannot take.
+    """
+    default_frames, default_height, default_width = model.defaults.window
+    width, height = size or (default_width, default_height)
+    try:
+        return Window(
+            default_frames if frames is None else frames,
+            height,
+            width,
+            factor=model.autoencoder.factor,
+            levels=len(model.unet.multipliers) - 1,
+        )
+    except ValueError as error:
+        raise BuildError(str(error)) from error
+
+
+def default_device() -> str:
+    """CUDA where the driver shows a GPU and a backend is installed that runs on it, else the CPU."""
+    if cuda_devices():
+        for name in BACKENDS:
+            try:
+                if "cuda" in backend(name).devices:
+                    return "cuda"
+            except EngineError:
+                continue
+    return "cpu"
+
+
+def default_backend(device: str) -> str:
+    """The preferred backend among those installed here that run on ``device``.
+
+    Raises:
+        EngineError: there is none.
+    """
+    if device == "cpu":
+        return "onnxruntime"  # the others exist for GPUs
+    reasons = []
+    for name in BACKENDS:
+        try:
+            if device in backend(name).devices:
+                return name
+            reasons.append(f"{name} does not run on {device} here")
+        except EngineError as error:
+            reasons.append(str(error))
+    raise EngineError(f"no backend for {device}: {'; '.join(reasons)}")
+
+
+def default_precision(device: str) -> Precision:
+    """FP32 on a CPU, where half precision is computed by conversion; FP16 on a GPU."""
+    return "fp32" if device == "cpu" else "fp16"
+
+
+def default_weights(model: ModelConfig) -> str:
+    """The weights of ``model`` where the user names none.
+
+    Raises:
+        BuildError: they do not come with this package.
+    """
+    if model.name == "small":
+        return "random:0"
+    raise BuildError(
+        f"the weights of {model.name} do not come with v2v: name them with --weights, a folder with the "
+        "published files or of safetensors, or hf:ORG/NAME (random:0 makes some up, to try things out)"
+    )
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine set, and whether this call made it."""
+
+    engine_set: EngineSet
+    fresh: bool
+
+
+def build_engine_set(
+    model: ModelConfig,
+    *,
+    weights: str,
+    window: Window,
+    backend_name: str,
+    options: BuildOptions,
+    output: Path | None = None,
+    force: bool = False,
+    save_weights: Path | None = None,
+    progress: BuildProgress = lambda component, phase, share: None,
+    exporter: Exporter | None = None,
+) -> Built:
+    """Build the engine set of ``model``, or return the one that is already there.
+
+    ``weights`` is what :func:`v2v.export.weights.load_weights` takes. The set lands in ``output``, or in the
+    store under a name made from what it is. ``force`` builds it anew. When another process builds the same
+    set, this one waits and takes its result. The folder ``save_weights`` gets the weights as safetensors.
+
+    Raises:
+        BuildError: weights, export or compilation fail, ``output`` holds something else, the disk is full.
+        EngineError: the backend is not installed.
+    """
+    asked = time.time()
+    made = backend(backend_name)
+    exporter = exporter or Exporter.default()
+    progress("weights", "reading", 0.0)
+    loaded: Weights = exporter.load_weights(
+        weights, model, lambda phase, share: progress("weights", phase, share)
+    )
+    if save_weights is not None:
+        progress("weights", f"writing {save_weights}", 0.5)
+        exporter.save_safetensors(loaded, save_weights)
+    progress("weights", "ready", 1.0)
+    recipe = Recipe(
+        model,
+        WeightsRecord(loaded.source, loaded.kind, loaded.identity),
+        window,
+        options,
+        BackendRecord(made.name, made.version, made.facts(options)),
+    )
+    path = (output or engines_root() / recipe.name).absolute()
+    try:
+        with building_lock(path, waiting=lambda: progress("weights", "waiting for another build", 1.0)):
+            there = _already_there(path, recipe, in_store=output is None)
+            if there is not None and (not force or _seconds(there.manifest.created) >= asked):
+                return Built(there, fresh=False)
+            _check_place(path, recipe, force)
+            with new_set(path) as folder:
+                manifest = _fill(folder, recipe, loaded, made, exporter, asked, progress)
+                finish(folder, manifest)
+            return Built(EngineSet.open(path), fresh=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BuildError(f"the disk is full; the engine set {path} was not built") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise BuildError(
+                f"cannot write the engine set {path}: {error.strerror}; "
+                "name another folder with -o or $V2V_ENGINES"
+            ) from error
+        raise
+
+
+def _fill(
+    folder: Path,
+    recipe: Recipe,
+    weights: Weights,
+    made: Backend,
+    exporter: Exporter,
+    started: float,
+    progress: BuildProgress,
+) -> Manifest:
+    """Make everything but the manifest inside ``folder``."""
+    described = components(recipe.model, recipe.window, recipe.options.precision)
+    records = {
+        name: _build_component(folder, described[name], recipe, weights, made, exporter, progress)
+        for name in COMPONENTS
+    }
+    (folder / TOKENIZER).write_bytes(packaged_tokenizer())
+    return Manifest(
+        recipe=recipe,
+        components=records,
+        tokenizer=stored_file(folder / TOKENIZER, folder),
+        seconds=round(time.time() - started, 3),
+        created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        v2v=v2v_version(),
+    )
+
+
+def _build_component(
+    folder: Path,
+    component: Component,
+    recipe: Recipe,
+    weights: Weights,
+    made: Backend,
+    exporter: Exporter,
+    progress: BuildProgress,
+) -> ComponentRecord:
+    """Export one component, compile it into ``folder/<name>`` and describe what came out."""
+    name: ComponentName = component.name
+    graphs, target = folder / "graphs", folder / name
+    graphs.mkdir()
+    target.mkdir()
+    report: Progress = lambda phase, share: progress(name, phase, share)  # noqa: E731
+    report("exporting", 0.0)
+    graph: Graph = exporter.export_component(
+        name, recipe.model, weights, recipe.window, recipe.options.precision, graphs, report
+    )
+    report("compiling", 0.0)
+    started = time.monotonic()
+    files = made.build(component, graph.path, target, recipe.options, report)
+    seconds = time.monotonic() - started
+    shutil.rmtree(graphs)
+    for path in target.rglob("*"):
+        if path.is_file() and path not in files:
+            path.unlink()
+    report("hashing", 0.0)
+    record = ComponentRecord(
+        files=tuple(stored_file(file, folder) for file in files),
+        inputs=component.inputs,
+        outputs=component.outputs,
+        error=graph.error,
+        export_seconds=round(graph.seconds, 3),
+        compile_seconds=round(seconds, 3),
+    )
+    report("done", 1.0)
+    return record
+
+
+def _already_there(path: Path, recipe: Recipe, *, in_store: bool) -> EngineSet | None:
+    """An intact set made from ``recipe`` that runs here: at ``path``, or anywhere in the store.
+
+    The store may hold one made with other versions that still fits, as its backend judges.
+    """
+    candidates: list[EngineSet] = []
+    with suppress(EngineError):  # nothing there, or damaged: built anew
+        candidates.append(EngineSet.open(path))
+    if in_store:
+        candidates += [found for found in list_sets(path.parent) if isinstance(found, EngineSet)]
+    for candidate in candidates:
+        made_from = candidate.manifest.recipe
+        if made_from.identity == recipe.identity:
+            return candidate
+        same = recipe.difference(made_from) is None
+        if same and candidate.runs_on(recipe.options.device).fits:
+            return candidate
+    return None
+
+
+def _check_place(path: Path, recipe: Recipe, force: bool) -> None:
+    """Refuse to replace what is not an engine set, and another engine set without ``force``."""
+    allowed = replaceable(path)
+    if not allowed.fits:
+        raise BuildError(allowed.reason)
+    if force or not path.exists():
+        return
+    try:
+        other = EngineSet.open(path).manifest.recipe
+    except EngineError:
+        return  # an empty folder, or a damaged set
+    difference = recipe.difference(other) or "it does not run here"
+    raise BuildError(
+        f"{path} holds another engine set ({difference}); --force replaces it, -o names another folder"
+    )
+
+
+def _seconds(created: str) -> float:
+    return datetime.fromisoformat(created).timestamp()
