@@ -1,0 +1,130 @@
+// Bytes of a picture to the network's pixels and back.
+// Layouts and formulas are those of v2v.runtime.device.Device; cpu.py is the specification, resize.py the geometry.
+
+#include "common.cuh"
+
+// A byte as float without the conversion unit: 2^23 + byte is exact, and so is the difference.
+__device__ __forceinline__ float byte_to_float(uint32 word, int k) {
+    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + k)) - 8388608.0f;
+}
+
+// Bilinear resize of bytes [source_height, source_width, 3] into [3, height, width], scaled to -1..1.
+//
+// A block makes `ROWS` rows of `tile` pixels. First it weighs `row_taps` source rows into shared memory, all the
+// bytes between the tile's first and last source pixel; then each pixel weighs `column_taps` of those. Indices rise
+// along an axis, so the span of a tile follows from its ends. `shared_row` floats hold a row of a span.
+constexpr int ROWS = 4;
+
+template <typename T>
+__device__ __forceinline__ void prepare_frame(
+    const uint8* source, int source_width, T* out, int height, int width, const int* row_index,
+    const float* row_weight, int row_taps, const int* column_index, const float* column_weight, int column_taps,
+    int tile, int shared_row) {
+    extern __shared__ float4 shared4[];
+    float* shared = reinterpret_cast<float*>(shared4);
+    const int left = blockIdx.x * tile;
+    const int columns = min(tile, width - left);
+    const int top = blockIdx.y * ROWS;
+    const int rows = min(ROWS, height - top);
+    const uint64 pitch = static_cast<uint64>(source_width) * 3;
+
+    // Whole words of four bytes where rows allow it, single bytes otherwise.
+    const bool words = pitch % 4 == 0 && (reinterpret_cast<uint64>(source) & 3) == 0;
+    const int first = column_index[left * column_taps] * 3 & ~3;
+    const int end = column_index[(left + columns) * column_taps - 1] * 3 + 3;
+    const int per_row = (end - first + 3) / 4;
+    for (int index = threadIdx.x; index < per_row * rows; index += blockDim.x) {
+        const int r = index / per_row;
+        const int at = first + (index - r * per_row) * 4;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 2
+        for (int k = 0; k < row_taps; k++) {
+            const int tap = (top + r) * row_taps + k;
+            const uint8* bytes = source + row_index[tap] * pitch + at;
+            const float weight = row_weight[tap];
+            uint32 word = 0;
+            if (words)
+                word = __ldg(reinterpret_cast<const uint32*>(bytes));
+            else
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (at + i < end) word |= static_cast<uint32>(__ldg(bytes + i)) << (8 * i);
+            sum.x += weight * byte_to_float(word, 0);
+            sum.y += weight * byte_to_float(word, 1);
+            sum.z += weight * byte_to_float(word, 2);
+            sum.w += weight * byte_to_float(word, 3);
+        }
+        *reinterpret_cast<float4*>(shared + r * shared_row + (at - first)) = sum;
+    }
+    __syncthreads();
+
+    const uint64 plane = static_cast<uint64>(height) * width;
+    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
+        const int tap = (left + column) * column_taps;
+        float sums[ROWS][3] = {};
+        for (int k = 0; k < column_taps; k++) {
+            const float weight = column_weight[tap + k];
+            const float* at = shared + column_index[tap + k] * 3 - first;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int c = 0; c < 3; c++) sums[r][c] += weight * at[r * shared_row + c];
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int c = 0; c < 3; c++)
+                if (r < rows)
+                    from_float(sums[r][c] * (2.0f / 255.0f) - 1.0f,
+                               out[c * plane + static_cast<uint64>(top + r) * width + left + column]);
+    }
+}
+
+// [3, size] in -1..1 -> bytes [size, 3]. The order of roundings is the reference's, so that truncating agrees.
+__device__ __forceinline__ uint32 to_byte(float value, bool truncate) {
+    const float level = fminf(fmaxf(value * 0.5f + 0.5f, 0.0f), 1.0f) * 255.0f;  // a NaN becomes 0
+    return static_cast<uint32>(truncate ? level : rintf(level));
+}
+
+template <typename T>
+__device__ __forceinline__ void image_to_bytes(const T* image, uint8* out, uint64 size, int truncate) {
+    const uint64 first = thread_index() * 8;
+    if (first >= size) return;
+    const int count = size - first < 8 ? static_cast<int>(size - first) : 8;
+    const bool full = count == 8;
+    Group channels[3];
+#pragma unroll
+    for (int c = 0; c < 3; c++) {
+        const T* at = image + c * size + first;
+        channels[c] = load_any(at, count, full && aligned16(at));
+    }
+    uint32 words[6] = {};
+#pragma unroll
+    for (int i = 0; i < 24; i++)
+        words[i / 4] |= to_byte(channels[i % 3].v[i / 3], truncate) << (8 * (i % 4));
+    uint8* bytes = out + first * 3;
+    if (full && (reinterpret_cast<uint64>(bytes) & 7) == 0) {
+#pragma unroll
+        for (int i = 0; i < 3; i++)
+            reinterpret_cast<uint2*>(bytes)[i] = make_uint2(words[2 * i], words[2 * i + 1]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 24; i++)
+            if (i < count * 3) bytes[i] = static_cast<uint8>(words[i / 4] >> (8 * (i % 4)));
+    }
+}
+
+#define KERNELS(T, NAME)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256) prepare_frame_##NAME(                                   \
+        const uint8* source, int source_width, T* out, int height, int width, const int* row_index,           \
+        const float* row_weight, int row_taps, const int* column_index, const float* column_weight,           \
+        int column_taps, int tile, int shared_row) {                                                          \
+        prepare_frame(source, source_width, out, height, width, row_index, row_weight, row_taps,              \
+                      column_index, column_weight, column_taps, tile, shared_row);                            \
+    }                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                         \
+        image_to_bytes_##NAME(const T* image, uint8* out, uint64 size, int truncate) {                        \
+        image_to_bytes(image, out, size, truncate);                                                           \
+    }
+KERNELS(float, float32)
+KERNELS(half, float16)
