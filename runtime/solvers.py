@@ -78,9 +78,7 @@ def heun(sigmas: Sequence[float]) -> list[Update]:
             break
         r = next_sigma / sigma
         updates.append(
-            Update(
-                sigma, x_x=r, x_denoised=1 - r, history_x=(1 + r) / 2, history_denoised=(1 - r) / 2
-            )
+            Update(sigma, x_x=r, x_denoised=1 - r, history_x=(1 + r) / 2, history_denoised=(1 - r) / 2)
         )
         half = (next_sigma - sigma) / (2 * next_sigma)
         updates.append(Update(next_sigma, x_x=half, x_denoised=-half, x_history=1))

@@ -7,7 +7,6 @@ https://arxiv.org/abs/2302.08113; Zhang et al. 2023 do the same along time).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -33,10 +32,8 @@ class Tile:
     weights: Floats
 
 
-def starts(length: int, window: int, overlap: int, shift: int = 0) -> list[int]:
-    """Where windows of ``window`` positions start so that they cover ``length`` with at least ``overlap`` shared.
-
-    ``shift`` moves the boundaries inside; the first window always starts at 0 and the last ends at ``length``.
+def starts(length: int, window: int, overlap: int) -> list[int]:
+    """Where windows of ``window`` positions start: as few as cover ``length`` with ``overlap`` shared, evenly spread.
 
     Raises:
         ValueError: the window is longer than the length, or the overlap is not shorter than the window.
@@ -45,46 +42,49 @@ def starts(length: int, window: int, overlap: int, shift: int = 0) -> list[int]:
         raise ValueError(f"a window of {window} does not fit into {length}: pad first")
     if not 0 <= overlap < window:
         raise ValueError(f"an overlap must lie between 0 and {window - 1}, not {overlap}")
-    stride = window - overlap
     last = length - window
-    if shift % stride == 0:
-        count = -(-last // stride)  # as few windows as cover the length, spread evenly
-        return [round(i * last / count) for i in range(count + 1)] if count else [0]
-    return sorted({0, last, *range(stride - shift % stride, last, stride)})
+    count = -(-last // (window - overlap))
+    return [round(i * last / count) for i in range(count + 1)] if count else [0]
 
 
-def spans(length: int, window: int, overlap: int, shift: int = 0) -> list[Span]:
+def spans(length: int, window: int, overlap: int, phase: float | None = None) -> list[Span]:
     """Windows along one axis with blend weights that add up to one at every position.
 
-    A weight rises linearly over the overlap with a neighbour, so that no boundary is an edge.
+    Neighbours are cross-faded linearly: over all that they share, or, given a ``phase`` in 0..1, over half of it,
+    which lies at the shared part's beginning for 0 and at its end for 1. Changing the phase from step to step moves
+    every boundary without costing a window.
     """
-    placed = starts(length, window, overlap, shift)
+    placed = starts(length, window, overlap)
     total = np.zeros(length, np.float64)
-    raw = []
-    for index, start in enumerate(placed):
-        weights = np.ones(window, np.float64)
-        if index > 0:
-            shared = placed[index - 1] + window - start
-            weights[:shared] *= (np.arange(shared) + 1) / (shared + 1)
-        if index < len(placed) - 1:
-            shared = start + window - placed[index + 1]
-            weights[window - shared :] *= (np.arange(shared)[::-1] + 1) / (shared + 1)
+    raw = [np.ones(window, np.float64) for _ in placed]
+    for left, right in zip(range(len(placed)), range(1, len(placed)), strict=False):
+        shared = placed[left] + window - placed[right]
+        rise = _rise(shared, phase)
+        raw[left][window - shared :] *= 1 - rise
+        raw[right][:shared] *= rise
+    for start, weights in zip(placed, raw, strict=True):
         total[start : start + window] += weights
-        raw.append(weights)
     return [
         Span(start, (weights / total[start : start + window]).astype(np.float32))
         for start, weights in zip(placed, raw, strict=True)
     ]
 
 
+def _rise(shared: int, phase: float | None) -> npt.NDArray[np.float64]:
+    """Weights of the later window over the positions it shares with the earlier one."""
+    width = shared if phase is None else max(shared // 2, 1)
+    begin = 0 if phase is None else round(phase * (shared - width))
+    return np.clip((np.arange(shared) - begin + 1) / (width + 1), 0, 1)
+
+
 def tiles(
     extent: tuple[int, int, int],
     window: tuple[int, int, int],
     overlap: tuple[int, int, int],
-    shift: tuple[int, int, int] = (0, 0, 0),
+    phase: float | None = None,
 ) -> list[Tile]:
     """Windows over (frames, rows, columns): every combination of each axis' :func:`spans`."""
-    axes = [spans(*axis) for axis in zip(extent, window, overlap, shift, strict=True)]
+    axes = [spans(*axis, phase) for axis in zip(extent, window, overlap, strict=True)]
     return [
         Tile(
             (f.start, y.start, x.start),
@@ -93,23 +93,3 @@ def tiles(
         for f, y, x in product(*axes)
     ]
 
-
-def segments(total: int | None, length: int, shared: int) -> Iterator[tuple[int, int, int]]:
-    """Cut ``total`` frames (None: no end) into ``(known, start, stop)``.
-
-    Frames ``start..stop`` are new; the ``start - known`` frames before them were finished by the previous segment
-    and are looked at again, so that motion and colour carry over.
-
-    Raises:
-        ValueError: nothing new would fit into a segment.
-    """
-    if not 0 <= shared < length:
-        raise ValueError(f"segments of {length} frames cannot share {shared}")
-    start = 0
-    while total is None or start < total:
-        known = max(start - shared, 0)
-        stop = known + length
-        if total is not None:
-            stop = min(stop, total)
-        yield known, start, stop
-        start = stop

@@ -41,7 +41,8 @@ class CpuDevice:
         return array.copy()
 
     def view(self, array: Array, index: int | slice) -> Array:
-        return array[index : index + 1] if isinstance(index, int) else array[index]
+        part: Array = array[slice(index, index + 1) if isinstance(index, int) else index]
+        return part
 
     def reshape(self, array: Array, shape: Sequence[int]) -> Array:
         return array.reshape(tuple(shape))
@@ -77,7 +78,8 @@ class CpuDevice:
 
     def image_to_bytes(self, image: Array, out: Array, *, truncate: bool) -> None:
         levels = np.clip(image[0].astype(np.float32) * 0.5 + 0.5, 0, 1) * 255
-        out[...] = np.moveaxis(levels if truncate else np.rint(levels), 0, 2)
+        with np.errstate(invalid="ignore"):  # NaN is for check() to report
+            out[...] = np.moveaxis(levels if truncate else np.rint(levels), 0, 2)
 
     def take_window(self, canvas: Array, start: tuple[int, int, int], scale: float, out: Array) -> None:
         part = canvas[_box(start, out)]
@@ -97,9 +99,7 @@ class CpuDevice:
             guided *= np.float32(rescale * ratio + 1 - rescale)
         out[...] = guided
 
-    def add_window(
-        self, velocity: Array, weights: Array, start: tuple[int, int, int], total: Array
-    ) -> None:
+    def add_window(self, velocity: Array, weights: Array, start: tuple[int, int, int], total: Array) -> None:
         total[_box(start, velocity)] += np.moveaxis(velocity[0] * weights, 0, 1)
 
     def combine(self, terms: Sequence[tuple[float, Array]], out: Array) -> None:

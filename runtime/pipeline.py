@@ -1,0 +1,480 @@
+"""Frames in, enhanced frames out: the story of a whole run.
+
+A video is cut into segments. Each is encoded frame by frame, noised, denoised as a whole and decoded again; the next
+one is shown the last frames of the one before it. Everything between the upload of a frame's bytes and the download
+of the enhanced ones stays on the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from v2v.engine.backend import Engine, EngineError, V2VError
+from v2v.engine.components import ComponentName
+from v2v.engine.store import EngineSet
+from v2v.export.models.configs import Defaults
+from v2v.runtime import noise
+from v2v.runtime.coding import Canvas, FrameDecoder, FrameEncoder
+from v2v.runtime.device import Array, Device
+from v2v.runtime.device.cpu import CpuDevice
+from v2v.runtime.prompt import Tokenizer
+from v2v.runtime.sampling import DenoisingLoop, Guidance, NumericalError
+from v2v.runtime.schedule import Schedule
+from v2v.runtime.solvers import SOLVERS
+
+Frame = npt.NDArray[np.uint8]
+"""[H, W, 3], RGB, 0..255."""
+
+Memory = Literal["high", "low"]
+
+# Neighbouring windows share a quarter of their frames, rows and columns; so do neighbouring segments of a shot.
+_OVERLAP = 4
+# A segment is this many windows long: long enough that seams are rare, short enough that its frames fit in memory.
+_WINDOWS_PER_SEGMENT = 3
+# What the reference makes of every clip.
+PARITY_FRAMES = 32
+PARITY_SIZE = (720, 1280)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run may be told; None leaves a value to the model's defaults.
+
+    ``strength`` is the noise level, 0..1 of the 1000 levels. ``size`` is the output's (height, width) in pixels;
+    without it ``scale`` times the input's. ``parity`` follows the reference in its oddities too: 1280x720 by
+    stretching without antialiasing, the first 32 frames, its schedule's rounding, its start and truncated bytes.
+    """
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    steps: int | None = None
+    solver: str | None = None
+    strength: float | None = None
+    guidance: float | None = None
+    guidance_rescale: float | None = None
+    seed: int = 666  # as published
+    size: tuple[int, int] | None = None
+    scale: float | None = None
+    parity: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """:class:`Settings` made whole for one model and one source: nothing is left to a default."""
+
+    prompt: str
+    negative_prompt: str | None
+    steps: int
+    solver: str
+    strength: float
+    guidance: float
+    guidance_rescale: float
+    seed: int
+    size: tuple[int, int]
+    parity: bool
+
+    @property
+    def schedule(self) -> Schedule:
+        """Noise levels and the way that grids take through them."""
+        return Schedule(exact=self.parity)
+
+    @property
+    def sigmas(self) -> list[float]:
+        """Noise-to-signal ratios of the run, falling to 0."""
+        grid = self.schedule.leading if self.solver == "heun" else self.schedule.trailing
+        return grid(self.schedule.start(self.strength), self.steps)
+
+
+def plan(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> Plan:
+    """Fill in a model's defaults for a source of (height, width) pixels.
+
+    Raises:
+        V2VError: a value out of range; names the flag and what it takes.
+    """
+    given = {
+        name: value for name in Plan.__dataclass_fields__ if (value := getattr(settings, name)) is not None
+    }
+    usual = {name: getattr(defaults, name) for name in Plan.__dataclass_fields__ if hasattr(defaults, name)}
+    size = PARITY_SIZE if settings.parity else output_size(settings, defaults, source)
+    made = Plan(**{"negative_prompt": None, **usual, **given, "size": size})
+    _check(made)
+    return made
+
+
+def output_size(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the output: as told, or the source's aspect at the model's usual size, even numbers."""
+    if settings.size is not None:
+        return settings.size
+    scale = settings.scale
+    if scale is None:
+        scale = defaults.scale if defaults.short_side is None else defaults.short_side / min(source)
+    height, width = (max(round(side * scale / 2) * 2, 2) for side in source)
+    return height, width
+
+
+def _check(plan: Plan) -> None:
+    if plan.solver not in SOLVERS:
+        raise V2VError(f"--solver {plan.solver}: there is no such solver; choose from {', '.join(SOLVERS)}")
+    for flag, value, low, high in (
+        ("--steps", plan.steps, 1, 998),
+        ("--strength", plan.strength, 0.001, 0.998),
+        ("--guidance", plan.guidance, 0, 100),
+        ("--guidance-rescale", plan.guidance_rescale, 0, 1),
+        ("--seed", plan.seed, 0, 2**64 - 1),
+        ("--size", min(plan.size), 1, 2**15),
+        ("--size", max(plan.size), 1, 2**15),
+    ):
+        if not low <= value <= high:
+            raise V2VError(f"{flag} {value}: must lie between {low} and {high}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    ``step`` of ``steps`` counts frames while encoding and decoding, evaluations while denoising.
+    """
+
+    stage: Literal["encode", "denoise", "decode"]
+    segment: int
+    step: int
+    steps: int
+    frames_done: int  # frames given out
+    frames_total: int | None
+    fraction: float | None  # of the whole run, 0..1, where the total is known
+    seconds: float  # since the run began
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What a segment hands to the next: the finished latents ``[K, Z, h, w]`` of its last K frames."""
+
+    latents: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """New frames that are denoised together, the first of them number ``first`` of the video."""
+
+    index: int
+    first: int
+    frames: list[Frame]
+    continues: bool  # the shot that the previous segment ended in
+
+
+class VideoToVideo:
+    """An engine set, loaded on a device and ready to enhance videos.
+
+    v2v = VideoToVideo.load("engines/small")
+    for frame in v2v(frames, Settings(prompt="a bunny in a meadow")):
+        ...
+    """
+
+    def __init__(self, engine_set: EngineSet, device: Device, memory: Memory = "high") -> None:
+        self.engine_set, self.device, self.memory = engine_set, device, memory
+        recipe = engine_set.manifest.recipe
+        self.model, self.window = recipe.model, recipe.window
+        self._engines: dict[ComponentName, Engine] = {}
+        # Buffers, tables and captured steps serve all segments of one shape.
+        self._loop = lru_cache(maxsize=2)(self._make_loop)
+        self._encode_prompts = lru_cache(maxsize=8)(self._run_text_encoder)
+
+    @classmethod
+    def load(
+        cls, engine_set: EngineSet | Path | str, device: str = "auto", memory: Memory = "high"
+    ) -> VideoToVideo:
+        """Open an engine set on ``device``: "cpu", "cuda", or "auto" for the one that it was built for.
+
+        With ``memory`` "low" the text encoder, the autoencoder and the UNet are never in memory together.
+
+        Raises:
+            EngineError: the set is damaged or does not run here; names the reason and the command that rebuilds it.
+        """
+        if not isinstance(engine_set, EngineSet):
+            engine_set = EngineSet.open(Path(engine_set))
+        if device == "auto":
+            device = engine_set.manifest.recipe.options.device
+        made = cls(engine_set, open_device(device), memory)
+        if memory == "high":
+            for name in engine_set.manifest.components:
+                made._engine(name)
+        return made
+
+    def __call__(
+        self,
+        frames: Iterable[Frame],
+        settings: Settings | None = None,
+        *,
+        total: int | None = None,
+        cuts: Collection[int] = (),
+        progress: Callable[[Progress], None] = lambda told: None,
+    ) -> Iterator[Frame]:
+        """Enhance ``frames``, giving out one frame for each taken in; memory does not grow with their number.
+
+        Args:
+            frames: [H, W, 3] uint8 RGB, all of one size.
+            settings: what to do; None for the model's defaults without a prompt.
+            total: number of frames, where known, for the estimate of time left.
+            cuts: numbers of the frames that start a new shot. It may grow while frames are taken, as long as a
+                cut is known when its frame is.
+            progress: told after every frame encoded or decoded and every evaluation of the UNet.
+
+        Raises:
+            V2VError: a setting out of range.
+            NumericalError: a latent or a picture became NaN or Inf.
+        """
+        settings = settings or Settings()
+        report = _Report(progress, total)
+        carry: Carry | None = None
+        for segment in self.segments(frames, cuts, parity=settings.parity):
+            source = segment.frames[0].shape
+            made = plan(settings, self.model.defaults, (source[0], source[1]))
+            pictures, carry = self.enhance(segment, made, carry, report)
+            for picture in pictures:
+                report.frames_done += 1
+                yield picture
+
+    def segments(
+        self, frames: Iterable[Frame], cuts: Collection[int] = (), *, parity: bool = False
+    ) -> Iterator[Segment]:
+        """Collect frames into segments, none of which spans a cut."""
+        whole = self.window.frames * _WINDOWS_PER_SEGMENT - self.shared * (_WINDOWS_PER_SEGMENT - 1)
+        length = PARITY_FRAMES if parity else whole
+        waiting: list[Frame] = []
+        index, first, continues = 0, 0, False
+        for number, frame in enumerate(frames):
+            if parity and number == PARITY_FRAMES:
+                break
+            full = len(waiting) == length - (self.shared if continues else 0)
+            if waiting and (full or number in cuts):
+                yield Segment(index, first, waiting, continues)
+                index, first, continues, waiting = index + 1, number, number not in cuts, []
+            waiting.append(frame)
+        if waiting:
+            yield Segment(index, first, waiting, continues)
+
+    @property
+    def shared(self) -> int:
+        """Frames that a segment sees again from the one whose shot it continues."""
+        return self.window.frames // _OVERLAP
+
+    def enhance(
+        self, segment: Segment, plan: Plan, carry: Carry | None = None, report: _Report | None = None
+    ) -> tuple[Iterator[Frame], Carry]:
+        """Denoise one segment; returns its enhanced frames, decoded as they are taken, and what the next one needs.
+
+        Take all frames before the next segment is enhanced: both use the same buffers.
+
+        ``carry`` is that of the previous segment; it is used if the segment continues its shot. The same segment,
+        plan and carry give the same bytes, whatever was enhanced before.
+        """
+        report = report or _Report()
+        carry = carry if segment.continues else None
+        known = 0 if carry is None else len(carry.latents)
+        canvas = Canvas.of(
+            plan.size, (self.window.latent_height, self.window.latent_width), self.window.factor
+        )
+        frames = max(known + len(segment.frames), self.window.frames)
+        loop = self._loop(plan, (frames, *canvas.latent))
+        source = noise.keyed(plan.seed, (self.model.unet.latent_channels, *canvas.latent))
+        numbers = range(segment.first - known, segment.first - known + frames)
+
+        self._encode(segment, plan, canvas, source, loop.x, known, report)
+        held = self._add_noise(plan, loop, noise.canvas(source, numbers, noise.DIFFUSION), carry)
+        contexts = self._encode_prompts(plan.prompt, plan.negative_prompt, plan.parity)
+        loop.use(self._engine("unet"))
+        report.begin("denoise", segment, len(loop.updates))
+        latents = loop.run(
+            contexts,
+            lambda step: noise.canvas(source, numbers, step),
+            report.step,
+            segment.first - known,
+            held,
+        )
+        stop = known + len(segment.frames)
+        last = self.device.download(self.device.view(latents, slice(max(stop - self.shared, 0), stop)))
+        if carry is not None:  # the network's view of finished frames is not what was given out
+            kept = max(known - max(stop - self.shared, 0), 0)
+            last[:kept] = carry.latents[known - kept :]
+        new = self.device.view(latents, slice(known, stop))
+        return self._decode(new, segment, plan, canvas, report), Carry(last)
+
+    def _encode(
+        self,
+        segment: Segment,
+        plan: Plan,
+        canvas: Canvas,
+        source: noise.Source,
+        latents: Array,
+        known: int,
+        report: _Report,
+    ) -> None:
+        """Frames -> clean latents behind the ``known`` carried ones; the last is repeated to the canvas' end."""
+        device = self.device
+        report.begin("encode", segment, len(segment.frames))
+        encode = FrameEncoder(
+            device, self._engine("vae_encoder"), canvas, self.model.latent_scale, antialias=not plan.parity
+        )
+        device.zero(latents)
+        place = known
+        for place, frame in enumerate(segment.frames, start=known):
+            number = segment.first - known + place
+            encode(frame, source(number, noise.POSTERIOR), device.view(latents, place))
+            report.step(place - known + 1)
+        for padding in range(place + 1, latents.shape[0]):
+            device.copy(device.view(latents, place), device.view(latents, padding))
+        device.check(latents, 0)
+        device.synchronize()
+        if failure := device.failure():
+            raise NumericalError(
+                f"a latent became NaN or Inf in component vae_encoder, frame {failure.frame - known + segment.first}; "
+                "an FP32 engine set may avoid it"
+            )
+
+    def _add_noise(
+        self, plan: Plan, loop: DenoisingLoop, draw: npt.NDArray[np.float32], carry: Carry | None
+    ) -> tuple[Array, Array] | None:
+        """Clean latents -> the solver's start, in place; returns the carried frames' latents and noise."""
+        device, schedule = self.device, plan.schedule
+        sigma = loop.updates[0].sigma
+        diffusion = device.upload(draw)
+        if plan.parity:  # the reference starts from sigma z_t, not z_t / alpha: its first input is 2.8 % low
+            alpha, s = schedule.noising(schedule.start(plan.strength))
+            device.combine([(sigma * alpha, loop.x), (sigma * s, diffusion)], loop.x)
+        else:
+            device.combine([(1.0, loop.x), (sigma, diffusion)], loop.x)
+        if carry is None:
+            return None
+        return device.upload(carry.latents), device.view(diffusion, slice(0, len(carry.latents)))
+
+    def _decode(
+        self, latents: Array, segment: Segment, plan: Plan, canvas: Canvas, report: _Report
+    ) -> Iterator[Frame]:
+        """Latents -> pictures; each is fetched while the next is being decoded."""
+        device = self.device
+        report.begin("decode", segment, len(segment.frames))
+        decode = FrameDecoder(
+            device, self._engine("vae_decoder"), canvas, self.model.latent_scale, truncate=plan.parity
+        )
+        pending = None
+        for place in range(len(segment.frames)):
+            queued = decode(device.view(latents, place), segment.first + place)
+            if pending is not None:
+                yield self._checked(pending.result())
+            report.step(place + 1)
+            pending = queued
+        if pending is not None:
+            yield self._checked(pending.result())
+
+    def _checked(self, picture: Frame) -> Frame:
+        if failure := self.device.failure():
+            raise NumericalError(
+                f"a picture became NaN or Inf in component vae_decoder, frame {failure.label}; "
+                "an FP32 engine set may avoid it"
+            )
+        return picture
+
+    def _run_text_encoder(
+        self, prompt: str, negative_prompt: str | None, parity: bool
+    ) -> tuple[Array, Array]:
+        """Prompts -> contexts ``[1, 77, C]`` of the prompt with its quality words and of the negative prompt."""
+        tokenizer = Tokenizer(self.engine_set.tokenizer_path)
+        engine = self._engine("text_encoder")
+        context = engine.component.outputs[0]
+        contexts = []
+        for ids in (tokenizer.positive(prompt, parity=parity), tokenizer.negative(negative_prompt)):
+            out = self.device.empty(context.shape, context.dtype)
+            engine.run({"ids": self.device.upload(ids)}, {"context": out}, self.device.stream)
+            contexts.append(out)
+        return contexts[0], contexts[1]
+
+    def _make_loop(self, plan: Plan, extent: tuple[int, int, int]) -> DenoisingLoop:
+        window = (self.window.frames, self.window.latent_height, self.window.latent_width)
+        return DenoisingLoop(
+            self.device,
+            self._engine("unet"),
+            plan.schedule,
+            SOLVERS[plan.solver](plan.sigmas),
+            Guidance(plan.guidance, plan.guidance_rescale),
+            extent,
+            (self.shared, window[1] // _OVERLAP, window[2] // _OVERLAP),
+        )
+
+    def _engine(self, name: ComponentName) -> Engine:
+        """The component's engine, loaded if it is not; with low memory, the others are unloaded first."""
+        if name not in self._engines:
+            if self.memory == "low":
+                self.device.synchronize()
+                for other in list(self._engines):
+                    self._engines.pop(other).close()
+            self._engines[name] = self.engine_set.load(name, self.device.name)
+        return self._engines[name]
+
+    def close(self) -> None:
+        """Free the engines' memory."""
+        self._loop.cache_clear()
+        for name in list(self._engines):
+            self._engines.pop(name).close()
+
+
+def open_device(name: str) -> Device:
+    """The device called "cpu" or "cuda".
+
+    Raises:
+        EngineError: there is no such device, here or at all.
+    """
+    if name == "cpu":
+        return CpuDevice()
+    if name != "cuda":
+        raise EngineError(f"--device {name}: there is no such device; choose cpu or cuda")
+    from v2v.runtime.device.cuda import CudaDevice  # needs cuda-python, which a CPU does not
+
+    return CudaDevice()
+
+
+# Rough shares of a segment's time, for an estimate of the whole: they matter until the first segment is done.
+_STAGES = {"encode": (0.0, 0.1), "denoise": (0.1, 0.7), "decode": (0.8, 0.2)}
+
+
+class _Report:
+    """Puts what the stages tell into one :class:`Progress`."""
+
+    def __init__(
+        self, progress: Callable[[Progress], None] = lambda told: None, total: int | None = None
+    ) -> None:
+        self._progress, self._total = progress, total
+        self._began = time.monotonic()
+        self.frames_done = 0
+        self._now = Progress("encode", 0, 0, 1, 0, total, None, 0.0)
+
+    def begin(self, stage: Literal["encode", "denoise", "decode"], segment: Segment, steps: int) -> None:
+        """A stage of ``steps`` begins."""
+        self._segment = segment
+        self._now = replace(self._now, stage=stage, segment=segment.index, steps=steps)
+        self.step(0)
+
+    def step(self, step: int) -> None:
+        """So many of the stage's steps are done."""
+        self._now = replace(
+            self._now,
+            step=step,
+            frames_done=self.frames_done,
+            fraction=self._fraction(step),
+            seconds=time.monotonic() - self._began,
+        )
+        self._progress(self._now)
+
+    def _fraction(self, step: int) -> float | None:
+        if not self._total:
+            return None
+        before, share = _STAGES[self._now.stage]
+        within = before + share * step / max(self._now.steps, 1)
+        return min((self._segment.first + within * len(self._segment.frames)) / self._total, 1.0)

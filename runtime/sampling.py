@@ -1,0 +1,269 @@
+"""The denoising loop over one segment: the UNet behind guidance and windows, driven by a solver's table."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from v2v.engine.backend import Engine, V2VError
+from v2v.runtime.device import Array, Device, Feed, Pending, StepRow
+from v2v.runtime.schedule import Schedule
+from v2v.runtime.solvers import Update, solve
+from v2v.runtime.windows import Tile, tiles
+
+# Boundaries between windows take these places in turn, step by step, so that no seam stays where it is.
+_PHASES = (0.0, 0.5, 1.0, 0.25, 0.75)
+
+
+class NumericalError(V2VError):
+    """NaN or Inf appeared where there should be a picture."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022) with rescale (Lin et al. 2023, section 3.4)."""
+
+    scale: float
+    rescale: float
+
+    @property
+    def needs_unconditional(self) -> bool:
+        """At scale 1 the unconditional estimate cancels out and need not be computed."""
+        return self.scale != 1
+
+
+class DenoisingLoop:
+    """Buffers and tables for segments of one extent ``(T, h, w)`` in latent positions, not smaller than the window.
+
+    Everything is allocated here; running allocates nothing and, beyond drawing noise, does nothing on the host.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        unet: Engine,
+        schedule: Schedule,
+        updates: list[Update],
+        guidance: Guidance,
+        extent: tuple[int, int, int],
+        overlap: tuple[int, int, int],
+    ) -> None:
+        latents = unet.component.inputs[0]
+        _, channels, *window = latents.shape
+        self.device, self._unet, self.guidance = device, unet, guidance
+        self.updates = updates
+        self.extent = extent
+        self._coefficients = [schedule.coefficients(update.sigma) for update in updates]
+
+        canvas = (extent[0], channels, *extent[1:])
+        self.x, self.history, self.noise, self.total = (device.empty(canvas, np.float32) for _ in range(4))
+        self.scaled, self.conditional = (device.empty(latents.shape, latents.dtype) for _ in range(2))
+        needed = guidance.needs_unconditional
+        self.unconditional = device.empty(latents.shape, latents.dtype) if needed else None
+        self.velocity = device.empty(latents.shape, np.float32)
+        self._feed = device.feed(canvas, np.float32)
+
+        self._timesteps = device.upload(np.array([[c.timestep] for c in self._coefficients], np.int64))
+        self._rows = device.upload(np.array(self._table(), np.float32))
+        self._timestep = device.empty((1,), np.int64)
+        self._row = device.empty((len(StepRow._fields),), np.float32)
+
+        self._one_window = tuple(window) == extent
+        self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
+        self._step: Callable[[], None] | None = None
+        self._contexts: tuple[Array, Array] | None = None
+
+    def use(self, unet: Engine) -> None:
+        """Run on ``unet`` from now on: the same engine, loaded again."""
+        if unet is not self._unet:
+            self._unet, self._step = unet, None
+
+    def run(
+        self,
+        contexts: tuple[Array, Array],
+        noise: Callable[[int], npt.NDArray[np.float32]],
+        done: Callable[[int], None],
+        first: int = 0,
+        known: tuple[Array, Array] | None = None,
+    ) -> Array:
+        """Denoise :attr:`x` in place from the first sigma to 0 and return it.
+
+        Args:
+            contexts: the prompt's and the negative prompt's ``[1, 77, C]``.
+            noise: (row of the table) -> standard normal ``[T, Z, h, w]`` on the host.
+            done: told the number of evaluations finished, not far behind the device.
+            first: number of the canvas' first frame in the video, for messages.
+            known: ``(latents, noise)`` ``[K, Z, h, w]`` of the first K frames, which are finished already: the
+                network sees them at every noise level as they are (Lugmayr et al. 2022, RePaint, eq. 8a).
+
+        Raises:
+            NumericalError: a latent became NaN or Inf; names the step and the frame.
+        """
+        draws = [k for k, update in enumerate(self.updates) if update.x_noise]
+        pace = _Pace(self.device, self._row, done)
+        supply = _Supply(self._feed, self.noise, draws, noise)
+        if self._one_window and known is None:
+            self._run_fused(contexts, supply, pace)
+        else:
+            self._run_windowed(contexts, supply, pace, known)
+        pace.finish()
+        self._raise_if_nonfinite(first)
+        return self.x
+
+    def _run_fused(self, contexts: tuple[Array, Array], supply: _Supply, pace: _Pace) -> None:
+        """One window covers the segment: a step is two evaluations and one kernel, captured after its first run."""
+        device = self.device
+        if contexts is not self._contexts:
+            self._step, self._contexts = None, contexts
+
+        def step() -> None:
+            self._evaluate(contexts)
+            device.advance(
+                self._row, self.conditional, self.unconditional, self.x, self.history, self.noise, self.scaled
+            )
+
+        device.take_window(self.x, (0, 0, 0), self._coefficients[0].scale, self.scaled)
+        for k, update in enumerate(self.updates):
+            self._select(k)
+            if update.x_noise:
+                supply.next()
+            if self._step is None:
+                step()
+                self._step = device.capture(step)
+            else:
+                self._step()
+            pace.mark(k)
+
+    def _run_windowed(
+        self,
+        contexts: tuple[Array, Array],
+        supply: _Supply,
+        pace: _Pace,
+        known: tuple[Array, Array] | None,
+    ) -> None:
+        """Several windows, blended in every step: their velocities add up to one velocity of the whole segment."""
+        device = self.device
+        evaluation = 0
+
+        def denoise(x: Array, sigma: float, out: Array) -> None:
+            nonlocal evaluation
+            c = self._coefficients[evaluation]
+            if known is not None:
+                latents, noise = known
+                device.combine([(1.0, latents), (sigma, noise)], device.view(x, slice(0, latents.shape[0])))
+            self._select(evaluation)
+            device.zero(self.total)
+            for tile, weights in self._plans[evaluation % len(_PHASES)]:
+                device.take_window(x, tile.start, c.scale, self.scaled)
+                self._evaluate(contexts)
+                device.guide(
+                    self.conditional,
+                    self.unconditional,
+                    self.guidance.scale,
+                    self.guidance.rescale,
+                    self.velocity,
+                )
+                device.add_window(self.velocity, weights, tile.start, self.total)
+            device.combine([(c.alpha * c.scale, x), (-c.s, self.total)], out)
+            device.check(out, evaluation)
+            evaluation += 1
+
+        def next_noise(k: int) -> Array:
+            supply.next()
+            return self.noise
+
+        def after(k: int, denoised: Array) -> None:
+            pace.mark(k)
+
+        solve(denoise, self.x, self.updates, next_noise, device, after)
+
+    def _evaluate(self, contexts: tuple[Array, Array]) -> None:
+        """Run the UNet on :attr:`scaled` under the prompt and, where guidance asks for it, the negative prompt."""
+        for context, velocity in zip(contexts, (self.conditional, self.unconditional), strict=True):
+            if velocity is not None:
+                self._unet.run(
+                    {"latents": self.scaled, "timestep": self._timestep, "context": context},
+                    {"velocity": velocity},
+                    self.device.stream,
+                )
+
+    def _select(self, k: int) -> None:
+        """Make row ``k`` of the tables the current one."""
+        self.device.copy(self.device.view(self._timesteps, k), self._timestep)
+        self.device.copy(self.device.view(self._rows, k), self._row)
+
+    def _table(self) -> list[StepRow]:
+        scales = [c.scale for c in self._coefficients]
+        return [
+            StepRow(
+                k, self.guidance.scale, self.guidance.rescale, c.alpha * c.scale, -c.s, *update[1:], scale
+            )
+            for k, (update, c, scale) in enumerate(
+                zip(self.updates, self._coefficients, [*scales[1:], 1.0], strict=True)
+            )
+        ]
+
+    def _plan(
+        self, window: tuple[int, ...], overlap: tuple[int, int, int], phase: float
+    ) -> list[tuple[Tile, Array]]:
+        placed = tiles(self.extent, (window[0], window[1], window[2]), overlap, phase)
+        return [(tile, self.device.upload(tile.weights)) for tile in placed]
+
+    def _raise_if_nonfinite(self, first: int) -> None:
+        self.device.synchronize()
+        failure = self.device.failure()
+        if failure is not None:
+            raise NumericalError(
+                f"the latents became NaN or Inf in component unet, step {failure.label + 1} of {len(self.updates)}, "
+                f"frame {first + failure.frame}; an FP32 engine set, a lower guidance or another seed may avoid it"
+            )
+
+
+class _Supply:
+    """Draws the noise of coming steps while the device works on earlier ones."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        out: Array,
+        draws: list[int],
+        noise: Callable[[int], npt.NDArray[np.float32]],
+    ) -> None:
+        self._feed, self._out, self._noise = feed, out, noise
+        self._draws = deque(draws)
+        for _ in range(2):
+            self._put()
+
+    def next(self) -> None:
+        self._feed.take(self._out)
+        self._put()
+
+    def _put(self) -> None:
+        if self._draws:
+            self._feed.put(self._noise(self._draws.popleft()))
+
+
+class _Pace:
+    """Keeps the host at most two steps ahead of the device, so that progress is told when it happens."""
+
+    def __init__(self, device: Device, probe: Array, done: Callable[[int], None]) -> None:
+        self._device, self._probe, self._done = device, probe, done
+        self._marks: deque[tuple[int, Pending]] = deque()
+
+    def mark(self, k: int) -> None:
+        self._marks.append((k, self._device.fetch(self._probe)))
+        while len(self._marks) > (0 if self._device.synchronous else 2):
+            self._tell()
+
+    def finish(self) -> None:
+        while self._marks:
+            self._tell()
+
+    def _tell(self) -> None:
+        k, pending = self._marks.popleft()
+        pending.result()
+        self._done(k + 1)

@@ -1,0 +1,113 @@
+"""Engines made of a few lines of NumPy, so that the runtime can be tested without networks."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+import v2v.engine
+from v2v.engine.components import Window, components
+from v2v.export.models.configs import (
+    AutoencoderConfig,
+    Defaults,
+    ModelConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
+
+MODEL = ModelConfig(
+    "fake",
+    unet=UNetConfig(width=32, context_width=8),
+    autoencoder=AutoencoderConfig(width=32),
+    text_encoder=TextEncoderConfig(width=8, heads=2, layers=2),
+    latent_scale=0.5,
+    defaults=Defaults(steps=3, short_side=None, scale=1.0, guidance=2.0, strength=0.3),
+)
+
+WINDOW = Window(4, 80, 64)
+
+
+class FakeEngine:
+    """A component whose outputs are ``function(**inputs)``."""
+
+    def __init__(self, component, function):
+        self.component, self.function, self.closed = component, function, False
+        self.calls = 0
+
+    def run(self, inputs, outputs, stream=0):
+        assert not self.closed
+        self.calls += 1
+        for tensor in self.component.inputs:
+            assert inputs[tensor.name].shape == tensor.shape, tensor.name
+            assert inputs[tensor.name].dtype == tensor.dtype, tensor.name
+        (name, out), *_ = outputs.items()
+        out[...] = self.function(**inputs)
+        assert name == self.component.outputs[0].name
+
+    def close(self):
+        self.closed = True
+
+
+def encode_text(ids):
+    return np.repeat(np.sin(ids.astype(np.float32))[..., None], 8, axis=2)
+
+
+def encode_image(image):
+    """Mean colour of each 8x8 block in three channels, brightness in the fourth; hardly any variance."""
+    _, _, h, w = image.shape
+    blocks = image.reshape(1, 3, h // 8, 8, w // 8, 8).mean(axis=(3, 5))
+    mean = np.concatenate([blocks, blocks.mean(axis=1, keepdims=True)], axis=1)
+    return np.concatenate([mean, np.full_like(mean, -30)], axis=1)
+
+
+def decode_latents(latents):
+    return latents[:, :3].repeat(8, axis=2).repeat(8, axis=3)
+
+
+def no_velocity(latents, timestep, context):
+    return np.zeros_like(latents)
+
+
+def some_velocity(latents, timestep, context):
+    return (np.tanh(latents) * 0.1 + 0.05 * context.mean() + np.sin(timestep[0] / 97) * 0.1).astype(
+        latents.dtype
+    )
+
+
+FUNCTIONS = {
+    "text_encoder": encode_text,
+    "vae_encoder": encode_image,
+    "unet": some_velocity,
+    "vae_decoder": decode_latents,
+}
+
+
+class FakeEngineSet:
+    """What the runtime uses of an engine set."""
+
+    def __init__(self, folder: Path, window=WINDOW, **functions):
+        described = components(MODEL, window, "fp32")
+        self.tokenizer_path = folder / "tokenizer.json"
+        packed = Path(v2v.engine.__file__).parent / "data" / "tokenizer.json.xz"
+        self.tokenizer_path.write_bytes(lzma.decompress(packed.read_bytes()))
+        self.path = folder
+        self.manifest = SimpleNamespace(
+            recipe=SimpleNamespace(
+                model=MODEL,
+                window=window,
+                options=SimpleNamespace(device="cpu"),
+                weights=SimpleNamespace(kind="random"),
+            ),
+            components=described,
+        )
+        self.functions = {**FUNCTIONS, **functions}
+        self.loads = []
+
+    def load(self, name, device):
+        assert device == "cpu"
+        engine = FakeEngine(self.manifest.components[name], self.functions[name])
+        self.loads.append(engine)
+        return engine
