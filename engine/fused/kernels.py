@@ -1,0 +1,474 @@
+"""Triton kernels for feature maps in token layout, ``[frames, positions, channels]``, channels contiguous.
+
+Every kernel computes in FP32 and stores in the type of its output. Shapes that a kernel is compiled for are passed as
+``tl.constexpr`` in capitals; the functions that launch them, and choose block sizes, are in ``operations.py``.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def channel_moments(
+    x,  # [frames, rows, channels]
+    other,  # the same, added to x (ADD)
+    third,  # the same, added to x (THREE)
+    bias,  # [channels], added to x (ADD)
+    total,  # [frames, rows, channels]: the sum (ADD)
+    moments,  # [frames, chunks, channels, 2] float32
+    rows,
+    channels,
+    chunk,  # rows of a frame that one program reads
+    ADD: tl.constexpr,
+    THREE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Mean and sum of squared deviations of each channel over a chunk of rows; optionally of a sum it also stores.
+
+    Deviations are taken from the chunk's first row, so that a large mean costs no precision.
+    """
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    piece = tl.program_id(1)
+    chunks = tl.cdiv(rows, chunk)
+    frame = (piece // chunks).to(tl.int64)
+    first = (piece % chunks) * chunk
+    last = tl.minimum(first + chunk, rows)
+    inside = column < channels
+    base = frame * rows * channels
+
+    constant = tl.zeros([BLOCK_C], tl.float32)
+    if ADD:
+        constant = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    offset = base + first.to(tl.int64) * channels + column
+    origin = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32) + constant
+    if ADD:
+        origin += tl.load(other + offset, mask=inside, other=0.0).to(tl.float32)
+    if THREE:
+        origin += tl.load(third + offset, mask=inside, other=0.0).to(tl.float32)
+
+    one = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    two = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(first, last, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)
+        mask = (row < last)[:, None] & inside[None, :]
+        place = base + row.to(tl.int64)[:, None] * channels + column[None, :]
+        value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) + constant[None, :]
+        if ADD:
+            value += tl.load(other + place, mask=mask, other=0.0).to(tl.float32)
+        if THREE:
+            value += tl.load(third + place, mask=mask, other=0.0).to(tl.float32)
+        if ADD:
+            tl.store(total + place, value.to(total.dtype.element_ty), mask=mask)
+        away = tl.where(mask, value - origin[None, :], 0.0)
+        one += away
+        two += away * away
+    count = (last - first).to(tl.float32)
+    drift = tl.sum(one, 0) / count
+    spread = tl.maximum(tl.sum(two, 0) - drift * drift * count, 0.0)
+    out = moments + (piece.to(tl.int64) * channels + column) * 2
+    tl.store(out, origin + drift, mask=inside)
+    tl.store(out + 1, spread, mask=inside)
+
+
+@triton.jit
+def _sum_means(moments, shift, pieces, chunks, chunk, rows, channels, column, inside, shifts, BLOCK_P: tl.constexpr):
+    """Sum over pieces and columns of count * (mean + shift)."""
+    total = tl.zeros([BLOCK_P, column.shape[0]], tl.float32)
+    for start in range(0, pieces, BLOCK_P):
+        piece = start + tl.arange(0, BLOCK_P)
+        mask = (piece < pieces)[:, None] & inside[None, :]
+        count = tl.minimum(chunk, rows - (piece % chunks) * chunk).to(tl.float32)[:, None]
+        place = (piece[:, None] * channels + column[None, :]) * 2
+        mean = tl.load(moments + place, mask=mask, other=0.0) + shifts[None, :]
+        total += tl.where(mask, count * mean, 0.0)
+    return tl.sum(tl.sum(total, 1), 0)
+
+
+@triton.jit
+def _sum_squares(moments, mean, pieces, chunks, chunk, rows, channels, column, inside, shifts, BLOCK_P: tl.constexpr):
+    """Sum over pieces and columns of squared deviations from ``mean``."""
+    total = tl.zeros([BLOCK_P, column.shape[0]], tl.float32)
+    for start in range(0, pieces, BLOCK_P):
+        piece = start + tl.arange(0, BLOCK_P)
+        mask = (piece < pieces)[:, None] & inside[None, :]
+        count = tl.minimum(chunk, rows - (piece % chunks) * chunk).to(tl.float32)[:, None]
+        place = (piece[:, None] * channels + column[None, :]) * 2
+        away = tl.load(moments + place, mask=mask, other=0.0) + shifts[None, :] - mean
+        spread = tl.load(moments + place + 1, mask=mask, other=0.0)
+        total += tl.where(mask, spread + count * away * away, 0.0)
+    return tl.sum(tl.sum(total, 1), 0)
+
+
+@triton.jit
+def norm_coefficients(
+    first,  # moments of the first part: [frames, chunks, first_channels, 2] float32
+    second,  # of the second part, which follows it along the channels (TWO)
+    shift,  # [channels]: added to the map before the norm (SHIFT)
+    weight,
+    bias,
+    coefficients,  # [2, segments, channels] float32: the norm is x * [0] + [1]
+    frames,  # per segment: 1, or all of them
+    rows,
+    first_channels,
+    first_chunk,
+    second_channels,
+    second_chunk,
+    group,  # channels per group
+    eps,
+    TWO: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
+    """Merge moments (Chan et al. 1979) into one scale and offset per channel; one program per segment and group."""
+    segment = tl.program_id(0)
+    channels = first_channels + second_channels
+    lane = tl.arange(0, BLOCK_G)
+    column = tl.program_id(1) * group + lane
+    inside = lane < group
+    shifts = tl.zeros([BLOCK_G], tl.float32)
+    if SHIFT:
+        shifts = tl.load(shift + column, mask=inside, other=0.0).to(tl.float32)
+
+    chunks1 = tl.cdiv(rows, first_chunk)
+    pieces1 = frames * chunks1
+    moments1 = first + segment.to(tl.int64) * pieces1 * first_channels * 2
+    inside1 = inside & (column < first_channels)
+    total = _sum_means(
+        moments1, shift, pieces1, chunks1, first_chunk, rows, first_channels, column, inside1, shifts, BLOCK_P
+    )
+    if TWO:
+        chunks2 = tl.cdiv(rows, second_chunk)
+        pieces2 = frames * chunks2
+        moments2 = second + segment.to(tl.int64) * pieces2 * second_channels * 2
+        column2 = column - first_channels
+        inside2 = inside & (column2 >= 0)
+        total += _sum_means(
+            moments2, shift, pieces2, chunks2, second_chunk, rows, second_channels, column2, inside2, shifts, BLOCK_P
+        )
+    count = frames.to(tl.float32) * rows * group
+    mean = total / count
+    square = _sum_squares(
+        moments1, mean, pieces1, chunks1, first_chunk, rows, first_channels, column, inside1, shifts, BLOCK_P
+    )
+    if TWO:
+        square += _sum_squares(
+            moments2, mean, pieces2, chunks2, second_chunk, rows, second_channels, column2, inside2, shifts, BLOCK_P
+        )
+    deviation = 1.0 / tl.sqrt(square / count + eps)
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) * deviation
+    offset = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32) + (shifts - mean) * scale
+    out = coefficients + segment * channels + column
+    tl.store(out, scale, mask=inside)
+    tl.store(out + tl.num_programs(0) * channels, offset, mask=inside)
+
+
+@triton.jit
+def scale_offset(
+    x,  # [frames, rows, channels]
+    coefficients,  # [2, segments, all_channels] float32
+    out,  # [frames, rows, all_channels]; x lands at channel start
+    rows,
+    channels,
+    all_channels,
+    start,
+    segments,  # 1, or frames
+    SILU: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """``x * scale + offset``, then SiLU where asked."""
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    blocks = tl.cdiv(rows, BLOCK_R)
+    frame = tl.program_id(1) // blocks
+    row = (tl.program_id(1) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = column < channels
+    mask = (row < rows)[:, None] & inside[None, :]
+    line = (frame.to(tl.int64) * rows + row)[:, None]
+    value = tl.load(x + line * channels + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    place = coefficients + (frame % segments) * all_channels + start + column
+    scale = tl.load(place, mask=inside, other=0.0)
+    offset = tl.load(place + segments * all_channels, mask=inside, other=0.0)
+    value = value * scale[None, :] + offset[None, :]
+    if SILU:
+        value = value / (1.0 + tl.exp(-value))
+    tl.store(out + line * all_channels + start + column[None, :], value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def layer_norm(
+    x,  # [tokens, channels]
+    delta,  # the same, added (ADD)
+    bias,  # [channels], added (ADD)
+    total,  # [tokens, stride]: the sum, in its first channels (ADD)
+    weight,
+    offset,
+    out,
+    tokens,
+    channels,
+    stride,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Layer norm of ``x``, or of the sum ``x + delta + bias``, which is stored too."""
+    column = tl.arange(0, BLOCK_C)
+    inside = column < channels
+    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    mask = (token < tokens)[:, None] & inside[None, :]
+    place = token.to(tl.int64)[:, None] * channels + column[None, :]
+    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(delta + place, mask=mask, other=0.0).to(tl.float32)
+        value += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+        rounded = value.to(total.dtype.element_ty)
+        tl.store(total + token.to(tl.int64)[:, None] * stride + column[None, :], rounded, mask=mask)
+        value = rounded.to(tl.float32)
+    mean = tl.sum(value, 1) / channels
+    away = tl.where(inside[None, :], value - mean[:, None], 0.0)
+    deviation = 1.0 / tl.sqrt(tl.sum(away * away, 1) / channels + eps)
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(offset + column, mask=inside, other=0.0).to(tl.float32)
+    normed = away * deviation[:, None] * scale[None, :] + shift[None, :]
+    tl.store(out + place, normed.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gelu(x):
+    """Exact GELU: x times the normal distribution function.
+
+    erf by formula 7.1.26 of Abramowitz and Stegun, absolute error 1.5e-7: two special functions and a short
+    polynomial, half the instructions of the library's.
+    """
+    z = tl.abs(x) * 0.7071067811865476
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * tail * tl.exp(-z * z)  # 1 - Phi(|x|)
+    return x * tl.where(x >= 0.0, 1.0 - tail, tail)
+
+
+@triton.jit
+def gate(
+    h,  # [tokens, 2 * width]: values, then gates
+    bias,  # [2 * width]
+    out,  # [tokens, stride]; the result fills its last width columns
+    tokens,
+    width,
+    stride,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """``(value + bias) * gelu(gate + bias)``."""
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = column < width
+    token = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    mask = (token < tokens)[:, None] & inside[None, :]
+    line = token.to(tl.int64)[:, None]
+    place = h + line * (2 * width) + column[None, :]
+    value = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    gates = tl.load(place + width, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    gates += tl.load(bias + width + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    result = value * gelu(gates)
+    tl.store(out + line * stride + (stride - width) + column[None, :], result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def temporal_attention(
+    qkv,  # [frames, rows, 3 * heads * SIZE]: queries, keys, values
+    out,  # [frames, rows, heads * SIZE]
+    frames,
+    rows,
+    heads,
+    factor,  # log2(e) / sqrt(SIZE)
+    SIZE: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    IEEE: tl.constexpr,
+):
+    """Attention among the frames of one position and head; reads the projections where the matrix product left them."""
+    program = tl.program_id(0)
+    row = (program // heads).to(tl.int64)
+    head = program % heads
+    width = heads * SIZE
+    frame = tl.arange(0, BLOCK_F)
+    column = tl.arange(0, SIZE)
+    mask = (frame < frames)[:, None]
+    line = frame.to(tl.int64)[:, None] * rows + row
+    place = qkv + line * (3 * width) + head * SIZE + column[None, :]
+    q = tl.load(place, mask=mask, other=0.0)
+    k = tl.load(place + width, mask=mask, other=0.0)
+    v = tl.load(place + 2 * width, mask=mask, other=0.0)
+    if IEEE:
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
+    else:
+        scores = tl.dot(q, tl.trans(k)) * factor
+    scores = tl.where((frame < frames)[None, :], scores, float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    total = tl.sum(weights, 1)
+    if IEEE:
+        mixed = tl.dot(weights, v, input_precision="ieee")
+    else:
+        mixed = tl.dot(weights.to(v.dtype), v)
+    mixed = mixed / total[:, None]
+    tl.store(out + line * width + head * SIZE + column[None, :], mixed.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def product(
+    x,  # [M, K]
+    w,  # [N, TAPS * K]; gated: [2 N, K], values then gates
+    bias,  # [N] or [2 N]
+    out,  # [M, stride]; the result fills its last N columns
+    M,
+    N,
+    K,
+    stride,
+    step,  # rows from one tap to the next
+    TAPS: tl.constexpr,
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    EXTRA_N: tl.constexpr,  # columns beyond BLOCK_N that the same program makes, for widths like 320
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """``x @ w.T`` with a fused end: bias, or a GELU gate; with three taps a convolution along the rows' outer axis.
+
+    Tap t reads row ``m + (t - 1) * step``, zero outside: with tokens ``[frames, positions]`` and ``step`` positions that
+    is a convolution over frames, without gathering anything. K must be a multiple of BLOCK_K.
+    """
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N + EXTRA_N)
+    program = tl.program_id(0)
+    per_group = GROUP * tiles_n
+    first_m = (program // per_group) * GROUP
+    size = tl.minimum(tiles_m - first_m, GROUP)
+    tile_m = first_m + (program % per_group) % size
+    tile_n = (program % per_group) // size
+
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_n * (BLOCK_N + EXTRA_N) + tl.arange(0, BLOCK_N)
+    inside = column < N
+    depth = tl.arange(0, BLOCK_K)
+    pitch = TAPS * K
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if GATED:
+        gates = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if EXTRA_N > 0:
+        extra_column = tile_n * (BLOCK_N + EXTRA_N) + BLOCK_N + tl.arange(0, EXTRA_N)
+        extra_inside = extra_column < N
+        extra = tl.zeros([BLOCK_M, EXTRA_N], tl.float32)
+    blocks = K // BLOCK_K
+    for index in range(TAPS * blocks):
+        tap = index // blocks
+        at = (index % blocks) * BLOCK_K
+        source = row + (tap - TAPS // 2) * step
+        a = tl.load(
+            x + source.to(tl.int64)[:, None] * K + at + depth[None, :],
+            mask=((source >= 0) & (source < M))[:, None],
+            other=0.0,
+        )
+        weight = w + tap * K + at + depth[:, None]
+        b = tl.load(weight + column[None, :] * pitch, mask=inside[None, :], other=0.0)
+        acc = tl.dot(a, b, acc)
+        if GATED:
+            c = tl.load(weight + (column + N)[None, :] * pitch, mask=inside[None, :], other=0.0)
+            gates = tl.dot(a, c, gates)
+        if EXTRA_N > 0:
+            e = tl.load(weight + extra_column[None, :] * pitch, mask=extra_inside[None, :], other=0.0)
+            extra = tl.dot(a, e, extra)
+    mask = (row < M)[:, None]
+    line = out + row.to(tl.int64)[:, None] * stride + (stride - N)
+    if BIAS:
+        acc += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        if BIAS:
+            gates += tl.load(bias + N + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+        acc *= gelu(gates)
+    tl.store(line + column[None, :], acc.to(out.dtype.element_ty), mask=mask & inside[None, :])
+    if EXTRA_N > 0:
+        if BIAS:
+            extra += tl.load(bias + extra_column, mask=extra_inside, other=0.0).to(tl.float32)[None, :]
+        tl.store(
+            line + extra_column[None, :], extra.to(out.dtype.element_ty), mask=mask & extra_inside[None, :]
+        )
+
+
+@triton.jit
+def text_attention(
+    q,  # [tokens, heads * SIZE]
+    kv,  # [keys, pitch]: keys in the first heads * SIZE columns, values in the next
+    out,  # [tokens, heads * SIZE]
+    tokens,
+    keys,
+    pitch,
+    heads,
+    factor,  # log2(e) / sqrt(SIZE)
+    SIZE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    IEEE: tl.constexpr,
+):
+    """Attention of many tokens to a few keys that all of them share."""
+    head = tl.program_id(0)
+    width = heads * SIZE
+    token = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    column = head * SIZE + tl.arange(0, SIZE)
+    key = tl.arange(0, BLOCK_K)
+    mask = (token < tokens)[:, None]
+    place = token.to(tl.int64)[:, None] * width + column[None, :]
+    source = kv + key[:, None] * pitch + column[None, :]
+    queries = tl.load(q + place, mask=mask, other=0.0)
+    k = tl.load(source, mask=(key < keys)[:, None], other=0.0)
+    v = tl.load(source + width, mask=(key < keys)[:, None], other=0.0)
+    if IEEE:
+        scores = tl.dot(queries, tl.trans(k), input_precision="ieee") * factor
+    else:
+        scores = tl.dot(queries, tl.trans(k)) * factor
+    scores = tl.where((key < keys)[None, :], scores, float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    total = tl.sum(weights, 1)
+    if IEEE:
+        mixed = tl.dot(weights, v, input_precision="ieee")
+    else:
+        mixed = tl.dot(weights.to(v.dtype), v)
+    tl.store(out + place, (mixed / total[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def interleave(
+    phases,  # [frames, height + 1, width + 1, 4, channels]
+    top,  # [frames, width + 1, 2, channels]
+    bottom,  # the same
+    out,  # [frames, 2 * height - 2, 2 * width, channels]
+    height,
+    width,
+    channels,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Put the four phases of a doubled map in their places, and its first and last row."""
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    blocks = tl.cdiv(2 * width, BLOCK_X)
+    x = (tl.program_id(1) % blocks) * BLOCK_X + tl.arange(0, BLOCK_X)
+    line = tl.program_id(1) // blocks  # frame and row of the output
+    rows = 2 * height - 2
+    y = line % rows
+    frame = (line // rows).to(tl.int64)
+    mask = (x < 2 * width)[:, None] & (column < channels)[None, :]
+    j = x // 2 + x % 2
+    at = frame * (height + 1) + (y + 1) // 2 + (y + 1) % 2
+    source = phases + ((at * (width + 1) + j) * 4 + ((y + 1) % 2) * 2 + x % 2)[:, None] * channels
+    edge = ((frame * (width + 1) + j) * 2 + x % 2)[:, None] * channels
+    if y == 0:
+        source = top + edge
+    if y == rows - 1:
+        source = bottom + edge
+    value = tl.load(source + column[None, :], mask=mask, other=0.0)
+    place = out + (line.to(tl.int64) * (2 * width) + x)[:, None] * channels + column[None, :]
+    tl.store(place, value, mask=mask)

@@ -1,0 +1,391 @@
+"""The UNet made of fused operations; takes its weights from :class:`v2v.export.models.unet.UNet`.
+
+One video at a time (B is 1), as the engines run it. What differs from the plain network is only where work happens:
+
+- A bias that ends in a norm is part of the norm's coefficients; the time embedding too.
+- The sums that end residual blocks and transformers also compute the moments for the next norm.
+- Skip connections are never concatenated: norms and the shortcut's matrix product take two parts.
+- Queries, keys and values come from one matrix product, and attention reads them where they lie.
+- ``proj_out`` is linear, so it is multiplied into the last layer of the feed-forward network before it.
+- Nearest-neighbour doubling followed by a 3x3 convolution is four 2x2 convolutions of the small map, with 4/9 of
+  the arithmetic.
+- Keys and values of the prompt for all blocks are one matrix product, and so are all time embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from v2v.engine.fused import operations as ops
+from v2v.export.models import unet as plain
+from v2v.export.models.layers import GroupNorm, LayerNorm
+
+
+class Map(NamedTuple):
+    """A feature map with the moments of its channels in each frame."""
+
+    x: Tensor  # [F, R, C]
+    moments: Tensor
+    height: int
+
+
+class Weights(nn.Module):
+    """Holds tensors as buffers, so that a compiled module keeps them as named constants."""
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Register ``value`` under ``name``."""
+        self.register_buffer(name, value.detach().clone())
+
+
+def like(reference: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the type of ``reference``; products of weights are computed in FP32 and rounded once."""
+    return value.to(reference.dtype)
+
+
+class Norm(Weights):
+    """Group norm with SiLU where asked, over frames or over the whole clip."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, norm: GroupNorm, *, whole: bool) -> None:
+        super().__init__()
+        self.keep("weight", norm.weight)
+        self.keep("bias", norm.bias)
+        self.eps, self.silu, self.whole = norm.eps, norm.silu, whole
+
+    def forward(self, xs: list[Tensor], moments: list[Tensor], shift: Tensor | None = None) -> Tensor:
+        """``xs [F, R, C']``, together C channels -> ``[F, R, C]``."""
+        coefficients = ops.norm_coefficients(
+            moments, xs[0].shape[1], self.weight, self.bias, self.eps, whole=self.whole, shift=shift
+        )
+        return ops.scale_offset(xs, coefficients, silu=self.silu)
+
+
+class Convolution(Weights):
+    """3x3 convolution; the bias is the caller's to add."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.register_buffer("weight", conv.weight.detach().clone(memory_format=torch.channels_last))
+        self.keep("bias", conv.bias)
+        self.stride, self.padding = conv.stride[0], (int(conv.padding[0]), int(conv.padding[1]))
+
+    def forward(self, x: Tensor, height: int) -> tuple[Tensor, int]:
+        """``[F, R, I] -> [F, R', O]`` and the new height."""
+        return ops.convolution(x, self.weight, height, stride=self.stride, padding=self.padding)
+
+
+class TemporalStage(Weights):
+    """Norm over the clip, SiLU, convolution over three frames without its bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, stage: plain.TemporalStage) -> None:
+        super().__init__()
+        conv = stage[-1]
+        self.norm = Norm(stage[0], whole=True)
+        self.register_buffer(
+            "weight", conv.weight.detach().squeeze(-1).clone(memory_format=torch.channels_last)
+        )
+        self.keep("bias", conv.bias)
+
+    def forward(self, x: Tensor, moments: Tensor, shift: Tensor | None) -> Tensor:
+        """``shift [C]``: what the input still lacks."""
+        return ops.temporal_convolution(self.norm([x], [moments], shift), self.weight)
+
+
+class ResBlock(Weights):
+    """Two spatial convolutions, then four temporal ones, each group beside a shortcut."""
+
+    shortcut: Tensor
+    second_bias: Tensor
+
+    def __init__(self, block: plain.ResBlock) -> None:
+        super().__init__()
+        self.first_norm = Norm(block.in_layers[0], whole=False)
+        self.first = Convolution(block.in_layers[2])
+        self.second_norm = Norm(block.out_layers[0], whole=False)
+        self.second = Convolution(block.out_layers[3])
+        bias = self.second.bias
+        self.has_shortcut = isinstance(block.skip_connection, nn.Conv2d)
+        if isinstance(block.skip_connection, nn.Conv2d):
+            self.keep("shortcut", block.skip_connection.weight.flatten(1))
+            assert block.skip_connection.bias is not None
+            bias = bias + block.skip_connection.bias
+        self.keep("second_bias", bias)
+        t = block.temopral_conv
+        self.stages = nn.ModuleList(TemporalStage(stage) for stage in (t.conv1, t.conv2, t.conv3, t.conv4))
+
+    def forward(self, parts: list[Map], shift: Tensor) -> Map:
+        """``shift [O]``: time embedding and bias of the first convolution."""
+        xs, height = [part.x for part in parts], parts[0].height
+        h, _ = self.first(self.first_norm(xs, [part.moments for part in parts]), height)
+        h, _ = self.second(self.second_norm([h], [ops.moments(h)], shift), height)
+        others = [h]
+        if self.has_shortcut:
+            widths = [x.shape[-1] for x in xs]
+            linear = [F.linear(x, w) for x, w in zip(xs, self.shortcut.split(widths, 1), strict=True)]
+            others += linear[1:]
+            xs = linear
+        x, moments = ops.add_moments(xs[0], others, self.second_bias)
+        h, found, lacking = x, moments, None
+        for index, stage in enumerate(self.stages):
+            h = stage(h, found, lacking)
+            lacking = stage.bias
+            if index < len(self.stages) - 1:
+                found = ops.moments(h)
+        x, moments = ops.add_moments(x, [h], self.stages[-1].bias)
+        return Map(x, moments, height)
+
+
+class Transformer(Weights):
+    """Norm, projection, two attentions, feed-forward network, projection, shortcut; subclasses attend."""
+
+    proj_in: Tensor
+    proj_in_bias: Tensor
+    qkv: Tensor
+    out1: Tensor
+    out1_bias: Tensor
+    out2: Tensor
+    out2_bias: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    contract: Tensor
+    contract_bias: Tensor
+    norm1: Tensor
+    norm2: Tensor
+    norm3: Tensor
+
+    def __init__(self, block: plain.SpatialTransformer | plain.TemporalTransformer, *, whole: bool) -> None:
+        super().__init__()
+        inner = block.transformer_blocks[0]
+        self.size = inner.attn1.head_size
+        self.norm = Norm(block.norm, whole=whole)
+        self.keep("proj_in", block.proj_in.weight.flatten(1))
+        self.keep("proj_in_bias", block.proj_in.bias)
+        self.keep("qkv", _stack(inner.attn1))
+        for index, attention in ((1, inner.attn1), (2, inner.attn2)):
+            self.keep(f"out{index}", attention.to_out[0].weight)
+            self.keep(f"out{index}_bias", attention.to_out[0].bias)
+        for index, norm in ((1, inner.norm1), (2, inner.norm2), (3, inner.norm3)):
+            assert isinstance(norm, LayerNorm)
+            self.keep(f"norm{index}", torch.stack([norm.weight, norm.bias]))
+        self.keep("expand", inner.ff.net[0].proj.weight)
+        self.keep("expand_bias", inner.ff.net[0].proj.bias)
+        last, projection = inner.ff.net[2], block.proj_out.weight.flatten(1)
+        wide = projection.float()
+        self.keep("contract", like(projection, torch.cat([wide, wide @ last.weight.float()], 1)))
+        self.keep("contract_bias", like(projection, wide @ last.bias.float() + block.proj_out.bias.float()))
+
+    def transform(self, part: Map, context: Tensor | None) -> Map:
+        """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
+        tokens = F.linear(self.norm([part.x], [part.moments]), self.proj_in, self.proj_in_bias)
+        mixed = self.first_attention(F.linear(ops.layer_norm(tokens, *self.norm1), self.qkv))
+        tokens, normed = ops.add_layer_norm(tokens, F.linear(mixed, self.out1), self.out1_bias, *self.norm2)
+        mixed = F.linear(self.second_attention(normed, context), self.out2)
+        projected = ops.feed_forward(
+            tokens, mixed, self.out2_bias, *self.norm3, self.expand, self.expand_bias, self.contract
+        )
+        return Map(*ops.add_moments(part.x, [projected], self.contract_bias), part.height)
+
+    def first_attention(self, qkv: Tensor) -> Tensor:
+        """``qkv [F, R, 3C] -> [F, R, C]``."""
+        raise NotImplementedError
+
+    def second_attention(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """``x [F, R, C] -> [F, R, C]``."""
+        raise NotImplementedError
+
+
+def _stack(attention: plain.Attention) -> Tensor:
+    return torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+
+
+class SpatialTransformer(Transformer):
+    """Attention within frames, attention to the prompt."""
+
+    query: Tensor
+
+    def __init__(self, block: plain.SpatialTransformer) -> None:
+        super().__init__(block, whole=False)
+        self.keep("query", block.transformer_blocks[0].attn2.to_q.weight)
+
+    def first_attention(self, qkv: Tensor) -> Tensor:
+        """Among the positions of a frame."""
+        return ops.spatial_attention(qkv, self.size)
+
+    def second_attention(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """To the prompt: ``context [tokens, 2C]``."""
+        assert context is not None
+        return ops.text_attention(F.linear(x, self.query), context, self.size)
+
+
+class TemporalTransformer(Transformer):
+    """Attention between frames, twice."""
+
+    qkv2: Tensor
+
+    def __init__(self, block: plain.TemporalTransformer) -> None:
+        super().__init__(block, whole=True)
+        self.keep("qkv2", _stack(block.transformer_blocks[0].attn2))
+
+    def first_attention(self, qkv: Tensor) -> Tensor:
+        """Among the frames of a position."""
+        return ops.temporal_attention(qkv, self.size)
+
+    def second_attention(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Among the frames of a position, again."""
+        return ops.temporal_attention(F.linear(x, self.qkv2), self.size)
+
+
+class Downsample(nn.Module):
+    """``height -> height / 2 + 1``, width halves."""
+
+    def __init__(self, block: plain.Downsample) -> None:
+        super().__init__()
+        self.conv = Convolution(block.op)
+
+    def forward(self, part: Map) -> Map:
+        """Convolve every second position."""
+        y, height = self.conv(part.x, part.height)
+        y = y + self.conv.bias
+        return Map(y, ops.moments(y), height)
+
+
+class Upsample(Weights):
+    """``height -> 2 height - 2``, width doubles: repetition and convolution in one (see the module's docstring)."""
+
+    phases: Tensor
+    top: Tensor
+    bottom: Tensor
+    bias: Tensor
+
+    def __init__(self, block: plain.Upsample) -> None:
+        super().__init__()
+        weight = block.conv.weight.detach()
+        wide = weight.float()
+
+        def pair(w: Tensor, axis: int) -> list[Tensor]:
+            """A 3-tap kernel on repeated entries as 2-tap kernels: for even positions, for odd ones."""
+            a, b, c = w.unbind(axis)
+            return [torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)]
+
+        def stack(kernels: list[Tensor]) -> Tensor:
+            return like(weight, torch.cat(kernels)).clone(memory_format=torch.channels_last)
+
+        self.register_buffer("phases", stack([w for rows in pair(wide, 2) for w in pair(rows, 3)]))
+        # Beside the rows that are dropped the convolution sees zeros instead of their repetition.
+        self.register_buffer("top", stack(pair(wide[:, :, 1:], 3)))
+        self.register_buffer("bottom", stack(pair(wide[:, :, :2], 3)))
+        self.keep("bias", block.conv.bias)
+
+    def forward(self, part: Map) -> Map:
+        """Double."""
+        x, height = part.x, part.height
+        width = x.shape[1] // height
+        phases, _ = ops.convolution(x, self.phases, height, padding=(1, 1))
+        top, _ = ops.convolution(x[:, : 2 * width].contiguous(), self.top, 2, padding=(0, 1))
+        bottom, _ = ops.convolution(x[:, -2 * width :].contiguous(), self.bottom, 2, padding=(0, 1))
+        y = ops.interleave(phases, top, bottom, height, width) + self.bias
+        return Map(y, ops.moments(y), 2 * height - 2)
+
+
+class FusedUNet(Weights):
+    """Drop-in for :class:`~v2v.export.models.unet.UNet` at batch one, in the type its weights have."""
+
+    times: Tensor
+    times_bias: Tensor
+    prompts: Tensor
+    stem: Tensor
+    stem_bias: Tensor
+    last: Tensor
+    last_bias: Tensor
+
+    def __init__(self, unet: plain.UNet) -> None:
+        super().__init__()
+        self.config = unet.config
+        self.time_embed = unet.time_embed
+        time_weights: list[Tensor] = []
+        time_biases: list[Tensor] = []
+        prompt_weights: list[Tensor] = []
+
+        def convert(module: nn.Module) -> nn.Module:
+            if isinstance(module, plain.ResBlock):
+                projection = module.emb_layers[1]
+                time_weights.append(projection.weight.detach())
+                time_biases.append((projection.bias + module.in_layers[2].bias).detach())
+                return ResBlock(module)
+            if isinstance(module, plain.SpatialTransformer):
+                attention = module.transformer_blocks[0].attn2
+                prompt_weights.append(torch.cat([attention.to_k.weight, attention.to_v.weight]).detach())
+                return SpatialTransformer(module)
+            if isinstance(module, plain.TemporalTransformer):
+                return TemporalTransformer(module)
+            if isinstance(module, plain.Downsample):
+                return Downsample(module)
+            assert isinstance(module, plain.Upsample), type(module)
+            return Upsample(module)
+
+        def convert_all(stage: nn.Module) -> nn.ModuleList:
+            children = [stage] if isinstance(stage, plain.Downsample) else list(stage.children())
+            return nn.ModuleList(convert(child) for child in children)
+
+        first = unet.input_blocks[0][0]
+        assert isinstance(first, nn.Conv2d)
+        self.register_buffer("stem", first.weight.detach().clone(memory_format=torch.channels_last))
+        self.keep("stem_bias", first.bias)
+        self.stem_transformer = TemporalTransformer(unet.input_blocks[0][1])
+        self.down = nn.ModuleList(convert_all(stage) for stage in list(unet.input_blocks)[1:])
+        self.middle = convert_all(unet.middle_block)
+        self.up = nn.ModuleList(convert_all(stage) for stage in unet.output_blocks)
+        self.last_norm = Norm(unet.out[0], whole=False)
+        self.register_buffer("last", unet.out[2].weight.detach().clone(memory_format=torch.channels_last))
+        self.keep("last_bias", unet.out[2].bias)
+        self.keep("times", torch.cat(time_weights))
+        self.keep("times_bias", torch.cat(time_biases))
+        self.keep("prompts", torch.cat(prompt_weights))
+        self.time_widths = [len(w) for w in time_weights]
+        self.prompt_widths = [len(w) for w in prompt_weights]
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``."""
+        _, _, frames, height, width = latents.shape
+        embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(latents.dtype))
+        shifts = F.linear(F.silu(embedding), self.times, self.times_bias)[0].split(self.time_widths)
+        prompts = F.linear(context[0], self.prompts).split(self.prompt_widths, 1)
+        shift, prompt = iter(shifts), iter(prompts)
+
+        def run(stage: nn.Module, parts: list[Map]) -> Map:
+            for module in stage.children():
+                if isinstance(module, ResBlock):
+                    parts = [module(parts, next(shift))]
+                elif isinstance(module, SpatialTransformer):
+                    parts = [module.transform(parts[0], next(prompt))]
+                elif isinstance(module, TemporalTransformer):
+                    parts = [module.transform(parts[0], None)]
+                else:
+                    parts = [module(parts[0])]
+            return parts[0]
+
+        x = latents[0].permute(1, 2, 3, 0).flatten(1, 2).contiguous()
+        x = ops.convolution(x, self.stem, height)[0] + self.stem_bias
+        part = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
+        skips = [part]
+        for stage in self.down:
+            part = run(stage, [part])
+            skips.append(part)
+        part = run(self.middle, [part])
+        for stage in self.up:
+            part = run(stage, [part, skips.pop()])
+        y, _ = ops.convolution(self.last_norm([part.x], [part.moments]), self.last, height)
+        y = (y + self.last_bias).unflatten(1, (height, width))
+        return y.permute(3, 0, 1, 2)[None].contiguous()
