@@ -92,4 +92,3 @@ def tiles(
         )
         for f, y, x in product(*axes)
     ]
-
