@@ -1,0 +1,186 @@
+"""TensorRT and TensorRT for RTX behind one face: everything in which they differ is in this file.
+
+Both have the same Python API under two module names. TensorRT compiles on the GPU that will run the engine, by
+timing kernels there. TensorRT for RTX compiles for a family of GPUs without needing one, and finishes the work with
+a short just-in-time step when an engine is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from v2v.engine.backend import EngineError
+
+MODULES = ("tensorrt", "tensorrt_rtx")  # in order of preference
+
+# Where an engine may run besides the GPU it was built on.
+Portability = str
+SAME_GPU: Portability = "same_gpu"  # the same model of GPU
+SAME_CAPABILITY: Portability = "same_compute_capability"
+AMPERE_AND_LATER: Portability = "ampere_plus"
+RTX: Portability = "rtx"
+PORTABILITIES = (SAME_GPU, SAME_CAPABILITY, AMPERE_AND_LATER)
+
+_OLDEST = (10, 14)  # the first TensorRT with IAttention
+_RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and 12.0 and later, but no data-centre GPU between
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line of the library's log."""
+
+    severity: int  # 0 internal error, 1 error, 2 warning, 3 information, 4 detail
+    text: str
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it tells of a failure."""
+        return self.severity <= 1
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of the two modules, imported."""
+
+    name: str
+    version: str
+    api: Any
+    log: Any  # an ILogger; see capture()
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether this is TensorRT for RTX."""
+        return self.name == "tensorrt_rtx"
+
+    @property
+    def times_kernels(self) -> bool:
+        """Whether it tries kernels on the GPU while it compiles, so that limits and timing caches matter."""
+        return not self.is_rtx
+
+    @property
+    def title(self) -> str:
+        """Name and version for people."""
+        return f"{'TensorRT for RTX' if self.is_rtx else 'TensorRT'} {self.version}"
+
+    def portability(self, wanted: str | None) -> Portability:
+        """Where an engine built with this library runs; ``wanted`` is one of :data:`PORTABILITIES` or None.
+
+        Raises:
+            EngineError: no such portability.
+        """
+        if self.is_rtx:
+            return RTX
+        if wanted is None:
+            return SAME_GPU
+        if wanted not in PORTABILITIES:
+            raise EngineError(f"portable={wanted} is unknown; choose from {', '.join(PORTABILITIES)}")
+        return wanted
+
+    def new_network(self, builder: Any) -> Any:
+        """A strongly typed network: the types in the graph are the types that run.
+
+        The flag's number differs between versions; TensorRT for RTX has nothing but strongly typed networks.
+        """
+        flag = getattr(self.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        return builder.create_network(0 if flag is None else 1 << int(flag))
+
+    def set_portability(self, config: Any, portability: Portability) -> None:
+        """Tell the builder which other GPUs the engine is for."""
+        level = {SAME_CAPABILITY: "SAME_COMPUTE_CAPABILITY", AMPERE_AND_LATER: "AMPERE_PLUS"}.get(portability)
+        if level is not None:
+            config.hardware_compatibility_level = getattr(self.api.HardwareCompatibilityLevel, level)
+
+    def new_context(self, engine: Any, runtime_cache: bytes) -> tuple[Any, Any]:
+        """An execution context without memory of its own, and its runtime cache.
+
+        The cache holds what TensorRT for RTX compiled just in time, from earlier runs (``runtime_cache``) and from
+        this one; None with TensorRT, which has no such step.
+        """
+        strategy = self.api.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.is_rtx:
+            return engine.create_execution_context(strategy), None
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        cache = config.create_runtime_cache()
+        if runtime_cache:
+            cache.deserialize(runtime_cache)
+        config.set_runtime_cache(cache)
+        return engine.create_execution_context(config), cache
+
+    @contextmanager
+    def capture(self) -> Iterator[list[Message]]:
+        """Collect what the library logs meanwhile."""
+        before, self.log.messages = self.log.messages, []
+        try:
+            yield self.log.messages
+        finally:
+            self.log.messages = before
+
+
+def runs_on(portability: Portability, built: tuple[int, int] | None, here: tuple[int, int]) -> bool:
+    """Whether an engine built on compute capability ``built`` runs on ``here``; the same model of GPU aside."""
+    if portability == RTX:
+        return here in _RTX_CAPABILITIES or here >= (12, 0)
+    if portability == AMPERE_AND_LATER:
+        return here >= (8, 0)
+    return here == built
+
+
+def load_library(name: str | None = None) -> Library:
+    """Import TensorRT or TensorRT for RTX (``name`` None: whichever is there, TensorRT first).
+
+    Raises:
+        ImportError: not installed.
+        EngineError: installed, but too old.
+    """
+    names = MODULES if name is None else (name,)
+    for candidate in names:
+        try:
+            api = importlib.import_module(candidate)
+        except ModuleNotFoundError as error:
+            if error.name != candidate:
+                raise
+            continue
+        version = str(api.__version__)
+        if candidate == "tensorrt" and numbers(version)[:2] < _OLDEST:
+            oldest = ".".join(map(str, _OLDEST))
+            raise EngineError(
+                f"TensorRT {version} is too old: {oldest} or later is needed; "
+                f"update it with: pip install -U 'tensorrt>={oldest}'"
+            )
+        return Library(candidate, version, api, _log(api))
+    raise ImportError(f"no module named {' or '.join(names)}")
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """``"10.14.1.48"`` -> ``(10, 14, 1, 48)``."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0]))
+
+
+_LOGS: dict[ModuleType, Any] = {}
+
+
+def _log(api: Any) -> Any:
+    """The one logger of a library: TensorRT keeps the first it is given, for the life of the process."""
+    if api not in _LOGS:
+
+        class Log(api.ILogger):  # type: ignore[misc]
+            """Keeps messages for whoever is capturing; silent otherwise."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.messages: list[Message] = []
+
+            def log(self, severity: Any, text: str) -> None:
+                # Details run to hundreds of thousands of lines for a large network.
+                if int(severity) <= int(api.ILogger.INFO):
+                    self.messages.append(Message(int(severity), text))
+
+        _LOGS[api] = Log()
+    return _LOGS[api]

@@ -1,0 +1,30 @@
+"""What the engine tests share: NVIDIA's compiler on a CPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tensorrt_stub
+
+
+@pytest.fixture(scope="session")
+def nvidia_compiler(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The ``tensorrt`` Python API on TensorRT for RTX; skips with a reason where it cannot run."""
+    try:
+        return tensorrt_stub.load(tmp_path_factory.mktemp("nvidia"))
+    except tensorrt_stub.Unavailable as missing:
+        pytest.skip(f"NVIDIA's compiler: {missing}")
+
+
+@pytest.fixture
+def tensorrt(
+    nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[ModuleType]:
+    """``import tensorrt`` finds NVIDIA's compiler for the length of a test; the store is an empty folder."""
+    monkeypatch.setitem(sys.modules, "tensorrt", nvidia_compiler)
+    monkeypatch.setenv("V2V_ENGINES", str(tmp_path / "engines"))
+    yield nvidia_compiler
