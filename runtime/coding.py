@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.engine.backend import Engine
+from v2v.runtime.colors import ColorMatch, LowFrequencies, match_statistics
 from v2v.runtime.device import Array, Device, Pending
 from v2v.runtime.windows import tiles
 
@@ -85,11 +86,20 @@ class FrameDecoder:
     """Latents of a frame -> bytes of the picture."""
 
     def __init__(
-        self, device: Device, engine: Engine, canvas: Canvas, scale: float, *, truncate: bool
+        self,
+        device: Device,
+        engine: Engine,
+        canvas: Canvas,
+        scale: float,
+        *,
+        colors: ColorMatch,
+        truncate: bool,
     ) -> None:
         latents, image = engine.component.inputs[0], engine.component.outputs[0]
         self._device, self._engine, self._canvas, self._scale = device, engine, canvas, scale
-        self._truncate = truncate
+        self._truncate, self._colors = truncate, colors
+        if colors == "wavelet":
+            self._low = LowFrequencies(device, canvas.size, canvas.pixels, canvas.corner)
         self._latents = device.empty(latents.shape, latents.dtype)
         self._image = device.empty(image.shape, image.dtype)
         self._picture = device.empty((1, 3, *canvas.pixels), np.float32)
@@ -99,8 +109,8 @@ class FrameDecoder:
             for start, weights in _tiled(canvas.latent, (latents.shape[2], latents.shape[3]))
         ]
 
-    def __call__(self, latents: Array, label: int) -> Decoded:
-        """Queue the decoding of ``latents [1, Z, h, w]``; NaN and Inf are reported under ``label``."""
+    def __call__(self, latents: Array, frame: npt.NDArray[np.uint8], label: int) -> Decoded:
+        """Queue the decoding of ``latents [1, Z, h, w]``, colours after ``frame``; NaN is reported under ``label``."""
         device, factor = self._device, self._canvas.factor
         window = device.reshape(self._latents, (1, self._latents.shape[1], 1, *self._latents.shape[2:]))
         picture = device.reshape(self._image, (1, 3, 1, *self._image.shape[2:]))
@@ -110,8 +120,11 @@ class FrameDecoder:
             self._engine.run({"latents": self._latents}, {"image": self._image}, device.stream)
             device.add_window(picture, weights, (0, row * factor, column * factor), self._picture)
         device.check(self._picture, label)
+        if self._colors == "wavelet":
+            self._low(self._picture, frame, antialias=True)
         device.image_to_bytes(self._picture, self._bytes, truncate=self._truncate)
-        return Decoded(device.fetch(self._bytes), self._canvas)
+        match = frame if self._colors == "adain" else None
+        return Decoded(device.fetch(self._bytes), self._canvas, match)
 
 
 @dataclass(frozen=True)
@@ -120,13 +133,15 @@ class Decoded:
 
     pending: Pending
     canvas: Canvas
+    match: npt.NDArray[np.uint8] | None = None  # frame whose channel statistics it takes
 
     def result(self) -> npt.NDArray[np.uint8]:
         """Wait for it and cut it out of its canvas: ``[H, W, 3]``."""
         top, left = self.canvas.corner
         height, width = self.canvas.size
         pixels: npt.NDArray[np.uint8] = self.pending.result()
-        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        picture = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        return picture if self.match is None else match_statistics(picture, self.match)
 
 
 def _tiled(

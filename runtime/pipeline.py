@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from v2v.engine.store import EngineSet
 from v2v.export.models.configs import Defaults
 from v2v.runtime import noise
 from v2v.runtime.coding import Canvas, FrameDecoder, FrameEncoder
+from v2v.runtime.colors import ColorMatch
 from v2v.runtime.device import Array, Device
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.prompt import Tokenizer
@@ -50,7 +51,8 @@ class Settings:
 
     ``strength`` is the noise level, 0..1 of the 1000 levels. ``size`` is the output's (height, width) in pixels;
     without it ``scale`` times the input's. ``parity`` follows the reference in its oddities too: 1280x720 by
-    stretching without antialiasing, the first 32 frames, its schedule's rounding, its start and truncated bytes.
+    stretching without antialiasing, the first 32 frames, its schedule's rounding, its start, its colours and
+    truncated bytes.
     """
 
     prompt: str = ""
@@ -63,6 +65,7 @@ class Settings:
     seed: int = 666  # as published
     size: tuple[int, int] | None = None
     scale: float | None = None
+    color: ColorMatch = "wavelet"
     parity: bool = False
 
 
@@ -79,6 +82,7 @@ class Plan:
     guidance_rescale: float
     seed: int
     size: tuple[int, int]
+    color: ColorMatch
     parity: bool
 
     @property
@@ -103,8 +107,11 @@ def plan(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> Pla
         name: value for name in Plan.__dataclass_fields__ if (value := getattr(settings, name)) is not None
     }
     usual = {name: getattr(defaults, name) for name in Plan.__dataclass_fields__ if hasattr(defaults, name)}
-    size = PARITY_SIZE if settings.parity else output_size(settings, defaults, source)
-    made = Plan(**{"negative_prompt": None, **usual, **given, "size": size})
+    made = Plan(
+        **{"negative_prompt": None, **usual, **given, "size": output_size(settings, defaults, source)}
+    )
+    if made.parity:
+        made = replace(made, size=PARITY_SIZE, color="none")
     _check(made)
     return made
 
@@ -123,6 +130,8 @@ def output_size(settings: Settings, defaults: Defaults, source: tuple[int, int])
 def _check(plan: Plan) -> None:
     if plan.solver not in SOLVERS:
         raise V2VError(f"--solver {plan.solver}: there is no such solver; choose from {', '.join(SOLVERS)}")
+    if plan.color not in get_args(ColorMatch):
+        raise V2VError(f"--color {plan.color}: choose from {', '.join(get_args(ColorMatch))}")
     for flag, value, low, high in (
         ("--steps", plan.steps, 1, 998),
         ("--strength", plan.strength, 0.001, 0.998),
@@ -362,11 +371,16 @@ class VideoToVideo:
         device = self.device
         report.begin("decode", segment, len(segment.frames))
         decode = FrameDecoder(
-            device, self._engine("vae_decoder"), canvas, self.model.latent_scale, truncate=plan.parity
+            device,
+            self._engine("vae_decoder"),
+            canvas,
+            self.model.latent_scale,
+            colors=plan.color,
+            truncate=plan.parity,
         )
         pending = None
-        for place in range(len(segment.frames)):
-            queued = decode(device.view(latents, place), segment.first + place)
+        for place, frame in enumerate(segment.frames):
+            queued = decode(device.view(latents, place), frame, segment.first + place)
             if pending is not None:
                 yield self._checked(pending.result())
             report.step(place + 1)

@@ -161,6 +161,10 @@ class Device(Protocol):
         """
         ...
 
+    def resize(self, image: Array, out: Array) -> None:
+        """``image [1, C, H, W]`` float32 -> ``out [1, C, h, w]``: bilinear, averaging when scaling down."""
+        ...
+
     def sample_posterior(self, moments: Array, noise: Array, scale: float, out: Array) -> None:
         """``moments [1, 2Z, h, w]`` -> ``out = (mean + exp(clip(logvar, -30, 20) / 2) noise) scale``.
 

@@ -71,6 +71,14 @@ class CpuDevice:
         resized = _weigh(resized, columns, column_weights[..., None], axis=1)
         out[0] = np.moveaxis(resized, 2, 0) * np.float32(2 / 255) - np.float32(1)
 
+    def resize(self, image: Array, out: Array) -> None:
+        rows, row_weights = taps(image.shape[2], out.shape[2], 0, out.shape[2], True)
+        columns, column_weights = taps(image.shape[3], out.shape[3], 0, out.shape[3], True)
+        pixels = np.moveaxis(image[0], 0, 2)
+        resized = _weigh(pixels, rows, row_weights[..., None, None], axis=0)
+        resized = _weigh(resized, columns, column_weights[..., None], axis=1)
+        out[0] = np.moveaxis(resized, 2, 0)
+
     def sample_posterior(self, moments: Array, noise: Array, scale: float, out: Array) -> None:
         mean, log_variance = np.split(moments[0].astype(np.float32), 2)
         deviation = np.exp(np.clip(log_variance, -30, 20) / 2)

@@ -95,10 +95,13 @@ def test_a_segment_is_shown_the_end_of_the_one_before_but_nothing_across_a_cut(t
     v2v = VideoToVideo(FakeEngineSet(tmp_path, unet=average), CpuDevice())
     dark, grey, bright = (np.full((72, 60, 3), level, np.uint8) for level in (60, 130, 190))
     length = 4 * 3 - 1 * 2  # of a segment with these windows
-    after_dark, after_grey = (run(v2v, [first] * length + [bright] * 3)[length:] for first in (dark, grey))
+    after_dark, after_grey = (
+        run(v2v, [first] * length + [bright] * 3, color="none")[length:] for first in (dark, grey)
+    )
     assert np.mean(after_dark) < np.mean(after_grey) - 1
     after_dark, after_grey = (
-        run(v2v, [first] * length + [bright] * 3, cuts={length})[length:] for first in (dark, grey)
+        run(v2v, [first] * length + [bright] * 3, cuts={length}, color="none")[length:]
+        for first in (dark, grey)
     )
     np.testing.assert_array_equal(after_dark, after_grey)
 
