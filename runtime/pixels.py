@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+
 from v2v.engine.backend import V2VError
 
 UNSPECIFIED = 2

@@ -82,7 +82,8 @@ class StreamCopier:
         """Write all packets that start no later than ``seconds``; None writes the rest."""
         while (packet := self._next or next(self._packets, None)) is not None:
             self._next = packet
-            if seconds is not None and packet.dts * packet.time_base > seconds:
+            start = packet.pts if packet.dts is None else packet.dts
+            if seconds is not None and start * packet.time_base > seconds:
                 return
             self._next = None
             self._write(packet)
@@ -102,10 +103,9 @@ class StreamCopier:
                     if packet.size == 0:  # the mark of the end
                         continue
                     damaged = 0
-                    if packet.dts is None:
-                        packet.dts = packet.pts
-                    if packet.dts is not None:
-                        yield packet
+                    if packet.pts is None and packet.dts is None:  # a cover picture
+                        packet.pts = packet.dts = 0
+                    yield packet
                 return
             except av.FFmpegError:
                 damaged += 1

@@ -24,6 +24,8 @@ import av
 import av.container
 import numpy as np
 import numpy.typing as npt
+
+from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
 from v2v.runtime import pixels
 from v2v.runtime.pixels import REFERENCE_COLORS, Colors
@@ -32,7 +34,6 @@ from v2v.runtime.streams import StreamCopier, copy_stream_tags, picture_stream, 
 Frame = npt.NDArray[np.uint8]
 """[H, W, 3], RGB, 0..255."""
 
-PARITY_FRAMES = 32
 PARITY_RATE = Fraction(8)
 _DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
 _SUSPICIOUS_FORMATS = {"tty"}  # FFmpeg draws any text file as a film of a terminal
@@ -68,9 +69,9 @@ class VideoInfo:
 class VideoReader:
     """Decodes a video's pictures to upright RGB bytes, one at a time.
 
-    ``parity`` reads as the reference does: the first 32 frames, BT.601 whatever the tags say. Damage in the
-    middle costs only the pictures it hit; how many were read is told as a
-    :class:`~v2v.runtime.streams.MediaWarning` at the end.
+    ``parity`` reads colours as the reference does: as BT.601, whatever the tags say. Damage in the middle costs
+    only the pictures it hit; how many were read is told as a :class:`~v2v.runtime.streams.MediaWarning` at the
+    end.
 
     Raises:
         MediaError: no such file, not a video, no video stream, or no picture that can be decoded.
@@ -78,7 +79,6 @@ class VideoReader:
 
     def __init__(self, path: Path, *, parity: bool = False) -> None:
         self.path = path
-        self.limit = PARITY_FRAMES if parity else None
         self.timestamps: deque[Timestamp] = deque()
         """Of pictures given out by :meth:`frames` and not yet written."""
         self._damaged = 0
@@ -105,14 +105,11 @@ class VideoReader:
         if pixels.has_alpha(self._first):
             warn(f"{self.path}: transparency cannot be kept; it is shown on black")
         clock = _Clock(self.info.frame_rate, self.info.time_base)
-        count = 0
-        while frame is not None and (self.limit is None or count < self.limit):
+        while frame is not None:
             self.timestamps.append(clock.stamp(frame))
             yield self._to_rgb(frame)
-            count += 1
             frame = next(self._decoded, None)
-        if frame is None:
-            self._tell_damage(count, clock.end)
+        self._tell_damage(clock)
 
     def _find_stream(self) -> av.VideoStream:
         stream = picture_stream(self._container)
@@ -180,29 +177,27 @@ class VideoReader:
         return info, to_rgb
 
     def _announced(self, rate: Fraction) -> int | None:
-        count = self._stream.frames or round((self._announced_seconds() or 0) * rate)
-        if self.limit is not None:
-            count = min(count, self.limit) or self.limit
-        return count or None
+        whole = Fraction(self._container.duration or 0, av.time_base)
+        start = (self._stream.start_time or 0) * (self._stream.time_base or 0)
+        return self._stream.frames or round(((self._stated_end() or whole) - start) * rate) or None
 
-    def _announced_seconds(self) -> Fraction | None:
+    def _stated_end(self) -> Fraction | None:
+        """When the last picture ends, in seconds, if the file says that of the stream itself."""
         stream = self._stream
         if stream.duration and stream.time_base:
-            return stream.duration * stream.time_base
-        if tag := stream.metadata.get("DURATION"):  # Matroska's writers note it per stream
+            return ((stream.start_time or 0) + stream.duration) * stream.time_base
+        if tag := stream.metadata.get("DURATION"):  # Matroska's writers note the end in a tag
             with contextlib.suppress(ValueError):
                 hours, minutes, seconds = tag.split(":")
                 return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
-        return Fraction(self._container.duration, av.time_base) if self._container.duration else None
+        return None
 
-    def _tell_damage(self, count: int, end: Fraction) -> None:
-        stream = self._stream
-        stated = self._announced_seconds() if stream.duration or "DURATION" in stream.metadata else None
-        start = (stream.start_time or 0) * (stream.time_base or 0)
-        cut_short = stated is not None and end - start < stated - Fraction(3, 2) / self.info.frame_rate
-        if self._damaged or cut_short:
-            of = f" of about {self.info.frames}" if self.info.frames and self.info.frames > count else ""
-            warn(f"{self.path} is damaged or cut short: {count}{of} frames could be read and are used")
+    def _tell_damage(self, clock: _Clock) -> None:
+        stated, expected = self._stated_end(), self.info.frames or 0
+        cut_short = stated is not None and stated - clock.end > 2 * clock.longest
+        if self._damaged or (cut_short and clock.count < expected):
+            of = f" of about {expected}" if expected > clock.count else ""
+            warn(f"{self.path} is damaged or cut short: {clock.count}{of} frames could be read and are used")
 
 
 class VideoWriter:
@@ -235,6 +230,9 @@ class VideoWriter:
         self._format = _format_for(path)
         check_output(path, source.path, overwrite=overwrite)
         self._partial = _create_beside(path)
+        self._cleanup = contextlib.ExitStack()
+        self._cleanup.callback(self._partial.unlink, missing_ok=True)
+        self._cleanup.enter_context(removed_on_abort(self._partial))
         self._output: Any = None
         self._encoder: Any = None
         self._copier: StreamCopier | None = None
@@ -249,7 +247,7 @@ class VideoWriter:
                 container_options={"fflags": "+bitexact", **options},
             )
         except BaseException:
-            self._discard()
+            self._cleanup.close()
             raise
 
     def __enter__(self) -> VideoWriter:
@@ -345,12 +343,11 @@ class VideoWriter:
 
     def _discard(self) -> None:
         """Close everything and remove the temporary file, which by then has its final name or is useless."""
-        if self._copier:
-            self._copier.close()
-        with contextlib.suppress(Exception):  # the trailer of an unfinished file may well fail
-            if self._output is not None:
+        with self._cleanup:
+            if self._copier:
+                self._copier.close()
+            with contextlib.suppress(Exception):  # the trailer of an unfinished file may well fail
                 self._output.close()
-        self._partial.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _failures_told(self) -> Iterator[None]:
@@ -435,8 +432,12 @@ def _tag(context: Any, colors: Colors) -> None:
 def _add_note(metadata: dict[str, str], note: str) -> None:
     """Keep ``note`` in the first free text field that every container has, without losing what is in them."""
     if note:
-        key = next((key for key in ("comment", "description", "synopsis") if key not in metadata), "comment")
-        metadata[key] = f"{metadata[key]}\n{note}" if key in metadata else note
+        taken = {key.lower(): key for key in metadata}  # Matroska's come in capitals
+        free = next((key for key in ("comment", "description", "synopsis") if key not in taken), None)
+        if free:
+            metadata[free] = note
+        else:
+            metadata[taken["comment"]] += "\n" + note
 
 
 def _sync(path: Path) -> None:
@@ -459,21 +460,30 @@ class _Clock:
     def __init__(self, frame_rate: Fraction, time_base: Fraction) -> None:
         self._time_base = time_base
         self._step = max(round(1 / (frame_rate * time_base)), 1)
+        self._longest = self._step
         self._last: Timestamp | None = None
+        self.count = 0
 
     def stamp(self, frame: av.VideoFrame) -> Timestamp:
-        expected = self._last.start + (self._last.duration or self._step) if self._last else 0
-        start = expected if frame.pts is None else frame.pts
-        if self._last and start <= self._last.start:
-            start = max(expected, self._last.start + 1)
+        """The next picture's time stamp."""
+        start, last = frame.pts, self._last
+        if last is None:
+            start = start or 0
+        elif start is None or start <= last.start:
+            start = last.start + (last.duration or self._step)
+        if last is not None:
+            self._longest = max(self._longest, start - last.start)
         self._last = Timestamp(start, frame.duration or 0)
+        self.count += 1
         return self._last
 
     @property
     def end(self) -> Fraction:
         """When the last picture ends, in seconds."""
-        return (
-            (self._last.start + (self._last.duration or self._step)) * self._time_base
-            if self._last
-            else Fraction(0)
-        )
+        last = self._last or Timestamp(0, 0)
+        return (last.start + (last.duration or self._step)) * self._time_base
+
+    @property
+    def longest(self) -> Fraction:
+        """The longest that a picture was shown, in seconds."""
+        return self._longest * self._time_base

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import lzma
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-import v2v.engine
+
 from v2v.engine.backend import EngineError
+from v2v.engine.store import packaged_tokenizer
 from v2v.runtime.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, PromptCut, Tokenizer
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "tokenizer.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden" / "tokenizer.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    packed = Path(v2v.engine.__file__).parent / "data" / "tokenizer.json.xz"
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    path.write_bytes(lzma.decompress(packed.read_bytes()))
+    path.write_bytes(packaged_tokenizer())
     return Tokenizer(path)
 
 
