@@ -102,8 +102,8 @@ class CudaDevice:
             ) from error
         capability = self.gpu.compute_capability
         self.capability = (capability.major, capability.minor)
-        self._stream = self.gpu.create_stream()
-        self.stream = int(self._stream.handle)
+        self.cuda_stream = self.gpu.create_stream()
+        self.stream = int(self.cuda_stream.handle)
         self.allocations = 0  # pieces of memory asked for so far, on the device and pinned
         self._pinned = _PinnedPool(self)
         self._kernels = {name: self._load(name) for name in kernels.FILES}
@@ -123,7 +123,7 @@ class CudaDevice:
     def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> CudaArray:
         kind = np.dtype(dtype)
         self.allocations += 1
-        memory = self.gpu.allocate(max(math.prod(shape) * kind.itemsize, 1), stream=self._stream)
+        memory = self.gpu.allocate(max(math.prod(shape) * kind.itemsize, 1), stream=self.cuda_stream)
         return CudaArray(tuple(shape), kind, int(memory.handle), memory)
 
     def zero(self, out: CudaArray) -> None:
@@ -137,8 +137,8 @@ class CudaDevice:
             raise ValueError(f"{list(data.shape)} does not fit into {list(out.shape)}")
         slot = self._pinned.take(data.nbytes)
         slot.bytes[: data.nbytes] = data.reshape(-1).view(np.uint8)
-        self._move(slot.pointer, out.pointer, data.nbytes, self._stream)
-        self._pinned.give(slot, self._stream)
+        self._move(slot.pointer, out.pointer, data.nbytes, self.cuda_stream)
+        self._pinned.give(slot, self.cuda_stream)
         return out
 
     def download(self, array: CudaArray) -> npt.NDArray[Any]:
@@ -160,31 +160,31 @@ class CudaDevice:
         return CudaArray(tuple(shape), array.dtype, array.pointer, array.memory)
 
     def synchronize(self) -> None:
-        self._stream.sync()
+        self.cuda_stream.sync()
 
     def copy(self, source: CudaArray, out: CudaArray) -> None:
         if source.nbytes != out.nbytes:
             raise ValueError(f"{list(source.shape)} does not fit into {list(out.shape)}")
-        self._move(source.pointer, out.pointer, out.nbytes, self._stream)
+        self._move(source.pointer, out.pointer, out.nbytes, self.cuda_stream)
 
     def fetch(self, array: CudaArray) -> _Fetched:
         slot = self._pinned.take(array.nbytes)
-        self._move(array.pointer, slot.pointer, array.nbytes, self._stream)
-        self._stream.record(slot.event)
+        self._move(array.pointer, slot.pointer, array.nbytes, self.cuda_stream)
+        self.cuda_stream.record(slot.event)
         return _Fetched(self._pinned, slot, array.shape, array.dtype)
 
     def feed(self, shape: Sequence[int], dtype: npt.DTypeLike) -> _Feed:
         return _Feed(self, tuple(shape), np.dtype(dtype))
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        builder = self._stream.create_graph_builder()
+        builder = self.cuda_stream.create_graph_builder()
         builder.begin_building("relaxed")  # an engine's library may do as it likes on other streams meanwhile
         try:
             try:
                 work()
             finally:
                 builder.end_building()
-            return _Replay(builder.complete(), self._stream, work)
+            return _Replay(builder.complete(), self.cuda_stream, work)
         except Exception:
             # The engine waits for the host, or allocates: its work cannot be recorded, only done again.
             return work
@@ -330,7 +330,9 @@ class CudaDevice:
     def _launch(
         self, kernel: Kernel, grid: tuple[int, ...], arguments: Sequence[Any], shared: int = 0
     ) -> None:
-        launch(self._stream, LaunchConfig(grid=grid, block=_THREADS, shmem_size=shared), kernel, *arguments)
+        launch(
+            self.cuda_stream, LaunchConfig(grid=grid, block=_THREADS, shmem_size=shared), kernel, *arguments
+        )
 
     def _each(self, kernel: Kernel, elements: int, *arguments: Any) -> None:
         """One thread for each group of elements."""
@@ -373,7 +375,7 @@ class CudaDevice:
         )
 
     def _report_found(self) -> None:
-        self._move(self._found.pointer, self._found_pinned.pointer, 8, self._stream)
+        self._move(self._found.pointer, self._found_pinned.pointer, 8, self.cuda_stream)
 
     def _move(self, source: int, target: int, nbytes: int, stream: Stream) -> None:
         _check(driver.cuMemcpyAsync(target, source, nbytes, stream.handle))
@@ -499,7 +501,7 @@ class _Feed:
         self._pinned = [device._pinned.take(self._arrays[0].nbytes) for _ in range(self._DEPTH)]
         self._taken = [device.gpu.create_event() for _ in range(self._DEPTH)]
         for event in self._taken:  # the memory exists from here on
-            device._stream.record(event)
+            device.cuda_stream.record(event)
         self._put = self._took = 0
 
     def put(self, host: npt.NDArray[Any]) -> None:
@@ -520,7 +522,7 @@ class _Feed:
         if self._took == self._put:
             raise RuntimeError("nothing was put")
         place = self._took % self._DEPTH
-        stream = self._device._stream
+        stream = self._device.cuda_stream
         stream.wait(self._pinned[place].event)
         self._device.copy(self._arrays[place], out)
         stream.record(self._taken[place])

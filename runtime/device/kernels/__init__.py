@@ -68,8 +68,8 @@ def compile_source(
         ptxas_options="-v" if exact and logs is not None else None,
     )
     kept = None if cache is None else FileStreamProgramCache(cache)
-    with Program(source(name), "c++", options) as program:
-        return program.compile("cubin" if exact else "ptx", logs=logs, cache=kept)
+    program = Program(source(name), "c++", options)
+    return program.compile("cubin" if exact else "ptx", logs=logs, cache=kept)
 
 
 def load(name: str, capability: tuple[int, int]) -> ObjectCode:

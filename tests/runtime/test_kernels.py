@@ -1,0 +1,84 @@
+"""Every kernel compiles for every architecture, without a GPU, and keeps its data in registers."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import re
+
+import pytest
+
+from v2v.runtime.device import kernels
+
+pytest.importorskip("cuda.core", reason="cuda-python is not installed: pip install 'v2v[cuda]'")
+nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+
+# As in CMakeLists.txt.
+CAPABILITIES = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    try:
+        nvrtc.nvrtcVersion()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC is not installed: pip install nvidia-cuda-nvrtc ({error})")
+
+
+def driver_is_there():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def expected(name):
+    variants = {"combine": range(1, 6)}
+    return {
+        f"{kernel}_{variant}"
+        for kernel in kernels.FILES[name]
+        for variant in variants.get(kernel, ("float32", "float16"))
+    }
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+@pytest.mark.parametrize("name", kernels.FILES)
+def test_compiles_without_spilling(name, capability):
+    logs = io.StringIO()
+    code = kernels.compile_source(name, capability, logs=logs)
+    assert code.code.startswith(b"\x7fELF")
+    report = logs.getvalue()
+    assert set(re.findall(r"Compiling entry function '(\w+)'", report)) == expected(name)
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert memory == [("0", "0", "0")] * len(expected(name))
+    # 1024 threads of a multiprocessor can run at once, enough to hide the memory's latency.
+    assert max(int(n) for n in re.findall(r"Used (\d+) registers", report)) <= 64
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not driver_is_there(), reason="no NVIDIA driver, whose version decides which PTX will do")
+def test_an_unknown_gpu_gets_ptx_that_its_driver_can_finish():
+    code = kernels.compile_source("latents", (99, 0))
+    assert b".entry take_window_float16" in code.code
+
+
+def test_what_was_compiled_is_kept_and_found_again(tmp_path):
+    first = kernels.compile_source("pixels", (9, 0), cache=tmp_path)
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) == 1
+    times = kept[0].stat().st_mtime_ns
+    assert kernels.compile_source("pixels", (9, 0), cache=tmp_path).code == first.code
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == kept
+    assert kept[0].stat().st_mtime_ns == times
+
+
+def test_prebuilt_code_belongs_to_the_sources_it_was_made_from(tmp_path, monkeypatch):
+    folder = kernels._FOLDER
+    for file in folder.glob("*.cu*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = kernels.prebuilt("latents").name
+    monkeypatch.setattr(kernels, "_FOLDER", tmp_path)
+    assert kernels.prebuilt("latents").name == before
+    (tmp_path / "common.cuh").write_text((tmp_path / "common.cuh").read_text() + "\n")
+    assert kernels.prebuilt("latents").name != before
