@@ -49,10 +49,11 @@ PARITY_SIZE = (720, 1280)
 class Settings:
     """What a run may be told; None leaves a value to the model's defaults.
 
-    ``strength`` is the noise level, 0..1 of the 1000 levels. ``size`` is the output's (height, width) in pixels;
-    without it ``scale`` times the input's. ``parity`` follows the reference in its oddities too: 1280x720 by
-    stretching without antialiasing, the first 32 frames, its schedule's rounding, its start, its colours and
-    truncated bytes.
+    ``strength`` is the noise level, 0..1 of the 1000 levels; guidance acts only at the levels inside
+    ``guidance_interval``, which spares the other steps their second evaluation. ``size`` is the output's
+    (height, width) in pixels; without it ``scale`` times the input's. ``parity`` follows the reference in its
+    oddities too: 1280x720 by stretching without antialiasing, the first 32 frames, its schedule's rounding, its
+    start, its colours and truncated bytes.
     """
 
     prompt: str = ""
@@ -62,6 +63,7 @@ class Settings:
     strength: float | None = None
     guidance: float | None = None
     guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 666  # as published
     size: tuple[int, int] | None = None
     scale: float | None = None
@@ -80,6 +82,7 @@ class Plan:
     strength: float
     guidance: float
     guidance_rescale: float
+    guidance_interval: tuple[float, float]
     seed: int
     size: tuple[int, int]
     color: ColorMatch
@@ -137,6 +140,8 @@ def _check(plan: Plan) -> None:
         ("--strength", plan.strength, 0.001, 0.998),
         ("--guidance", plan.guidance, 0, 100),
         ("--guidance-rescale", plan.guidance_rescale, 0, 1),
+        ("--guidance-interval", plan.guidance_interval[0], 0, plan.guidance_interval[1]),
+        ("--guidance-interval", plan.guidance_interval[1], plan.guidance_interval[0], 1),
         ("--seed", plan.seed, 0, 2**64 - 1),
         ("--size", min(plan.size), 1, 2**15),
         ("--size", max(plan.size), 1, 2**15),
@@ -417,7 +422,7 @@ class VideoToVideo:
             self._engine("unet"),
             plan.schedule,
             SOLVERS[plan.solver](plan.sigmas),
-            Guidance(plan.guidance, plan.guidance_rescale),
+            Guidance(plan.guidance, plan.guidance_rescale, plan.guidance_interval),
             extent,
             (self.shared, window[1] // _OVERLAP, window[2] // _OVERLAP),
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from v2v.engine.backend import Engine, V2VError
 from v2v.runtime.device import Array, Device, Feed, Pending, StepRow
-from v2v.runtime.schedule import Schedule
+from v2v.runtime.schedule import LEVELS, Schedule
 from v2v.runtime.solvers import Update, solve
 from v2v.runtime.windows import Tile, tiles
 
@@ -25,15 +26,20 @@ class NumericalError(V2VError):
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022) with rescale (Lin et al. 2023, section 3.4)."""
+    """Classifier-free guidance (Ho & Salimans 2022) with rescale (Lin et al. 2023, section 3.4).
+
+    ``interval`` are the noise levels, as shares of the 1000, at which guidance acts (Kynkäänniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724): outside of it the negative prompt need not be evaluated.
+    """
 
     scale: float
     rescale: float
+    interval: tuple[float, float] = (0.0, 1.0)
 
-    @property
-    def needs_unconditional(self) -> bool:
-        """At scale 1 the unconditional estimate cancels out and need not be computed."""
-        return self.scale != 1
+    def acts(self, timestep: int) -> bool:
+        """Whether the unconditional estimate counts; at scale 1 it cancels out."""
+        low, high = self.interval
+        return self.scale != 1 and low <= timestep / LEVELS <= high
 
 
 class DenoisingLoop:
@@ -62,8 +68,8 @@ class DenoisingLoop:
         canvas = (extent[0], channels, *extent[1:])
         self.x, self.history, self.noise, self.total = (device.empty(canvas, np.float32) for _ in range(4))
         self.scaled, self.conditional = (device.empty(latents.shape, latents.dtype) for _ in range(2))
-        needed = guidance.needs_unconditional
-        self.unconditional = device.empty(latents.shape, latents.dtype) if needed else None
+        self._guided = [guidance.acts(c.timestep) for c in self._coefficients]
+        self.unconditional = device.empty(latents.shape, latents.dtype) if any(self._guided) else None
         self.velocity = device.empty(latents.shape, np.float32)
         self._feed = device.feed(canvas, np.float32)
 
@@ -74,13 +80,13 @@ class DenoisingLoop:
 
         self._one_window = tuple(window) == extent
         self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
-        self._step: Callable[[], None] | None = None
+        self._steps: dict[bool, Callable[[], None]] = {}  # captured, with and without guidance
         self._contexts: tuple[Array, Array] | None = None
 
     def use(self, unet: Engine) -> None:
         """Run on ``unet`` from now on: the same engine, loaded again."""
         if unet is not self._unet:
-            self._unet, self._step = unet, None
+            self._unet, self._steps = unet, {}
 
     def run(
         self,
@@ -115,15 +121,15 @@ class DenoisingLoop:
         return self.x
 
     def _run_fused(self, contexts: tuple[Array, Array], supply: _Supply, pace: _Pace) -> None:
-        """One window covers the segment: a step is two evaluations and one kernel, captured after its first run."""
+        """One window covers the segment: a step is one or two evaluations and one kernel, captured when it has run."""
         device = self.device
         if contexts is not self._contexts:
-            self._step, self._contexts = None, contexts
+            self._steps, self._contexts = {}, contexts
 
-        def step() -> None:
-            self._evaluate(contexts)
+        def step(guided: bool) -> None:
+            unconditional = self._evaluate(contexts, guided)
             device.advance(
-                self._row, self.conditional, self.unconditional, self.x, self.history, self.noise, self.scaled
+                self._row, self.conditional, unconditional, self.x, self.history, self.noise, self.scaled
             )
 
         device.take_window(self.x, (0, 0, 0), self._coefficients[0].scale, self.scaled)
@@ -131,11 +137,12 @@ class DenoisingLoop:
             self._select(k)
             if update.x_noise:
                 supply.next()
-            if self._step is None:
-                step()
-                self._step = device.capture(step)
+            guided = self._guided[k]
+            if guided in self._steps:
+                self._steps[guided]()
             else:
-                self._step()
+                step(guided)
+                self._steps[guided] = device.capture(partial(step, guided))
             pace.mark(k)
 
     def _run_windowed(
@@ -159,10 +166,10 @@ class DenoisingLoop:
             device.zero(self.total)
             for tile, weights in self._plans[evaluation % len(_PHASES)]:
                 device.take_window(x, tile.start, c.scale, self.scaled)
-                self._evaluate(contexts)
+                unconditional = self._evaluate(contexts, self._guided[evaluation])
                 device.guide(
                     self.conditional,
-                    self.unconditional,
+                    unconditional,
                     self.guidance.scale,
                     self.guidance.rescale,
                     self.velocity,
@@ -181,15 +188,17 @@ class DenoisingLoop:
 
         solve(denoise, self.x, self.updates, next_noise, device, after)
 
-    def _evaluate(self, contexts: tuple[Array, Array]) -> None:
-        """Run the UNet on :attr:`scaled` under the prompt and, where guidance asks for it, the negative prompt."""
-        for context, velocity in zip(contexts, (self.conditional, self.unconditional), strict=True):
+    def _evaluate(self, contexts: tuple[Array, Array], guided: bool) -> Array | None:
+        """Run the UNet on :attr:`scaled` under the prompt and, if guided, the negative one; returns the latter's."""
+        unconditional = self.unconditional if guided else None
+        for context, velocity in zip(contexts, (self.conditional, unconditional), strict=True):
             if velocity is not None:
                 self._unet.run(
                     {"latents": self.scaled, "timestep": self._timestep, "context": context},
                     {"velocity": velocity},
                     self.device.stream,
                 )
+        return unconditional
 
     def _select(self, k: int) -> None:
         """Make row ``k`` of the tables the current one."""

@@ -79,6 +79,21 @@ def test_without_guidance_the_negative_prompt_is_not_run(tmp_path):
     assert unet.calls == 3 + 6
 
 
+def test_guidance_in_an_interval_spares_the_other_steps_their_second_evaluation(tmp_path):
+    v2v = VideoToVideo(FakeEngineSet(tmp_path), CpuDevice())
+    unet = v2v._engine("unet")
+    steps = plan(Settings(steps=6), MODEL.defaults, (8, 8))
+    inside = sum(0.1 <= steps.schedule.timestep(sigma) / 1000 <= 0.2 for sigma in steps.sigmas[:-1])
+    assert 0 < inside < 6
+    run(v2v, clip(4), steps=6, guidance_interval=(0.1, 0.2))
+    assert unet.calls == 6 + inside
+    whole, none, plain = (
+        run(v2v, clip(4), **words) for words in ({}, {"guidance_interval": (0.9, 1.0)}, {"guidance": 1.0})
+    )
+    np.testing.assert_array_equal(none, plain)
+    assert (np.asarray(whole) != np.asarray(none)).any()
+
+
 def test_cutting_into_windows_does_not_show_where_the_network_is_local(tmp_path):
     """A network that works position by position gives the same picture in one window or in many."""
     small = VideoToVideo(FakeEngineSet(tmp_path, Window(4, 80, 64), unet=some_velocity), CpuDevice())
@@ -201,6 +216,7 @@ def test_output_size_follows_the_aspect():
         ({"strength": 1.0}, "--strength 1.0"),
         ({"guidance": -1.0}, "--guidance -1.0"),
         ({"guidance_rescale": 1.5}, "--guidance-rescale 1.5"),
+        ({"guidance_interval": (0.5, 0.1)}, "--guidance-interval 0.5"),
         ({"seed": -1}, "--seed -1"),
         ({"solver": "magic"}, "--solver magic"),
         ({"size": (0, 10)}, "--size 0"),
