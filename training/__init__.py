@@ -1,0 +1,1 @@
+"""How the small model's weights are made: pictures, clips, degradations, training, evaluation."""
