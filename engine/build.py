@@ -241,7 +241,7 @@ def build_engine_set(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BuildError(f"the disk is full; the engine set {path} was not built") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise BuildError(
                 f"cannot write the engine set {path}: {error.strerror}; "
                 "name another folder with -o or $V2V_ENGINES"

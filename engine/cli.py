@@ -11,6 +11,7 @@ import rich.box
 import rich.console
 import rich.table
 import typer
+
 from v2v.engine.backend import BACKENDS, BuildError, BuildOptions, EngineError, cuda_devices
 from v2v.engine.build import (
     build_engine_set,
@@ -96,12 +97,15 @@ def command(
         optimization_level=optimization_level,
         extra=dict(parse_option(text) for text in option or []),
     )
+    source = weights or default_weights(config)
+    window = window_for(config, parse_size(size) if size else None, most)
+    by = one_of("--backend", backend, tuple(BACKENDS)) if backend else default_backend(on)
     with BuildDisplay() as display:
         built = build_engine_set(
             config,
-            weights=weights or default_weights(config),
-            window=window_for(config, parse_size(size) if size else None, most),
-            backend_name=one_of("--backend", backend, tuple(BACKENDS)) if backend else default_backend(on),
+            weights=source,
+            window=window,
+            backend_name=by,
             options=options,
             output=output,
             force=force,

@@ -7,7 +7,7 @@
     │   ├── text_encoder/ …          what the backend made of each component
     │   └── unet/ …
     ├── .NAME.lock                   held while NAME is built; the file stays, the lock goes with its process
-    ├── .NAME.building/              a build in progress, or what a dead one left: the next build removes it
+    ├── .NAME.building/              a build in progress, or what a dead one left: the next removes it
     ├── .NAME.old/                   the set that is being replaced, for the moment between two renames
     └── timing/                      timing caches of backends that keep one
 
@@ -27,6 +27,7 @@ from pathlib import Path
 
 import filelock
 import platformdirs
+
 from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import BACKENDS, Compatibility, Engine, EngineError, V2VError, backend
 from v2v.engine.components import Component, ComponentName, Precision, Window, components
@@ -34,7 +35,7 @@ from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
 from v2v.export.models.configs import MODELS
 
 TOKENIZER = "tokenizer.json"
-BUILDING = ".building"  # file that marks a folder as a build of ours, so that it may be removed
+OURS = ".v2v-build"  # an empty file that marks a folder as made by a build, so that a build may remove it
 
 
 def engines_root() -> Path:
@@ -309,7 +310,13 @@ def stored_file(path: Path, folder: Path) -> StoredFile:
 
 @contextmanager
 def building_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the right to build the set ``path``; where another process holds it, call ``waiting`` and wait."""
+    """Hold the right to build the set ``path``; where another process holds it, call ``waiting`` and wait.
+
+    Once held, what dead builds left in that folder is removed.
+
+    Raises:
+        EngineError: a folder that is not ours has a name that the build needs.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
     try:
@@ -318,6 +325,11 @@ def building_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Ite
         waiting()
         lock.acquire()
     try:
+        _tidy(path)
+        for building in path.parent.glob(".*.building"):
+            other = path.with_name(building.name[1 : -len(".building")])
+            with suppress(filelock.Timeout, EngineError), _lock(other).acquire(timeout=0):
+                _tidy(other)
         yield
     finally:
         lock.release()
@@ -328,30 +340,24 @@ def new_set(path: Path) -> Iterator[Path]:
     """A folder to build the set ``path`` in: on success it becomes ``path`` in one step, on failure it goes.
 
     The caller holds :func:`building_lock`, has asked :func:`replaceable`, and writes the manifest with
-    :func:`finish`. What dead builds left beside ``path`` is removed.
+    :func:`finish`.
     """
     building, old = _sibling(path, "building"), _sibling(path, "old")
-    _remove_dead_builds(path.parent)
-    _restore(old, path)
-    _remove_build(building)
     building.mkdir()
     try:
-        (building / BUILDING).touch()
+        (building / OURS).touch()
         with removed_on_abort(building):
             yield building
             if not (building / MANIFEST).exists():
                 raise V2VError(f"the build of {path} ended without a manifest")
-            (building / BUILDING).unlink()
             _sync_tree(building)
-            shutil.rmtree(old, ignore_errors=True)
             if path.exists():
+                (path / OURS).touch()
                 path.rename(old)
             building.rename(path)
             _sync(path.parent)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
-        _restore(old, path)
-        shutil.rmtree(old, ignore_errors=True)
+        _tidy(path)
 
 
 def finish(building: Path, manifest: Manifest) -> None:
@@ -374,7 +380,7 @@ def replaceable(path: Path) -> Compatibility:
         return Compatibility(
             False, f"{path} exists and is no engine set; name another folder, or empty it yourself"
         )
-    foreign = sorted(present - {MANIFEST, *(file.name for file in manifest.files)})
+    foreign = sorted(present - {MANIFEST, OURS, *(file.name for file in manifest.files)})
     if foreign:
         return Compatibility(
             False, f"{path} also holds what is no part of its engine set ({foreign[0]}); move that away first"
@@ -382,10 +388,32 @@ def replaceable(path: Path) -> Compatibility:
     return Compatibility(True)
 
 
-def _restore(old: Path, path: Path) -> None:
-    """Bring back the former set where a replacement was stopped between its two renames."""
-    if old.exists() and not path.exists():
+def _tidy(path: Path) -> None:
+    """Bring the surroundings of ``path`` in order, whatever moment a build of it was stopped at."""
+    building, old = _sibling(path, "building"), _sibling(path, "old")
+    if (old / OURS).exists() and not path.exists():  # stopped between the two renames
         old.rename(path)
+    for folder in (building, old):
+        _remove(folder)
+    with suppress(OSError):  # a finished set needs no mark; one that we may not write does no harm with it
+        (path / OURS).unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that bears our mark, the mark last, or an empty one."""
+    if not folder.is_dir():
+        return
+    content = list(folder.iterdir())
+    mark = folder / OURS
+    if content and mark not in content:
+        raise EngineError(f"{folder} is in the way of a build and was not made by one; move it away")
+    for path in content:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path != mark:
+            path.unlink()
+    mark.unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _sibling(path: Path, purpose: str) -> Path:
@@ -394,22 +422,6 @@ def _sibling(path: Path, purpose: str) -> Path:
 
 def _lock(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(_sibling(path, "lock"))
-
-
-def _remove_dead_builds(parent: Path) -> None:
-    """Remove builds beside each other whose lock nobody holds any more."""
-    for building in parent.glob(".*.building"):
-        lock = _lock(parent / building.name[1 : -len(".building")])
-        with suppress(filelock.Timeout), lock.acquire(timeout=0):
-            _remove_build(building)
-
-
-def _remove_build(building: Path) -> None:
-    """Remove a build in progress; a folder without our mark is left alone unless it is empty."""
-    if (building / BUILDING).exists() or (building / MANIFEST).exists():
-        shutil.rmtree(building)
-    elif building.is_dir():
-        building.rmdir()
 
 
 def _sync(path: Path) -> None:

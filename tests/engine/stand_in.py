@@ -1,0 +1,234 @@
+"""A model whose components are a few lines of ONNX each, and a backend that only copies files."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from v2v.engine.backend import BACKENDS, BuildOptions, Compatibility
+from v2v.engine.build import Built, Exporter, build_engine_set
+from v2v.engine.components import Component, ComponentName, Window, components
+from v2v.export.models.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+
+MODEL = ModelConfig(
+    "stand-in",
+    unet=UNetConfig(width=32, context_width=8),
+    autoencoder=AutoencoderConfig(width=32),
+    text_encoder=TextEncoderConfig(width=8, heads=2, layers=2),
+)
+WINDOW = Window(4, 80, 64)
+
+
+@dataclass(frozen=True)
+class StandInWeights:
+    """Weights that are nothing but their name."""
+
+    source: str
+
+    @property
+    def kind(self) -> str:
+        return self.source.partition(":")[0]
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class StandInGraph:
+    """As :class:`v2v.export.graphs.Graph`."""
+
+    path: Path
+    error: float = 1.25e-6
+    seconds: float = 0.5
+
+
+def load_weights(source: str, model: ModelConfig, progress: Any = None) -> StandInWeights:
+    return StandInWeights(source)
+
+
+def save_safetensors(weights: StandInWeights, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "unet.safetensors").write_text(weights.source)
+
+
+def export_bytes(
+    name: ComponentName,
+    model: ModelConfig,
+    weights: StandInWeights,
+    window: Window,
+    precision: str,
+    folder: Path,
+    progress: Any,
+) -> StandInGraph:
+    """A "graph" that no library reads, with its weights beside it."""
+    path = folder / f"{name}.onnx"
+    path.write_bytes(f"{name} {window}".encode() * 100)
+    (folder / f"{name}.onnx.data").write_bytes(weights.source.encode() * 1000)
+    return StandInGraph(path)
+
+
+def export_onnx(
+    name: ComponentName,
+    model: ModelConfig,
+    weights: StandInWeights,
+    window: Window,
+    precision: str,
+    folder: Path,
+    progress: Any,
+) -> StandInGraph:
+    """A real graph with external data: an autoencoder of block means, a UNet that scales, a text encoder."""
+    import onnx
+
+    component = components(model, window, precision)[name]
+    path = folder / f"{name}.onnx"
+    onnx.save(
+        onnx_model(component, model),
+        path,
+        save_as_external_data=True,
+        location=f"{name}.onnx.data",
+        size_threshold=60,  # shapes stay in the graph: ONNX Runtime must see them to infer types
+    )
+    return StandInGraph(path)
+
+
+def onnx_model(component: Component, model: ModelConfig) -> Any:
+    """The graph of :func:`export_onnx`."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
+    constants: dict[str, np.ndarray] = {}
+    real = component.outputs[0].dtype
+    source, result = component.inputs[0].name, component.outputs[0].name
+    z, factor = model.unet.latent_channels, model.autoencoder.factor
+    if component.name == "text_encoder":
+        constants = {"table": np.linspace(-1, 1, model.text_encoder.width, dtype=real)[None, None]}
+        constants["axes"] = np.array([2])
+        nodes = [
+            helper.make_node("Cast", [source], ["floats"], to=types[real]),
+            helper.make_node("Sin", ["floats"], ["sines"]),
+            helper.make_node("Unsqueeze", ["sines", "axes"], ["columns"]),
+            helper.make_node("Mul", ["columns", "table"], [result]),
+        ]
+    elif component.name == "vae_encoder":
+        kernel = np.zeros((2 * z, 3, 1, 1), real)
+        kernel[:3, :, 0, 0] = np.eye(3)
+        bias = np.array([0.0] * z + [-30.0] * z, real)
+        constants = {"kernel": kernel, "bias": bias}
+        nodes = [
+            helper.make_node(
+                "AveragePool", [source], ["means"], kernel_shape=[factor] * 2, strides=[factor] * 2
+            ),
+            helper.make_node("Conv", ["means", "kernel", "bias"], [result]),
+        ]
+    elif component.name == "unet":
+        constants = {"share": np.full((1, z, 1, 1, component.inputs[0].shape[-1]), 0.1, real)}
+        nodes = [helper.make_node("Mul", [source, "share"], [result])]
+    else:
+        kernel = np.zeros((3, z, 1, 1), real)
+        kernel[:, :3, 0, 0] = np.eye(3)
+        constants = {"kernel": kernel, "scales": np.array([1, 1, factor, factor], np.float32)}
+        nodes = [
+            helper.make_node("Conv", [source, "kernel"], ["colours"]),
+            helper.make_node("Resize", ["colours", "", "scales"], [result], mode="nearest"),
+        ]
+    made = helper.make_model(
+        helper.make_graph(
+            nodes,
+            component.name,
+            [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in component.inputs],
+            [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in component.outputs],
+            [numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 23)],
+        ir_version=10,
+    )
+    checker.check_model(made)
+    return made
+
+
+BYTES = Exporter(load_weights, export_bytes, save_safetensors)
+ONNX = Exporter(load_weights, export_onnx, save_safetensors)
+
+
+@dataclass
+class CopyBackend:
+    """A backend that copies what it is given; what it says of itself can be changed by a test."""
+
+    name: str = "copy"
+    version: str = "1.0"
+    devices: tuple[str, ...] = ("cpu",)
+    gpu: str | None = None
+    driver: str = "500"
+    pause: float = 0.0  # seconds that compiling takes
+    compiled: Callable[[str], None] = lambda name: None
+    loaded: list[str] = field(default_factory=list)
+
+    def build(
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Any
+    ) -> list[Path]:
+        time.sleep(self.pause)
+        self.compiled(component.name)
+        (folder / "scratch.tmp").write_bytes(b"left behind by a careless compiler")
+        return [shutil.copyfile(path, folder / path.name) for path in sorted(graph.parent.iterdir())]
+
+    def facts(self, options: BuildOptions) -> dict[str, Any]:
+        return {"gpu": self.gpu, "driver": self.driver, "version": self.version}
+
+    def fits(self, facts: dict[str, Any], device: str) -> Compatibility:
+        if device not in self.devices:
+            return Compatibility(False, f"there is no {device} here")
+        for fact, here in (("version", self.version), ("gpu", self.gpu)):
+            if facts[fact] != here:
+                return Compatibility(False, f"its {fact} is {facts[fact]}, here is {here}")
+        return Compatibility(True)
+
+    def load(self, component: Component, files: list[Path], device: str) -> Any:
+        self.loaded.append(component.name)
+        return files
+
+
+def install(backend: CopyBackend, monkeypatch: pytest.MonkeyPatch | None = None) -> CopyBackend:
+    """Make ``backend`` one of v2v's, under its name."""
+    module = ModuleType(f"stand_in_backend_{backend.name}")
+    module.make = lambda: backend  # type: ignore[attr-defined]
+    if monkeypatch is None:
+        sys.modules[module.__name__] = module
+        BACKENDS[backend.name] = f"{module.__name__}:make"
+    else:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(BACKENDS, backend.name, f"{module.__name__}:make")
+    return backend
+
+
+def build(
+    output: Path | None = None,
+    *,
+    backend: str = "copy",
+    exporter: Exporter = BYTES,
+    weights: str = "random:0",
+    window: Window = WINDOW,
+    options: BuildOptions | None = None,
+    **more: Any,
+) -> Built:
+    """Build the stand-in model's engine set."""
+    return build_engine_set(
+        MODEL,
+        weights=weights,
+        window=window,
+        backend_name=backend,
+        options=options or BuildOptions(),
+        output=output,
+        exporter=exporter,
+        **more,
+    )
