@@ -220,6 +220,24 @@ class CudaDevice:
             shared=_ROWS * shared_row * 4,
         )
 
+    def resize(self, image: CudaArray, out: CudaArray) -> None:
+        height, width = out.shape[2:]
+        rows = self._taps(image.shape[2], height, 0, height, True)
+        columns = self._taps(image.shape[3], width, 0, width, True)
+        self._each(
+            self._kernel("resize", image.dtype),
+            out.size * _GROUP,  # one thread for each pixel
+            image.pointer,
+            _int(image.shape[2]),
+            _int(image.shape[3]),
+            out.pointer,
+            _int(height),
+            _int(width),
+            out.size,
+            *rows.arguments,
+            *columns.arguments,
+        )
+
     def sample_posterior(self, moments: CudaArray, noise: CudaArray, scale: float, out: CudaArray) -> None:
         kernel = self._kernel("sample_posterior", moments.dtype)
         self._each(kernel, out.size, moments.pointer, noise.pointer, out.pointer, _float(scale), out.size)

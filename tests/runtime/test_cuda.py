@@ -227,6 +227,14 @@ def test_prepare_frame_takes_a_frame_that_is_not_aligned(gpu, rng):
 
 
 @gpu_test
+@pytest.mark.parametrize("sizes", [((90, 160), (12, 20)), ((7, 9), (101, 64)), ((33, 31), (33, 31))])
+def test_resize(both, rng, sizes):
+    source, target = sizes
+    image = rng.standard_normal((1, 3, *source)).astype(FLOAT)
+    close(both("resize", image, poisoned((1, 3, *target), FLOAT))[1])
+
+
+@gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("truncate", [False, True])
 @pytest.mark.parametrize("size", [(64, 96), (13, 7)])
@@ -440,11 +448,11 @@ def test_the_loop_gives_what_it_gives_on_a_cpu(gpu, precision, solver, extent):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_captured_step_equals_the_step_run_eagerly(gpu, solver, monkeypatch):
     captured, loop = denoise(gpu, "fp16", solver)
-    assert type(loop._step).__name__ == "_Replay"
+    assert type(loop._steps[True]).__name__ == "_Replay"
     again, _ = denoise(gpu, "fp16", solver, loop=loop)
     monkeypatch.setattr(gpu, "capture", lambda work: work)
     eager, loop = denoise(gpu, "fp16", solver)
-    assert type(loop._step).__name__ == "function"
+    assert type(loop._steps[True]).__name__ == "partial"
     np.testing.assert_array_equal(captured, eager)
     np.testing.assert_array_equal(captured, again)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cuda.core import ObjectCode
 
 FILES: dict[str, tuple[str, ...]] = {
-    "pixels": ("prepare_frame", "image_to_bytes"),
+    "pixels": ("prepare_frame", "resize", "image_to_bytes"),
     "latents": ("combine", "take_window", "add_window", "sample_posterior", "find_nonfinite"),
     "guidance": ("statistics", "guide", "advance"),
 }

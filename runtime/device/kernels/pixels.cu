@@ -80,6 +80,30 @@ __device__ __forceinline__ void prepare_frame(
     }
 }
 
+// Resize of planes [channels, source_height, source_width] to [channels, height, width]; a thread makes a pixel.
+// Simple on purpose: it serves small pictures of low frequencies and their smooth enlargement.
+template <typename T>
+__device__ __forceinline__ void resize(
+    const T* source, int source_height, int source_width, T* out, int height, int width, uint64 size,
+    const int* row_index, const float* row_weight, int row_taps, const int* column_index,
+    const float* column_weight, int column_taps) {
+    const uint64 index = thread_index();
+    if (index >= size) return;
+    const int x = static_cast<int>(index % width);
+    const int y = static_cast<int>(index / width % height);
+    const T* plane = source + index / width / height * source_height * source_width;
+    float sum = 0.0f;
+    for (int j = 0; j < row_taps; j++) {
+        const T* row = plane + static_cast<uint64>(row_index[y * row_taps + j]) * source_width;
+        float part = 0.0f;
+        for (int k = 0; k < column_taps; k++)
+            part += column_weight[x * column_taps + k] *
+                    to_float(row[column_index[x * column_taps + k]]);
+        sum += row_weight[y * row_taps + j] * part;
+    }
+    from_float(sum, out[index]);
+}
+
 // [3, size] in -1..1 -> bytes [size, 3]. The order of roundings is the reference's, so that truncating agrees.
 __device__ __forceinline__ uint32 to_byte(float value, bool truncate) {
     const float level = fminf(fmaxf(value * 0.5f + 0.5f, 0.0f), 1.0f) * 255.0f;  // a NaN becomes 0
@@ -121,6 +145,13 @@ __device__ __forceinline__ void image_to_bytes(const T* image, uint8* out, uint6
         int column_taps, int tile, int shared_row) {                                                          \
         prepare_frame(source, source_width, out, height, width, row_index, row_weight, row_taps,              \
                       column_index, column_weight, column_taps, tile, shared_row);                            \
+    }                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) resize_##NAME(                                          \
+        const T* source, int source_height, int source_width, T* out, int height, int width, uint64 size,     \
+        const int* row_index, const float* row_weight, int row_taps, const int* column_index,                 \
+        const float* column_weight, int column_taps) {                                                        \
+        resize(source, source_height, source_width, out, height, width, size, row_index, row_weight,          \
+               row_taps, column_index, column_weight, column_taps);                                           \
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(256)                                                         \
         image_to_bytes_##NAME(const T* image, uint8* out, uint64 size, int truncate) {                        \
