@@ -212,6 +212,8 @@ def build_engine_set(
     asked = time.time()
     made = backend(backend_name)
     exporter = exporter or Exporter.default()
+    if Path(weights).expanduser().exists():  # the manifest's rebuild command must work from any folder
+        weights = str(Path(weights).expanduser().resolve())
     progress("weights", "reading", 0.0)
     loaded: Weights = exporter.load_weights(
         weights, model, lambda phase, share: progress("weights", phase, share)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import rich.box
 import rich.console
 import rich.table
 import typer
 
-from v2v.engine.backend import BACKENDS, BuildError, BuildOptions, EngineError, cuda_devices
+from v2v.engine.backend import BACKENDS, BuildOptions, EngineError
 from v2v.engine.build import (
     build_engine_set,
     default_backend,
@@ -22,15 +22,13 @@ from v2v.engine.build import (
     window_for,
 )
 from v2v.engine.components import COMPONENTS, Precision
-from v2v.engine.console import BuildDisplay, messages, new_app, run_app, warn
+from v2v.engine.console import BuildDisplay, UsageError, messages, new_app, one_of, parse_size, run_app, warn
 from v2v.engine.store import EngineSet, engines_root, list_sets
 from v2v.engine.verify import Verified, verify_engine_set
 from v2v.export.models.configs import MODELS
 
 app = new_app()
 results = rich.console.Console(highlight=False, soft_wrap=True)
-
-Choice = TypeVar("Choice", bound=str)
 
 _DEVICES = ("cpu", "cuda")
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
@@ -117,28 +115,16 @@ def command(
     show_built(built.engine_set)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read "1280x720" -> (1280, 720).
-
-    Raises:
-        BuildError: anything else.
-    """
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise BuildError(f"--size must be WIDTHxHEIGHT in pixels, as 1280x720, not '{text}'")
-    return int(width), int(height)
-
-
 def parse_frames(text: str) -> tuple[int, int]:
     """Read "32" -> (32, 32); "8:32" -> (8, 32).
 
     Raises:
-        BuildError: anything else.
+        UsageError: anything else.
     """
     low, colon, high = text.partition(":")
     high = high if colon else low
     if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
-        raise BuildError(f"--frames must be a number, as 32, or a range, as 8:32, not '{text}'")
+        raise UsageError(f"--frames must be a number, as 32, or a range, as 8:32, not '{text}'")
     return int(low), int(high)
 
 
@@ -146,24 +132,12 @@ def parse_option(text: str) -> tuple[str, str]:
     """Read "KEY=VALUE" -> (KEY, VALUE).
 
     Raises:
-        BuildError: anything else.
+        UsageError: anything else.
     """
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise BuildError(f"--option must be KEY=VALUE, not '{text}'")
+        raise UsageError(f"--option must be KEY=VALUE, not '{text}'")
     return key, value
-
-
-def one_of(what: str, given: str, allowed: Sequence[Choice]) -> Choice:
-    """``given`` if it is allowed.
-
-    Raises:
-        BuildError: it is not; the message lists what is.
-    """
-    for choice in allowed:
-        if given == choice:
-            return choice
-    raise BuildError(f"{what} must be one of {', '.join(allowed)}, not '{given}'")
 
 
 def show_built(built: EngineSet) -> None:
@@ -228,7 +202,7 @@ def verify_sets(folder: Path | None, device: str | None) -> None:
         try:
             if isinstance(found, EngineError):
                 raise found
-            on = device or (found.manifest.recipe.options.device if cuda_devices() else "cpu")
+            on = device or _runnable_on(found)
             with BuildDisplay() as display:
                 verified = verify_engine_set(found, on, display)
             show_verified(found, on, verified)
@@ -275,6 +249,12 @@ def seconds_text(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60:02} s"
+
+
+def _runnable_on(found: EngineSet) -> str:
+    """The device that the set was built for, or the CPU if it runs there and not on the former."""
+    own = found.manifest.recipe.options.device
+    return "cpu" if not found.runs_on(own).fits and found.runs_on("cpu").fits else own
 
 
 def _say_if_random(engine_set: EngineSet) -> None:

@@ -5,20 +5,28 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import rich.console
 import rich.progress
 import typer
+
 from v2v.engine.abort import exit_code, watch
 from v2v.engine.backend import V2VError
 
 ERROR = 2
 """Exit code of everything that a person can put right."""
 
+Choice = TypeVar("Choice", bound=str)
+
 messages = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 """Where progress, warnings and errors go; results go to stdout."""
+
+
+class UsageError(V2VError):
+    """An option or argument cannot mean anything."""
 
 
 def new_app() -> typer.Typer:
@@ -67,6 +75,30 @@ def warn(message: str) -> None:
     messages.print(f"warning: {' '.join(message.split())}", style="yellow", markup=False)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Read "1280x720" -> (1280, 720).
+
+    Raises:
+        UsageError: anything else.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size must be WIDTHxHEIGHT in pixels, as 1280x720, not '{text}'")
+    return int(width), int(height)
+
+
+def one_of(what: str, given: str, allowed: Sequence[Choice]) -> Choice:
+    """``given`` if it is allowed.
+
+    Raises:
+        UsageError: it is not; the message lists what is.
+    """
+    for choice in allowed:
+        if given == choice:
+            return choice
+    raise UsageError(f"{what} must be one of {', '.join(allowed)}, not '{given}'")
+
+
 class BuildDisplay:
     """A progress bar per component; a :data:`v2v.engine.build.BuildProgress` and a context manager."""
 
@@ -89,6 +121,8 @@ class BuildDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._finish_others()
         self._bars.stop()
 
     def __call__(self, component: str, phase: str, share: float) -> None:
@@ -100,7 +134,8 @@ class BuildDisplay:
         if (component, phase) == self._phase and share < 1.0 and now - self._shown < 0.05:
             return  # compilers report thousands of times a second
         self._phase, self._shown = (component, phase), now
-        self._bars.update(self._tasks[component], completed=share, phase=phase)
+        # Rich stops the clock of a full bar, and the end of one phase may be the start of the next.
+        self._bars.update(self._tasks[component], completed=min(share, 0.999), phase=phase)
 
     def _finish_others(self) -> None:
         for task in self._tasks.values():
