@@ -216,6 +216,13 @@ def test_prepare_frame(both, rng, dtype, case):
 
 
 @gpu_test
+@pytest.mark.parametrize("out", [(45, 80), (720, 1280), (1, 1), (31, 77)])
+def test_resize(both, rng, out):
+    image = rng.standard_normal((1, 3, 90, 160)).astype(FLOAT)
+    close(both("resize", image, poisoned((1, 3, *out), FLOAT))[1], FLOAT)
+
+
+@gpu_test
 def test_prepare_frame_takes_a_frame_that_is_not_aligned(gpu, rng):
     frames = rng.integers(0, 256, (3, 5, 12, 3), np.uint8)  # 180 bytes a frame, then 179 further on
     memory = gpu.upload(np.concatenate([[0], frames.ravel()]).astype(np.uint8))
