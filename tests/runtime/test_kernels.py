@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import io
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +85,31 @@ def test_prebuilt_code_belongs_to_the_sources_it_was_made_from(tmp_path, monkeyp
     assert kernels.prebuilt("latents").name == before
     (tmp_path / "common.cuh").write_text((tmp_path / "common.cuh").read_text() + "\n")
     assert kernels.prebuilt("latents").name != before
+
+
+def configure(folder, *options):
+    """Run CMake on the project; returns what it said."""
+    if not (cmake := shutil.which("cmake")):
+        pytest.skip("CMake is not installed")
+    root = Path(__file__).parents[2]
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    done = subprocess.run(
+        [cmake, "-S", root, "-B", folder, *generator, *options], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_a_cuda_compiler_the_build_succeeds_and_adds_nothing(tmp_path):
+    said = configure(tmp_path, "-DCMAKE_CUDA_COMPILER=NOTFOUND")
+    assert "No CUDA compiler" in said
+    assert "fatbin" not in (tmp_path / "cmake_install.cmake").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no CUDA compiler")
+def test_with_a_cuda_compiler_the_package_gets_code_under_the_names_it_looks_for(tmp_path):
+    said = configure(tmp_path)
+    assert re.search(r"Compiling the CUDA kernels for [\d;]*90[\d;]* and PTX of", said)
+    installed = (tmp_path / "cmake_install.cmake").read_text()
+    for name in kernels.FILES:
+        assert kernels.prebuilt(name).name in installed
