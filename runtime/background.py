@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
@@ -41,7 +41,7 @@ class _Pipe(Generic[T]):
                     return
 
 
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """Give out ``items`` while a thread takes up to ``depth`` more of them; its exception is raised here, in order."""
     pipe: _Pipe[T] = _Pipe(depth)
     failure: list[BaseException] = []

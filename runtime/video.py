@@ -288,11 +288,7 @@ class VideoWriter:
     def _begin(self, height: int, width: int) -> None:
         """Open the encoder and declare every stream, before the first packet is written."""
         info, parity = self.source.info, self.parity
-        if height % 2 or width % 2:
-            raise MediaError(
-                f"{self.path}: H.264 needs an even width and height, not {width}x{height}; "
-                f"try --size {width + width % 2}x{height + height % 2}"
-            )
+        check_size(height, width)
         encoder = self._output.add_stream("libx264", rate=PARITY_RATE if parity else info.frame_rate)
         encoder.width, encoder.height = width, height
         encoder.pix_fmt = "yuv420p10le" if info.depth > 8 and not parity else "yuv420p"
@@ -376,6 +372,19 @@ def check_output(path: Path, source: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise MediaError(
             f"{path} already exists; choose another output with -o, or replace it with --overwrite"
+        )
+
+
+def check_size(height: int, width: int) -> None:
+    """Find out before the work whether pictures of this size can be encoded.
+
+    Raises:
+        MediaError: an odd size, which 4:2:0 subsampled video cannot have.
+    """
+    if height % 2 or width % 2:
+        raise MediaError(
+            f"--size {width}x{height}: H.264 needs an even width and height; "
+            f"try --size {width + width % 2}x{height + height % 2}"
         )
 
 

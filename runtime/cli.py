@@ -1,0 +1,293 @@
+"""``v2v-run``: enhance a video file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import rich.console
+import rich.progress
+import typer
+
+from v2v.engine.backend import BACKENDS, BuildOptions
+from v2v.engine.build import (
+    build_engine_set,
+    default_backend,
+    default_device,
+    default_precision,
+    default_weights,
+    window_for,
+)
+from v2v.engine.cli import seconds_text
+from v2v.engine.console import BuildDisplay, messages, new_app, one_of, parse_size, run_app, warn
+from v2v.engine.manifest import v2v_version
+from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
+from v2v.export.models.configs import MODELS
+from v2v.runtime.background import ahead, behind
+from v2v.runtime.pipeline import PARITY_FRAMES, Memory, Plan, Progress, Settings, VideoToVideo, plan
+from v2v.runtime.solvers import SOLVERS
+from v2v.runtime.video import VideoReader, VideoWriter, check_output, check_size
+
+app = new_app()
+results = rich.console.Console(highlight=False, soft_wrap=True)
+
+# Decoded frames that wait for the engines, and enhanced ones that wait for the encoder.
+_READ_AHEAD = 8
+# Where no model is named, the large one is used if its engines are there; the small one is built if need be.
+_PREFERENCE = ("ms-vid2vid-xl", "small")
+_BUILT_ON_DEMAND = "small"
+_MEMORY: tuple[Memory, ...] = ("high", "low")
+
+
+def main() -> NoReturn:
+    """Entry point of ``v2v-run``."""
+    run_app(app)
+
+
+@app.command()
+def command(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The video to enhance.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write: .mp4, .mkv, .mov, .m4v.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows; quality words are added.")] = "",
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What it must not look like; default: the reference's words.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    solver: Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Noise level, 0 to 1: how far the result may leave the source.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strictly to follow the prompt; 1: no guidance.")
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How much of guidance's added contrast to take back, 0 to 1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = Settings.seed,
+    size: Annotated[str | None, typer.Option(help="Output's width x height, as 1280x720.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Output's size over input's; --size wins.")] = None,
+    color: Annotated[
+        str | None, typer.Option(help="wavelet or adain: colours of the source; none: of the model.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODELS)}.")] = None,
+    engines: Annotated[
+        str | None, typer.Option(help="Engine set: a folder, or a name in the store; default: the best.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    memory: Annotated[str, typer.Option(help="low: never hold all engines in memory at once.")] = "high",
+    parity: Annotated[
+        bool, typer.Option("--parity", help="As the reference: 1280x720, 32 frames, 8 a second, no sound.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done, as JSON.")] = False,
+) -> None:
+    """Enhance a video, guided by text. Its frame rate, sound and everything else are kept.
+
+    Where an option is not given, the model's own default holds.
+    """
+    height_width = None if size is None else parse_size(size)[::-1]
+    given: dict[str, Any] = {
+        "steps": steps,
+        "solver": solver,
+        "strength": strength,
+        "guidance": guidance,
+        "color": color,
+    }
+    given |= {"guidance_rescale": guidance_rescale, "size": height_width, "scale": scale}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(prompt, negative_prompt, seed=seed, parity=parity, **chosen)
+    wanted = Wanted(
+        model=None if model is None else one_of("--model", model, tuple(MODELS)),
+        backend=None if backend is None else one_of("--backend", backend, tuple(BACKENDS)),
+        device=None if device is None else one_of("--device", device, ("cpu", "cuda")),
+    )
+    high_or_low = one_of("--memory", memory, _MEMORY)
+    with _warnings_shown() as told, _Display(quiet) as display:
+        check_output(output, source, overwrite=overwrite)
+        with VideoReader(source, parity=parity) as reader:
+            engine_set = choose_engines(engines, wanted, display)
+            made = plan_for(reader, settings, engine_set)
+            v2v = VideoToVideo.load(engine_set, device or "auto", high_or_low)
+            frames, seconds = enhance(v2v, reader, output, settings, made, overwrite, display)
+    summary = {
+        "input": str(source),
+        "output": str(output),
+        "frames": frames,
+        "seconds": round(seconds, 3),
+        "engine_set": str(engine_set.path),
+        "settings": describe(engine_set, made),
+        "warnings": told,
+    }
+    if as_json:
+        results.print_json(json.dumps(summary))
+    elif not quiet:
+        height, width = made.size
+        messages.print(
+            f"{output}: {frames} frames of {width}x{height} in {seconds_text(seconds)}", markup=False
+        )
+
+
+def choose_engines(named: str | None, wanted: Wanted, display: _Display) -> EngineSet:
+    """The engine set to use: the one named, else the best in the store, else the small model's, built now.
+
+    Raises:
+        EngineError: the named set does not fit ``wanted``, or none does and it is not the small model's.
+        BuildError: the small model's engines cannot be built here.
+    """
+    if named is not None:
+        in_store = engines_root() / named
+        chosen = EngineSet.open(in_store if in_store.is_dir() and not Path(named).exists() else Path(named))
+        chosen.require(wanted)
+    else:
+        chosen = _find_or_build(wanted, display)
+    recipe = chosen.manifest.recipe
+    display.say(f"engine set {chosen.name}: {recipe.model.name} on {recipe.backend.name}")
+    if recipe.weights.kind == "random":
+        warn(f"the weights of model {recipe.model.name} are random numbers: the pictures are no enhancement")
+    return chosen
+
+
+def _find_or_build(wanted: Wanted, display: _Display) -> EngineSet:
+    models = _PREFERENCE if wanted.model is None else (wanted.model,)
+    for name in models:
+        try:
+            return find(Wanted(model=name, backend=wanted.backend, device=wanted.device))
+        except NoEngineSet:
+            if name != _BUILT_ON_DEMAND:
+                if name == models[-1]:
+                    raise
+                continue
+    model = MODELS[_BUILT_ON_DEMAND]
+    device = wanted.device or default_device()
+    display.say(f"there are no engines for model {model.name} yet: building them once")
+    with display.build() as progress:
+        return build_engine_set(
+            model,
+            weights=default_weights(model),
+            window=window_for(model),
+            backend_name=wanted.backend or default_backend(device),
+            options=BuildOptions(precision=default_precision(device), device=device),
+            progress=progress,
+        ).engine_set
+
+
+def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
+    """Settings made whole for this video, checked before anything is loaded.
+
+    Raises:
+        V2VError: a value out of range, or a size that cannot be encoded; names the flag.
+    """
+    made = plan(settings, engine_set.manifest.recipe.model.defaults, (reader.info.height, reader.info.width))
+    check_size(*made.size)
+    return made
+
+
+def enhance(
+    v2v: VideoToVideo,
+    reader: VideoReader,
+    output: Path,
+    settings: Settings,
+    made: Plan,
+    overwrite: bool,
+    display: _Display,
+) -> tuple[int, float]:
+    """Decode, enhance and encode at the same time; returns the number of frames and the seconds it took."""
+    started, count = time.monotonic(), 0
+    total = reader.info.frames
+    if made.parity:
+        total = min(total or PARITY_FRAMES, PARITY_FRAMES)
+    note = json.dumps(describe(v2v.engine_set, made))
+    with (
+        VideoWriter(output, reader, overwrite=overwrite, note=note, parity=made.parity) as writer,
+        contextlib.closing(ahead(reader.frames(), _READ_AHEAD)) as frames,
+        behind(writer.write, _READ_AHEAD) as write,
+    ):
+        for frame in v2v(frames, settings, total=total, progress=display.show):
+            write(frame)
+            count += 1
+    return count, time.monotonic() - started
+
+
+def describe(engine_set: EngineSet, made: Plan) -> dict[str, Any]:
+    """All that decides what a run gives, as written into the output's comment."""
+    recipe = engine_set.manifest.recipe
+    height, width = made.size
+    return {
+        "made_with": f"v2v {v2v_version()}",
+        "model": recipe.model.name,
+        "weights": f"{recipe.weights.kind} {recipe.weights.identity[:16]}",
+        "engines": engine_set.name,
+        **asdict(made),
+        "size": f"{width}x{height}",
+    }
+
+
+@contextlib.contextmanager
+def _warnings_shown() -> Iterator[list[str]]:
+    """Show what is said through :mod:`warnings` in one line each, and lend a list of it."""
+    told: list[str] = []
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        told.append(str(message))
+        warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield told
+
+
+class _Display:
+    """Progress on stderr: frames done, the step of the current segment, time left."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar = rich.progress.Progress(
+            rich.progress.BarColumn(30),
+            rich.progress.TextColumn("{task.fields[frames]} frames, {task.fields[stage]}", markup=False),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left:"),
+            rich.progress.TimeRemainingColumn(),
+            console=messages,
+            disable=quiet,
+            transient=True,
+        )
+        self._task: rich.progress.TaskID | None = None
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """One line of news."""
+        if not self._quiet:
+            messages.print(message, markup=False)
+
+    def build(self) -> Any:
+        """A display for building engines, as a context manager."""
+        return contextlib.nullcontext(lambda *_: None) if self._quiet else BuildDisplay()
+
+    def show(self, now: Progress) -> None:
+        """Follow the pipeline."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=None, frames="", stage="")
+            self._bar.start()
+        of = "" if now.frames_total is None else f"/{now.frames_total}"
+        self._bar.update(
+            self._task,
+            total=None if now.fraction is None else 1.0,
+            completed=now.fraction or 0.0,
+            frames=f"{now.frames_done}{of}",
+            stage=f"{now.stage} {now.step}/{now.steps}",
+        )
