@@ -1,7 +1,8 @@
 """ONNX Runtime: the backend that runs everywhere, on CPUs and with the onnxruntime-gpu wheel on CUDA.
 
 An engine is the exported graph itself, weights beside it, so a set built on one machine runs on any other.
-ONNX Runtime optimises the graph when it loads it.
+ONNX Runtime optimises the graph when it loads it: stored optimised, the small model's UNet would load in 0.3
+instead of 0.5 s on two cores and run no faster, and would be tied to one version.
 """
 
 from __future__ import annotations

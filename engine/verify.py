@@ -174,7 +174,7 @@ class _CudaArray:
         self.copy(self.pointer, host.ctypes.data)
 
     def copy(self, target: int, source: int) -> None:
-        from cuda.bindings import runtime  # type: ignore[import-untyped]
+        from cuda.bindings import runtime
 
         _cuda("cudaMemcpy", target, source, self.bytes, runtime.cudaMemcpyKind.cudaMemcpyDefault)
 
