@@ -105,6 +105,7 @@ class CudaDevice:
         self.cuda_stream = self.gpu.create_stream()
         self.stream = int(self.cuda_stream.handle)
         self.allocations = 0  # pieces of memory asked for so far, on the device and pinned
+        self.capture_refused: str | None = None  # why the last work that was to be captured was not
         self._pinned = _PinnedPool(self)
         self._kernels = {name: self._load(name) for name in kernels.FILES}
         self._kernel = lru_cache(maxsize=None)(self._find_kernel)
@@ -185,8 +186,8 @@ class CudaDevice:
             finally:
                 builder.end_building()
             return _Replay(builder.complete(), self.cuda_stream, work)
-        except Exception:
-            # The engine waits for the host, or allocates: its work cannot be recorded, only done again.
+        except Exception as error:  # an engine that waits for the host: its work can only be done again
+            self.capture_refused = _first_line(error)
             return work
 
     # Pixels and latents -------------------------------------------------------------------------------------
@@ -465,6 +466,8 @@ class _PinnedPool:
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
         self._free: dict[int, deque[_Pinned]] = {}
+        for slot in [self.take(1) for _ in range(self._KEPT)]:  # what keeps a loop's pace needs these
+            self.give(slot)
 
     def take(self, nbytes: int) -> _Pinned:
         size = max(1 << (nbytes - 1).bit_length(), 4096) if nbytes else 4096

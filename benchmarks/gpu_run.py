@@ -1,0 +1,318 @@
+"""Proofs of a whole run on a GPU, without a backend: PyTorch's eager networks stand in for engines.
+
+    python -m v2v.benchmarks.gpu_run reference clip.mp4 -o reference.npz        on any machine, with an engine set
+    python -m v2v.benchmarks.gpu_run compare reference.npz -o compare.json      on a GPU: the same run there
+    python -m v2v.benchmarks.gpu_run trace -o trace.json                        on a GPU: gaps and allocations
+
+``compare`` answers whether a seed gives the same video on CUDA as on a CPU; ``trace`` whether the loop at full size
+keeps the GPU busy and leaves memory alone. Neither measures how fast a backend is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from v2v.engine.backend import Engine
+from v2v.engine.components import Component, ComponentName, Precision, Window, components
+from v2v.engine.store import EngineSet, packaged_tokenizer
+from v2v.export.models.configs import MODELS, ModelConfig
+from v2v.runtime.pipeline import Progress, Settings, VideoToVideo
+
+Frames = npt.NDArray[np.uint8]
+
+_SETTINGS = Settings(prompt="a white rabbit in a meadow", seed=7)
+_FULL_STEPS = 6
+
+
+class TorchEngine:
+    """A component run by PyTorch on the runtime's arrays and stream."""
+
+    def __init__(self, component: Component, network: Any) -> None:
+        import torch
+
+        self.component = component
+        calls: dict[ComponentName, Callable[..., Any]] = {
+            "text_encoder": network,
+            "vae_encoder": getattr(network, "encode", None) or network,
+            "unet": network,
+            "vae_decoder": getattr(network, "decode", None) or network,
+        }
+        self._call = calls[component.name]
+        self._torch = torch
+        self._streams: dict[int, Any] = {}
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """Compute in the order of the component's inputs; allocates from PyTorch's own pool."""
+        torch = self._torch
+        queue = self._streams.setdefault(stream, torch.cuda.ExternalStream(stream))
+        with torch.inference_mode(), torch.cuda.stream(queue):
+            tensors = [torch.as_tensor(inputs[t.name], device="cuda") for t in self.component.inputs]
+            (out,) = (torch.as_tensor(outputs[t.name], device="cuda") for t in self.component.outputs)
+            out.copy_(self._call(*tensors))
+
+    def close(self) -> None:
+        """Nothing to free: the networks are shared."""
+
+
+@dataclass
+class TorchEngineSet:
+    """What :class:`VideoToVideo` uses of an engine set, with random weights on the GPU."""
+
+    model: ModelConfig
+    window: Window
+    precision: Precision
+    path: Path
+    networks: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self.tokenizer_path = self.path / "tokenizer.json"
+        self.tokenizer_path.write_bytes(packaged_tokenizer())
+        self.manifest = SimpleNamespace(
+            recipe=SimpleNamespace(
+                model=self.model,
+                window=self.window,
+                options=SimpleNamespace(device="cuda"),
+                weights=SimpleNamespace(kind="random"),
+            ),
+            components=components(self.model, self.window, self.precision),
+        )
+
+    def load(self, name: ComponentName, device: str) -> Engine:
+        """The component over its network."""
+        network = {"vae_encoder": "autoencoder", "vae_decoder": "autoencoder"}.get(name, name)
+        return cast(Engine, TorchEngine(self.manifest.components[name], self.networks[network]))
+
+
+def small_networks(model: ModelConfig, precision: Precision) -> dict[str, Any]:
+    """The networks with the weights of ``random:0``, which are the same on every machine."""
+    import torch
+
+    from v2v.export.weights import NETWORKS, load_weights
+
+    weights = load_weights("random:0", model)
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    return {name: weights.load(name, dtype).to("cuda") for name in NETWORKS}
+
+
+def full_networks(model: ModelConfig) -> dict[str, Any]:
+    """The networks in half precision, with weights like those of ``random:0`` but drawn on the GPU, in no time."""
+    import torch
+
+    from v2v.export.weights import NETWORKS, make_network
+
+    torch.manual_seed(0)
+    made: dict[str, Any] = {}
+    for name in NETWORKS:
+        network = make_network(name, model).half().to_empty(device="cuda").requires_grad_(False).eval()
+        for key, value in network.state_dict().items():
+            if value.dim() > 1:
+                value.normal_(0, value[0].numel() ** -0.5)
+            else:
+                value.normal_(1.0 if key.endswith("weight") else 0.0, 0.1)
+        made[name] = network
+    return made
+
+
+def reference(arguments: argparse.Namespace) -> None:
+    """Run an engine set of the small model on the CPU and keep its input and output."""
+    import av
+
+    frames = []
+    with av.open(str(arguments.clip)) as container:
+        for frame in container.decode(video=0):
+            frames.append(frame.reformat(width=160, height=90, format="rgb24").to_ndarray())
+            if len(frames) == arguments.frames:
+                break
+    engine_set = EngineSet.open(arguments.engines)
+    out = np.stack(list(VideoToVideo.load(engine_set, "cpu")(frames, _SETTINGS)))
+    window = engine_set.manifest.recipe.window
+    np.savez_compressed(
+        arguments.output,
+        source=np.stack(frames),
+        enhanced=out,
+        window=(window.frames, window.height, window.width),
+    )
+    print(f"{len(frames)} frames, {out.shape[2]}x{out.shape[1]}, into {arguments.output}")
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Repeat a reference on the GPU, in both precisions, captured and eagerly."""
+    import torch
+
+    from v2v.runtime.device.cuda import CudaDevice
+
+    torch.backends.cudnn.allow_tf32 = False
+    kept = np.load(arguments.reference)
+    model, window = MODELS["small"], Window(*map(int, kept["window"]))
+    rows = []
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    for precision in precisions:
+        networks = small_networks(model, precision)
+        outputs: dict[str, Frames] = {}
+        for how in ("captured", "again", "eager"):
+            with TemporaryDirectory() as folder:
+                engines = TorchEngineSet(model, window, precision, Path(folder), networks)
+                device = CudaDevice()
+                if how == "eager":
+                    device.capture = lambda work: work  # type: ignore[method-assign]
+                v2v = VideoToVideo(cast(EngineSet, engines), device)
+                outputs[how] = np.stack(list(v2v(list(kept["source"]), _SETTINGS)))
+        rows.append(
+            {
+                "precision": precision,
+                "psnr_against_cpu_db": round(psnr(outputs["captured"], kept["enhanced"]), 2),
+                "largest_difference_of_256": int(
+                    np.abs(outputs["captured"].astype(int) - kept["enhanced"]).max()
+                ),
+                "same_bytes_twice": bool((outputs["captured"] == outputs["again"]).all()),
+                "captured_equals_eager": bool((outputs["captured"] == outputs["eager"]).all()),
+                "why_not_captured": device.capture_refused,
+            }
+        )
+    return {
+        "what": "the small model (random weights) on CUDA against ONNX Runtime on a CPU, same seed",
+        "frames": list(kept["enhanced"].shape),
+        "contrast_of_cpu_output": round(float(kept["enhanced"].std()), 2),
+        "runs": rows,
+    }
+
+
+def psnr(a: Frames, b: Frames) -> float:
+    """Peak signal-to-noise ratio of bytes, in dB; infinite if they are equal."""
+    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+def trace(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A full-size run under PyTorch's profiler: what the GPU did, kernel by kernel."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from v2v.runtime.device.cuda import CudaDevice
+
+    model = MODELS["ms-vid2vid-xl"]
+    window = Window(*model.defaults.window)
+    rng = np.random.default_rng(0)
+    frames = list(rng.integers(0, 256, (window.frames, 360, 640, 3), np.uint8))
+    memory: list[dict[str, int]] = []
+    with TemporaryDirectory() as folder:
+        engines = TorchEngineSet(model, window, "fp16", Path(folder), full_networks(model))
+        device = CudaDevice()
+
+        def told(progress: Progress) -> None:
+            if progress.stage == "denoise" and progress.step:
+                memory.append(
+                    {
+                        "evaluation": progress.step,
+                        "runtime_allocations": device.allocations,
+                        "driver_allocations": torch.cuda.memory_stats()["num_device_alloc"],
+                        "free_bytes": torch.cuda.mem_get_info()[0],
+                    }
+                )
+
+        v2v = VideoToVideo(cast(EngineSet, engines), device)
+        settings = Settings(prompt="a white rabbit in a meadow", steps=_FULL_STEPS, seed=7)
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+            out = np.stack(list(v2v(frames, settings, progress=told)))
+            device.synchronize()
+    work = sorted(
+        (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
+        for event in profiler.profiler.kineto_results.events()
+        if event.device_type().name == "CUDA"
+    )
+    return {
+        "what": "gaps and allocations of a full-size run, networks run by PyTorch without compiling",
+        "frames": list(out.shape),
+        "contrast_of_output": round(float(out.std()), 2),
+        "step_is_a_captured_graph": device.capture_refused is None,
+        "why_not_captured": device.capture_refused,
+        "steps": gaps(work),
+        "memory_after_each_step": memory,
+    }
+
+
+def gaps(work: list[tuple[int, int, str]]) -> list[dict[str, Any]]:
+    """For each step after the first: how long, and the longest time in which the GPU did nothing.
+
+    ``work`` is (start, end, name) in nanoseconds, ordered. A step ends with the kernel that advances the latents.
+    """
+    ends = [end for _, end, name in work if name.startswith("advance_")]
+    steps = []
+    for number, (begin, end) in enumerate(pairwise(ends), start=2):
+        inside = [(start, stop, name) for start, stop, name in work if begin < stop <= end]
+        idle: list[tuple[int, str, str]] = []
+        reached, before = inside[0][1], inside[0][2]
+        first_gap = inside[0][0] - begin
+        for start, stop, name in inside[1:]:
+            if start > reached:
+                idle.append((start - reached, before, name))
+            if stop > reached:
+                reached, before = stop, name
+        longest = max(idle, default=(0, "", ""))
+        steps.append(
+            {
+                "step": number,
+                "milliseconds": round((end - begin) / 1e6, 2),
+                "kernels_and_copies": len(inside),
+                "longest_gap_microseconds": round(longest[0] / 1e3, 2),
+                "between": [longest[1][:60], longest[2][:60]],
+                "gap_before_the_step_microseconds": round(first_gap / 1e3, 2),
+                "idle_share": round(sum(gap for gap, *_ in idle) / (end - begin), 5),
+            }
+        )
+    return steps
+
+
+def label() -> dict[str, Any]:
+    """Where and when figures were taken."""
+    import torch
+
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(),
+        "driver": Path("/proc/driver/nvidia/version").read_text().splitlines()[0],
+        "versions": {name: version(name) for name in ("torch", "cuda-core", "cuda-bindings", "numpy")}
+        | {"python": platform.python_version(), "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call],
+        "weights": "random",
+    }
+
+
+def main() -> None:
+    """One of the three commands above."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("reference", help="run an engine set on the CPU")
+    made.add_argument("clip", type=Path)
+    made.add_argument("--engines", type=Path, required=True, help="engine set of the small model, random:0")
+    made.add_argument("--frames", type=int, default=8)
+    commands.add_parser("compare", help="repeat a reference on the GPU").add_argument("reference", type=Path)
+    commands.add_parser("trace", help="watch a full-size run on the GPU")
+    for command in commands.choices.values():
+        command.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.command == "reference":
+        reference(arguments)
+        return
+    report = {"compare": compare, "trace": trace}[arguments.command](arguments) | label()
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
