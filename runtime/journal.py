@@ -1,0 +1,183 @@
+"""What a run has finished, kept beside its output until all is done: an interrupted film goes on where it stopped.
+
+    film.mp4                the output, once it is complete
+    .film.mp4.v2v/          beside it, while the run lasts
+    ├── journal.json        every fact that decides the result: input, settings, engine set
+    ├── 00000.mov           pictures of a finished segment, encoded
+    ├── 00000.npz           what the next segment needs of it; written first: the pictures count only with it
+    └── lock                held by the process that works here
+
+A segment's bytes depend on its frames, the facts and the carry alone, so a resumed run gives the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from v2v.engine.backend import V2VError
+from v2v.runtime.pipeline import Carry
+
+_FACTS = "journal.json"
+
+
+class JournalError(V2VError):
+    """The journal of an earlier run does not fit this one; the message says which fact differs and what to do."""
+
+
+class Journal:
+    """The finished segments of one run; a context manager that holds the folder's lock.
+
+    Left with the output complete (:meth:`discard`), or before anything was finished, the folder goes; otherwise it
+    stays for the next run of the same command.
+
+    Args:
+        output: the file that the run makes.
+        facts: name -> value of everything that decides the result.
+        restart: throw away what an earlier run has left.
+
+    Raises:
+        JournalError: another process works on this output, or an earlier run left a journal with other facts.
+    """
+
+    def __init__(self, output: Path, facts: dict[str, str], *, restart: bool = False) -> None:
+        self.output, self.facts = output, facts
+        self.folder = output.with_name(f".{output.name}.v2v")
+        self._restart = restart
+        self._lock = filelock.FileLock(self.folder / "lock")
+
+    def __enter__(self) -> Journal:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise JournalError(
+                f"another run is writing {self.output}; wait for it, or choose another -o"
+            ) from None
+        except OSError as error:
+            raise JournalError(
+                f"cannot write {self.folder}: {error.strerror}; choose another place with -o"
+            ) from error
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if not any(self.folder.glob("*.mov")):
+                self.discard()
+        finally:
+            self._lock.release()
+
+    def _begin(self) -> None:
+        if self._restart:
+            self._empty()
+        written = self._read_facts()
+        if written is None:
+            self._empty()
+            self._write(_FACTS, json.dumps(self.facts, indent=2).encode())
+            return
+        for name in sorted(self.facts.keys() | written.keys()):
+            then, now = written.get(name), self.facts.get(name)
+            if then != now:
+                raise JournalError(
+                    f"{self.output} is unfinished, and its {name} was {then} when it was begun, but is {now} now; "
+                    "go on with what it was, or begin anew with --restart"
+                )
+
+    def _read_facts(self) -> dict[str, Any] | None:
+        try:
+            facts = json.loads((self.folder / _FACTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return facts if isinstance(facts, dict) else None
+
+    def _empty(self) -> None:
+        """Remove everything of ours from the folder; what somebody else put there stays."""
+        for pattern in ("*.mov", "*.npz", "*.part", _FACTS):
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
+
+    def finished(self, index: int) -> bool:
+        """Whether segment ``index`` is done."""
+        return self.pictures(index).exists() and self._carry(index).exists()
+
+    @property
+    def frames(self) -> int:
+        """Number of pictures in the finished segments, as far as they follow one another from the first."""
+        count, index = 0, 0
+        while self.finished(index):
+            count += self._count(index)
+            index += 1
+        return count
+
+    def pictures(self, index: int) -> Path:
+        """The file with the encoded pictures of segment ``index``."""
+        return self.folder / f"{index:05d}.mov"
+
+    def partial(self, index: int) -> Path:
+        """Where to write the pictures of segment ``index`` until :meth:`finish`."""
+        return self.folder / f"{index:05d}.mov.part"
+
+    def finish(self, index: int, count: int, carry: Carry) -> None:
+        """Take note that the ``count`` pictures in :meth:`partial` are complete."""
+        with (self.folder / f"{index:05d}.npz.part").open("wb") as file:
+            np.savez(file, latents=carry.latents, count=np.array(count))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(self._carry(index))
+        _sync(self.partial(index))
+        self.partial(index).replace(self.pictures(index))
+        _sync(self.folder)
+
+    def carry(self, index: int) -> Carry:
+        """What the finished segment ``index`` hands to the next."""
+        with np.load(self._carry(index)) as stored:
+            return Carry(stored["latents"])
+
+    def segments(self) -> Iterator[Path]:
+        """The encoded pictures of all finished segments, in order."""
+        index = 0
+        while self.finished(index):
+            yield self.pictures(index)
+            index += 1
+
+    def discard(self) -> None:
+        """Remove the journal: the output is complete, or nothing worth keeping was made."""
+        self._empty()
+        self._lock.release()
+        with suppress(OSError):
+            (self.folder / "lock").unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def _carry(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.npz"
+
+    def _count(self, index: int) -> int:
+        with np.load(self._carry(index)) as stored:
+            return int(stored["count"])
+
+    def _write(self, name: str, content: bytes) -> None:
+        partial = self.folder / f"{name}.part"
+        partial.write_bytes(content)
+        _sync(partial)
+        partial.replace(self.folder / name)
+        _sync(self.folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
