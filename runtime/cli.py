@@ -151,7 +151,10 @@ def choose_engines(named: str | None, wanted: Wanted, display: _Display) -> Engi
     recipe = chosen.manifest.recipe
     display.say(f"engine set {chosen.name}: {recipe.model.name} on {recipe.backend.name}")
     if recipe.weights.kind == "random":
-        warn(f"the weights of model {recipe.model.name} are random numbers: the pictures are no enhancement")
+        warnings.warn(
+            f"the weights of model {recipe.model.name} are random numbers: its pictures mean nothing",
+            stacklevel=2,
+        )
     return chosen
 
 
