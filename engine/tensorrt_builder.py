@@ -163,6 +163,7 @@ def _build(
     network = library.new_network(builder)
     parser = parse(library, network, component, graph)
     check_interface(library, network, component, options.frames)
+    check_attention(library, network, component, graph)
     config = _configure(library, builder, network, component, options, limit, portability)
     config.progress_monitor = monitor = _monitor(library.api, state)
     cache = TimingCache(timing_cache, config) if library.times_kernels else None
@@ -171,7 +172,7 @@ def _build(
     if data is None:
         if state.cancelled.is_set():
             raise BuildError(f"the build of {component.name} was cancelled")
-        raise BuildError(explain(library, component, network, graph, messages))
+        raise BuildError(explain(library, component, graph, messages))
     if cache is not None:
         cache.save()
     plan = Plan(
@@ -393,21 +394,13 @@ def _figure(messages: list[Message], title: str) -> int | None:
 # Errors ---------------------------------------------------------------------------------------------------------
 
 
-def explain(
-    library: Library, component: Component, network: Any, graph: Path, messages: list[Message]
-) -> str:
+def explain(library: Library, component: Component, graph: Path, messages: list[Message]) -> str:
     """Why the builder gave up on ``component``, from its log: the layer, the cause, and what to try."""
     errors = [message.text for message in messages if message.is_error]
     text = "\n".join(errors)
     start = f"{library.title} cannot compile {component.name}"
     if "dedicated kernel" in text or "is_decomposable" in text:
-        layers = unfused_attention(library, network)
-        where = ", ".join(f"{_scope(graph, name)} {shape}" for name, shape in layers) or "an unknown layer"
-        return (
-            f"{start}: it has no fused kernel for the attention in {where}; that takes FP16, a "
-            "head size of 16 to 256 and more than one head or batch entry. Build with --precision fp16, export that "
-            "attention as matmul, softmax, matmul, or use --backend onnxruntime"
-        )
+        return f"{start}: it has no fused kernel for one of its attention layers; {_ATTENTION_ADVICE}"
     if "insufficient workspace" in text:
         layer = _layer(text)
         return (
@@ -427,40 +420,71 @@ def explain(
     return f"{start}: {_last_error(messages) or 'it gives no reason'}; try --backend onnxruntime"
 
 
-def unfused_attention(library: Library, network: Any) -> list[tuple[str, str]]:
-    """Layers (name, shape) whose attention has no fused kernel, found by compiling each shape by itself.
+def check_attention(library: Library, network: Any, component: Component, graph: Path) -> None:
+    """Compile each kind of attention in ``network`` by itself; milliseconds each.
 
-    The builder's own message does not say which of a hundred layers it means.
+    The builder says only that some attention among a hundred has no kernel, after minutes; TensorRT for RTX 1.7
+    crashes instead of saying it when there is more than one.
+
+    Raises:
+        BuildError: names the layers whose attention has no fused kernel.
     """
-    shapes: dict[str, bool] = {}
-    found = []
+    fused: dict[tuple[tuple[str, tuple[int, ...]], ...], bool] = {}
+    missing = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type.name != "ATTENTION_INPUT":
             continue
-        inputs = [layer.get_input(i) for i in range(min(layer.num_inputs, 3))]
-        shape = " x ".join(f"{tensor.dtype.name} {list(tensor.shape)}" for tensor in inputs)
-        if shape not in shapes:
-            shapes[shape] = _compiles(library, inputs)
-        if not shapes[shape]:
+        inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+        kind = tuple((tensor.dtype.name, tuple(tensor.shape)) for tensor in inputs)
+        if kind not in fused:
+            fused[kind] = _is_fused(library, kind)
+        if not fused[kind]:
             name = re.sub(r"_AttentionInput$", "", layer.name)
-            found.append((name, f"{inputs[0].dtype.name} {list(inputs[0].shape)}"))
-    return found
+            missing.append(f"{_scope(graph, name)} {kind[0][0]} {list(kind[0][1])}")
+    if missing:
+        others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise BuildError(
+            f"{library.title} cannot compile {component.name}: it has no fused kernel for the attention in "
+            f"{', '.join(missing[:3])}{others}; {_ATTENTION_ADVICE}"
+        )
 
 
-def _compiles(library: Library, inputs: list[Any]) -> bool:
-    """Whether attention over three tensors like ``inputs`` has a kernel."""
-    api = library.api
-    builder = api.Builder(library.log)
+_ATTENTION_ADVICE = (
+    "that takes FP16, a head size of 16 to 256 and more than one head or batch entry. Build with --precision fp16, "
+    "export that attention as matmul, softmax, matmul, or use --backend onnxruntime"
+)
+
+
+def _is_fused(library: Library, kind: tuple[tuple[str, tuple[int, ...]], ...]) -> bool:
+    """Whether attention over query, key, value (and mask) of these types and shapes has a kernel."""
+    import onnx
+    from onnx import helper
+
+    types = {"HALF": onnx.TensorProto.FLOAT16, "BF16": onnx.TensorProto.BFLOAT16}
+    names = [f"input{index}" for index in range(len(kind))]
+    values = [
+        helper.make_tensor_value_info(
+            name,
+            types.get(dtype, onnx.TensorProto.FLOAT),
+            [2 if n == -1 else n for n in shape],  # an open axis is the batch of frames
+        )
+        for name, (dtype, shape) in zip(names, kind, strict=True)
+    ]
+    result = helper.make_tensor_value_info("output", values[0].type.tensor_type.elem_type, None)
+    made = helper.make_graph([helper.make_node("Attention", names, ["output"])], "probe", values, [result])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    builder = library.api.Builder(library.log)
     network = library.new_network(builder)
-    q, k, v = (
-        network.add_input(name, tensor.dtype, tuple(tensor.shape))
-        for name, tensor in zip("qkv", inputs, strict=True)
-    )
-    attention = network.add_attention(q, k, v, api.AttentionNormalizationOp.SOFTMAX, False)
-    network.mark_output(attention.get_output(0))
+    parser = library.api.OnnxParser(network, library.log)
+    config = builder.create_builder_config()
+    if library.times_kernels:
+        config.builder_optimization_level = 0  # any kernel will do
     with library.capture():
-        return builder.build_serialized_network(network, builder.create_builder_config()) is not None
+        return bool(
+            parser.parse(model.SerializeToString())
+            and builder.build_serialized_network(network, config) is not None
+        )
 
 
 def _layer(text: str) -> str:
@@ -470,20 +494,27 @@ def _layer(text: str) -> str:
 
 
 def _scope(graph: Path, layer: str) -> str:
-    """``layer``, with the module of the network that it comes from where the graph tells."""
+    """``layer``, with the module of the network that it comes from where the graph tells.
+
+    Nodes have numbers for names, weights have the network's own: the nearest weight upstream tells the place.
+    """
     import onnx
 
     try:
-        model = onnx.load(str(graph), load_external_data=False)
+        nodes = onnx.load(str(graph), load_external_data=False).graph
     except Exception:  # a layer's name alone still helps
         return layer
-    for node in model.graph.node:
-        if node.name and re.search(rf"(^|[^\w.]){re.escape(node.name)}([^\w.]|$)", layer):
-            scopes = [p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
-            modules = re.findall(r"'([^']+)'", scopes[0]) if scopes else []
-            modules = [module for module in modules if module != node.name]
-            if modules:
-                return f"{layer} (in {modules[-1]})"
+    weights = {weight.name for weight in nodes.initializer if "." in weight.name}
+    producer = {output: node for node in nodes.node for output in node.output}
+    mentioned = [
+        n for n in nodes.node if n.name and re.search(rf"(?<![\w.]){re.escape(n.name)}(?![\w.])", layer)
+    ]
+    queue = list(mentioned[0].input) if mentioned else []
+    for tensor in queue:  # breadth first: it grows while it is read
+        if tensor in weights:
+            return f"{layer} (after {tensor.rpartition('.')[0]})"
+        if tensor in producer and len(queue) < 1000:
+            queue += producer[tensor].input
     return layer
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -21,10 +19,7 @@ def nvidia_compiler(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.fixture
-def tensorrt(
-    nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[ModuleType]:
-    """``import tensorrt`` finds NVIDIA's compiler for the length of a test; the store is an empty folder."""
+def tensorrt(nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``import tensorrt`` finds NVIDIA's compiler for the length of a test."""
     monkeypatch.setitem(sys.modules, "tensorrt", nvidia_compiler)
-    monkeypatch.setenv("V2V_ENGINES", str(tmp_path / "engines"))
-    yield nvidia_compiler
+    return nvidia_compiler
