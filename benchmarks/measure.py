@@ -1,0 +1,327 @@
+"""Measure one engine set or baseline: load, warm up, run undisturbed, run once more under watch, sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import av
+import numpy as np
+
+from v2v.benchmarks.machine import GpuMemory, host_peak
+from v2v.benchmarks.results import (
+    Axis,
+    Build,
+    Clip,
+    Figure,
+    Kind,
+    Measured,
+    Point,
+    Span,
+    Stage,
+    Subject,
+    Sweep,
+)
+from v2v.benchmarks.trace import (
+    ENGINE_STAGES,
+    VIDEO_DECODE,
+    VIDEO_ENCODE,
+    LoadedEngines,
+    Trace,
+    TracedEngine,
+    drawable,
+    traced,
+)
+from v2v.engine.components import COMPONENTS, Window
+from v2v.engine.manifest import Manifest
+from v2v.engine.store import EngineSet
+from v2v.export.models.configs import ModelConfig
+from v2v.runtime.pipeline import Progress, Settings, VideoToVideo, open_device
+from v2v.runtime.video import VideoReader, VideoWriter
+
+Tell = Callable[[str, float], None]
+"""Called with what is being done and the share of the whole that is done, 0..1."""
+
+# Steps of a sweep over frames or pixels: whole runs would take hours at full size, and steps are swept on their own.
+_SWEEP_STEPS = 4
+_RATE = Fraction(24)
+
+
+class Opener(Protocol):
+    """Where the engines come from; travels to the process that measures."""
+
+    @property
+    def name(self) -> str:
+        """In tables and plots."""
+        ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def device(self) -> str: ...
+
+    def open(self, folder: Path) -> EngineSet:
+        """Open the engine set; ``folder`` is for what it needs besides and goes away afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpenEngineSet:
+    """An engine set on disk."""
+
+    name: str
+    path: Path
+    device: str
+    kind: Kind = "engines"
+
+    def open(self, folder: Path) -> EngineSet:
+        """See :class:`Opener`."""
+        return EngineSet.open(self.path)
+
+
+@dataclass(frozen=True)
+class OpenBaseline:
+    """PyTorch in the place of engines."""
+
+    name: str
+    kind: Kind
+    model: ModelConfig
+    window: Window
+    weights: str  # as load_weights takes it
+    device: str
+
+    def open(self, folder: Path) -> EngineSet:
+        """See :class:`Opener`; imports PyTorch."""
+        from v2v.benchmarks.baselines import TorchEngines
+
+        assert self.kind != "engines"
+        return TorchEngines.make(folder, self.kind, self.model, self.window, self.weights, self.device)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure and how."""
+
+    opener: Opener
+    repeats: int
+    steps: int | None  # None: the model's default
+    sweeps: tuple[Axis, ...]
+
+
+def measure(job: Job, folder: Path, tell: Tell) -> Measured:
+    """Measure ``job`` in this process, which should be a fresh one; temporary files go to ``folder``.
+
+    Raises:
+        V2VError: the engines do not load or run here.
+    """
+    with GpuMemory() as gpu:
+        tell("loading", 0.0)
+        bench = _Bench(job.opener, folder)
+        clip = standard_clip(bench.model, bench.window, job.steps)
+        tell("warming up", 0.05)
+        with bench.trace.record():
+            warm = bench.run(replace(clip, steps=1))
+        first = bench.trace.spans()
+        runs = []
+        for repeat in range(job.repeats):
+            tell(f"run {repeat + 1} of {job.repeats}", 0.2 + 0.4 * repeat / job.repeats)
+            runs.append(bench.run(clip))
+        tell("watching a run", 0.6)
+        with bench.trace.record():
+            bench.run(clip)
+        spans = bench.trace.spans()
+        host = host_peak()
+    stages = bench.trace.stages(spans)
+    sweeps = []
+    for place, over in enumerate(job.sweeps):
+        share = 0.7 + 0.3 * place / len(job.sweeps)
+        sweeps.append(_sweep(bench, over, job, clip, lambda text, share=share: tell(text, share)))
+    bench.close()
+    tell("done", 1.0)
+    return Measured(
+        subject=bench.subject,
+        clip=clip,
+        load=Figure((bench.load_seconds,)),
+        first_step=Figure((bench.load_seconds + warm.first_step,)),
+        run=Figure(tuple(run.seconds for run in runs)),
+        evaluations=sum(span.stage == ENGINE_STAGES["unet"] for span in spans),
+        stages=stages,
+        timeline=drawable(spans),
+        host_bytes=Figure((float(host),)),
+        gpu_bytes=None if gpu.peak is None or bench.subject.device == "cpu" else Figure((float(gpu.peak),)),
+        engine_bytes=bench.opened.bytes if job.opener.kind == "engines" else None,
+        build=_build(job.opener.kind, bench.opened.manifest, first, stages),
+        sweeps=tuple(sweeps),
+    )
+
+
+def standard_clip(model: ModelConfig, window: Window, steps: int | None) -> Clip:
+    """The clip that fills one window, from a source of half its height and width."""
+    return Clip(
+        frames=window.frames,
+        source_height=max(window.height // 4 * 2, 2),
+        source_width=max(window.width // 4 * 2, 2),
+        height=window.height,
+        width=window.width,
+        steps=steps or model.defaults.steps,
+    )
+
+
+class _Run(NamedTuple):
+    """One whole run: seconds to its end, and to the end of its first step."""
+
+    seconds: float
+    first_step: float
+
+
+class _Bench:
+    """A loaded engine set under a trace, and the clips to run it on."""
+
+    def __init__(self, opener: Opener, folder: Path) -> None:
+        started = time.perf_counter()
+        self.opened = opener.open(folder)
+        device = open_device(opener.device)
+        self.engines = {name: self.opened.load(name, device.name) for name in COMPONENTS}
+        device.synchronize()
+        self.load_seconds = time.perf_counter() - started
+
+        recipe = self.opened.manifest.recipe
+        self.model, self.window, self._folder = recipe.model, recipe.window, folder
+        self.subject = _subject(opener, self.opened)
+        self.trace = Trace(device)
+        self._v2v = VideoToVideo(
+            LoadedEngines(
+                self.opened.path,
+                self.opened.manifest,
+                {name: TracedEngine(engine, self.trace) for name, engine in self.engines.items()},
+                self.opened.tokenizer_path,
+            ),
+            traced(device, self.trace, captures=opener.kind == "engines"),
+        )
+        self._runs = 0
+
+    def run(self, clip: Clip) -> _Run:
+        """Decode, enhance and encode ``clip``."""
+        source, trace = self._source(clip), self.trace
+        self._runs += 1
+        # A prompt of its own for each run: nothing of the run before can be used again.
+        settings = Settings(
+            prompt=f"clip number {self._runs}", steps=clip.steps, size=(clip.height, clip.width)
+        )
+        first_step: list[float] = []
+
+        def progress(told: Progress) -> None:
+            trace.progress(told)
+            if not first_step and told.stage == "denoise" and told.step:
+                first_step.append(time.perf_counter() - started)
+
+        started = time.perf_counter()
+        with trace.wrap(VideoReader, VIDEO_DECODE, "host")(source) as reader, ExitStack() as output:
+            writer = output.enter_context(VideoWriter(self._folder / "out.mp4", reader, overwrite=True))
+            write = trace.wrap(writer.write, VIDEO_ENCODE, "host")
+            frames = trace.each(islice(reader.frames(), clip.frames), VIDEO_DECODE)
+            for picture in self._v2v(frames, settings, total=clip.frames, progress=progress):
+                write(picture)
+            trace.wrap(output.close, VIDEO_ENCODE, "host")()  # the encoder holds back most of a short clip
+        return _Run(time.perf_counter() - started, first_step[0])
+
+    def close(self) -> None:
+        """Free the engines."""
+        self._v2v.close()
+        for engine in self.engines.values():
+            engine.close()
+
+    def _source(self, clip: Clip) -> Path:
+        path = self._folder / f"{clip.source_width}x{clip.source_height}x{clip.frames}.mp4"
+        if not path.exists():
+            write_clip(path, clip.frames, clip.source_height, clip.source_width)
+        return path
+
+
+def write_clip(path: Path, frames: int, height: int, width: int) -> None:
+    """Write a moving pattern with hard edges and soft ones, H.264; height and width are even."""
+    generator = np.random.default_rng(0)
+    tiles = generator.integers(0, 256, (height // 8 + 5, width // 8 + 5, 3), dtype=np.uint8)
+    hard = tiles.repeat(8, axis=0).repeat(8, axis=1)
+    rows, columns = np.mgrid[0:height, 0:width]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=_RATE)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            step = number % 32
+            soft = np.sin((rows + 3 * number) / 17) * np.cos((columns - 2 * number) / 23)
+            picture = 0.5 * hard[step : step + height, step : step + width] + 63 * (soft[..., None] + 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), "rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _subject(opener: Opener, opened: EngineSet) -> Subject:
+    recipe = opened.manifest.recipe
+    return Subject(
+        name=opener.name,
+        kind=opener.kind,
+        backend=recipe.backend.name,
+        backend_version=recipe.backend.version,
+        device=opener.device,
+        model=recipe.model.name,
+        weights=recipe.weights.kind,
+        weights_identity=recipe.weights.identity,
+        window=str(recipe.window),
+        precision=recipe.options.precision,
+        engine_set=opened.name if opener.kind == "engines" else None,
+    )
+
+
+def _build(kind: Kind, manifest: Manifest, first: list[Span], stages: tuple[Stage, ...]) -> Build | None:
+    """The manifest's times; for ``torch.compile``, by how much longer each first call took."""
+    if kind == "eager":
+        return None
+    if kind == "compile":
+        usual = {stage.name: stage.seconds.median for stage in stages}
+        extra = {}
+        for component, stage in ENGINE_STAGES.items():
+            took = next(span.seconds for span in first if span.stage == stage)
+            extra[component] = max(took - usual[stage], 0.0)
+        return Build(sum(extra.values()), {}, extra)
+    records = manifest.components
+    return Build(
+        manifest.seconds,
+        {name: record.export_seconds for name, record in records.items()},
+        {name: record.compile_seconds for name, record in records.items()},
+    )
+
+
+def _sweep(bench: _Bench, over: Axis, job: Job, clip: Clip, tell: Callable[[str], None]) -> Sweep:
+    """Whole runs along one axis. A clip longer or larger than the window takes several windows."""
+    fixed = clip if over == "steps" else replace(clip, steps=min(clip.steps, _SWEEP_STEPS))
+    points = []
+    for value, changed in variations(fixed, over):
+        tell(f"sweep: {value} {over}")
+        samples = tuple(bench.run(changed).seconds for _ in range(job.repeats))
+        points.append(Point(value, Figure(samples)))
+    return Sweep(over, fixed, tuple(points))
+
+
+def variations(clip: Clip, over: Axis) -> list[tuple[int, Clip]]:
+    """The clips of a sweep around ``clip`` and the value of each on the axis."""
+    if over == "frames":
+        counts = sorted({max(clip.frames // 2, 1), clip.frames, 2 * clip.frames, 4 * clip.frames})
+        return [(count, replace(clip, frames=count)) for count in counts]
+    if over == "pixels":
+        sizes = [
+            (round(clip.height * scale / 2) * 2, round(clip.width * scale / 2) * 2)
+            for scale in (0.5, 1.0, 1.5, 2.0)
+        ]
+        return [(h * w, replace(clip, height=h, width=w)) for h, w in sizes]
+    if clip.steps < 8:
+        counts = [1, 2, 4, 8]
+    else:
+        counts = sorted({max(clip.steps // part, 1) for part in (8, 4, 2, 1)})
+    return [(count, replace(clip, steps=count)) for count in counts]

@@ -1,0 +1,337 @@
+"""What a benchmark finds, and the JSON that holds it.
+
+``results.json`` is these dataclasses, nested as here and named as here: a :class:`Results` at the top, seconds for
+times, bytes for sizes, pixels for pictures. A :class:`Figure` is an object with all its ``samples`` and, for
+readers of the file, their ``median``, ``low`` and ``high``. ``format`` rises when an older v2v could no longer read
+the file correctly; fields may be added without that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from v2v.engine.backend import V2VError
+
+FORMAT = 1
+
+Kind = Literal["engines", "eager", "compile"]
+"""An engine set; PyTorch as the reference runs it; PyTorch compiled by ``torch.compile``."""
+
+Axis = Literal["frames", "pixels", "steps"]
+
+
+class ResultsError(V2VError):
+    """A file of results that cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Repeated measurements of one quantity. The spread is where the middle 80 % of the samples lie."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Middle of the samples."""
+        return float(np.median(self.samples))
+
+    @property
+    def low(self) -> float:
+        """10th percentile."""
+        return float(np.percentile(self.samples, 10))
+
+    @property
+    def high(self) -> float:
+        """90th percentile."""
+        return float(np.percentile(self.samples, 90))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it was measured."""
+
+    cpu: str
+    cores: int  # that this process may use
+    memory_bytes: int
+    gpu: str | None
+    gpu_memory_bytes: int | None
+    driver: str | None  # NVIDIA's
+    system: str
+    python: str
+    versions: Mapping[str, str]  # of the libraries that take part
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the hardware of ``device`` reaches at best, measured in the same session."""
+
+    device: str
+    precision: str
+    copy_bytes_per_second: Figure  # bytes read plus bytes written
+    product_flops_per_second: Figure | None  # large matrix product in ``precision``; None: nothing to run it with
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of a component must compute and move at least.
+
+    ``bytes`` is what its convolutions, matrix products and attentions read and write, each once, everything in
+    between being free.
+    """
+
+    model: str
+    window: str
+    precision: str
+    component: str
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The video of the whole runs."""
+
+    frames: int
+    source_height: int
+    source_width: int
+    height: int  # of the output
+    width: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured: an engine set or a baseline on a device."""
+
+    name: str  # in tables and plots
+    kind: Kind
+    backend: str
+    backend_version: str
+    device: str
+    model: str
+    weights: str  # "random", "published" or "trained"
+    weights_identity: str
+    window: str  # width x height x frames
+    precision: str
+    engine_set: str | None  # its folder's name
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What must agree for two measurements to be comparable; versions are what one compares."""
+        return (self.kind, self.backend, self.device, self.model, self.window, self.precision)
+
+
+@dataclass(frozen=True)
+class Build:
+    """How long the engines took to make, once."""
+
+    seconds: float  # all of it
+    export: Mapping[str, float]  # component -> seconds
+    compile: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work in a run."""
+
+    name: str
+    calls: int  # in the traced run
+    seconds: Figure  # of one call
+    total: float  # seconds in the traced run
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a stage was at work in the traced run; neighbours of one stage are one span."""
+
+    track: Literal["host", "device"]
+    stage: str
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """Whole runs with one setting changed."""
+
+    value: int
+    seconds: Figure
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Cost against frames of the clip, pixels of a frame of the output, or steps; everything else fixed."""
+
+    over: Axis
+    clip: Clip  # what is fixed
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything found about one subject."""
+
+    subject: Subject
+    clip: Clip
+    load: Figure  # opening the device and loading all engines, in a fresh process
+    first_step: Figure  # from the start of loading to the end of the first step of a run
+    run: Figure  # decoded, enhanced and encoded, engines loaded
+    evaluations: int  # of the UNet in one run
+    stages: tuple[Stage, ...]
+    timeline: tuple[Span, ...]
+    host_bytes: Figure  # peak of the process
+    gpu_bytes: Figure | None  # peak of the process; None without a GPU
+    engine_bytes: int | None  # on disk
+    build: Build | None
+    sweeps: tuple[Sweep, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A subject that could not be measured."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """One session of ``v2v-bench``."""
+
+    created: str  # ISO 8601, UTC
+    v2v: str
+    command: str
+    repeats: int
+    machine: Machine
+    ceilings: tuple[Ceilings, ...]
+    work: tuple[Work, ...]
+    measured: tuple[Measured, ...]
+    failed: tuple[Failed, ...]
+    format: int = FORMAT
+
+    def stage_ceiling(self, device: str) -> Ceilings | None:
+        """The ceilings of ``device``, if they were measured."""
+        return next((c for c in self.ceilings if c.device == device), None)
+
+    def to_json(self) -> str:
+        """The text of ``results.json``."""
+        return json.dumps(_plain(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read ``results.json``, or the one in a folder that v2v-bench wrote.
+
+        Raises:
+            ResultsError: not such a file, or one of a newer format.
+        """
+        file = path / "results.json" if path.is_dir() else path
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            version = int(data["format"])
+        except FileNotFoundError:
+            raise ResultsError(
+                f"{file}: no such file; v2v-bench -o FOLDER writes FOLDER/results.json"
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ResultsError(f"{file} is not a file of v2v-bench's results ({_cause(error)})") from error
+        if version > FORMAT:
+            raise ResultsError(
+                f"{file} has format {version}, and this version of v2v reads up to {FORMAT}; update v2v"
+            )
+        try:
+            return _results(data)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ResultsError(f"{file} is damaged ({_cause(error)})") from error
+
+
+def _cause(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses -> dicts, with a figure's median and spread written out."""
+    if isinstance(value, Figure):
+        return {
+            "median": value.median,
+            "low": value.low,
+            "high": value.high,
+            "samples": list(value.samples),
+        }
+    if hasattr(value, "__dataclass_fields__"):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+Made = TypeVar("Made")
+
+
+def _make(kind: Callable[..., Made], data: Mapping[str, Any], **parts: Any) -> Made:
+    """A dataclass from its dict, ``parts`` already made; fields of newer versions are passed over."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in data.items() if key in known} | parts)
+
+
+def _figure(data: Any) -> Figure:
+    samples = tuple(float(sample) for sample in data["samples"])
+    if not samples:
+        raise ValueError("a figure without samples")
+    return Figure(samples)
+
+
+def _figure_or_none(data: Any) -> Figure | None:
+    return None if data is None else _figure(data)
+
+
+def _results(data: Mapping[str, Any]) -> Results:
+    return _make(
+        Results,
+        data,
+        machine=_make(Machine, data["machine"]),
+        ceilings=tuple(
+            _make(
+                Ceilings,
+                item,
+                copy_bytes_per_second=_figure(item["copy_bytes_per_second"]),
+                product_flops_per_second=_figure_or_none(item["product_flops_per_second"]),
+            )
+            for item in data["ceilings"]
+        ),
+        work=tuple(_make(Work, item) for item in data["work"]),
+        measured=tuple(_measured(item) for item in data["measured"]),
+        failed=tuple(_make(Failed, item) for item in data["failed"]),
+    )
+
+
+def _measured(data: Mapping[str, Any]) -> Measured:
+    return _make(
+        Measured,
+        data,
+        subject=_make(Subject, data["subject"]),
+        clip=_make(Clip, data["clip"]),
+        **{name: _figure(data[name]) for name in ("load", "first_step", "run", "host_bytes")},
+        gpu_bytes=_figure_or_none(data["gpu_bytes"]),
+        stages=tuple(_make(Stage, item, seconds=_figure(item["seconds"])) for item in data["stages"]),
+        timeline=tuple(_make(Span, item) for item in data["timeline"]),
+        build=None if data["build"] is None else _make(Build, data["build"]),
+        sweeps=tuple(
+            _make(
+                Sweep,
+                item,
+                clip=_make(Clip, item["clip"]),
+                points=tuple(
+                    _make(Point, point, seconds=_figure(point["seconds"])) for point in item["points"]
+                ),
+            )
+            for item in data["sweeps"]
+        ),
+    )

@@ -1,0 +1,290 @@
+"""Watching a run from outside: engines and a device that note when they were at work.
+
+A trace is off until it is told to record; then every call of an engine and of the device's operations becomes a
+span of the stage it belongs to. On a CPU the span lasts as long as the call; on CUDA it lies between two events on
+the device's stream, so that nothing waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar, cast
+
+from v2v.benchmarks.results import Figure, Span, Stage
+from v2v.engine.backend import Engine
+from v2v.engine.components import ComponentName
+from v2v.engine.store import EngineSet
+from v2v.runtime.device import Device
+from v2v.runtime.pipeline import Progress
+
+ENGINE_STAGES: Mapping[ComponentName, str] = {
+    "text_encoder": "text encoder",
+    "vae_encoder": "VAE encode",
+    "unet": "UNet evaluation",
+    "vae_decoder": "VAE decode",
+}
+VIDEO_DECODE, VIDEO_ENCODE = "video decode", "video encode"
+SOLVER = "solver"  # every operation between evaluations: guidance, windows, the update
+PIXELS = "pixels and latents"  # resize, noise to latents, blending, bytes, copies
+REST = "noise and rest"  # the host drawing noise, Python, waiting
+
+STAGES = (
+    VIDEO_DECODE,
+    ENGINE_STAGES["text_encoder"],
+    ENGINE_STAGES["vae_encoder"],
+    ENGINE_STAGES["unet"],
+    SOLVER,
+    ENGINE_STAGES["vae_decoder"],
+    PIXELS,
+    VIDEO_ENCODE,
+    REST,
+)
+
+_SPANS = 1500  # that a timeline keeps; closer ones are drawn as one
+# Operations of the device that compute nothing, or that wait for others.
+_UNTIMED = {"empty", "view", "reshape", "feed", "failure", "synchronize"}
+
+Item = TypeVar("Item")
+Returned = TypeVar("Returned")
+
+
+class Clock(Protocol):
+    """Takes marks without disturbing the work, and tells afterwards when they were passed."""
+
+    def start(self) -> None:
+        """Begin to count; everything queued before has finished."""
+        ...
+
+    def mark(self) -> Any:
+        """A mark behind everything done, or queued, so far."""
+        ...
+
+    def seconds(self, mark: Any) -> float:
+        """When ``mark`` was passed, in seconds since the start; waits for it."""
+        ...
+
+
+class HostClock:
+    """The time at which the host passes a mark."""
+
+    def __init__(self) -> None:
+        self._start = 0.0
+
+    def start(self) -> None:
+        self._start = time.perf_counter()
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, mark: float) -> float:
+        return mark - self._start
+
+
+class CudaClock:
+    """Events on the device's stream."""
+
+    def __init__(self, device: Device) -> None:
+        from cuda.core import EventOptions, Stream
+
+        self._device = device
+        self._stream = Stream.from_handle(device.stream)
+        self._timed = EventOptions(timing_enabled=True)
+        self._start: Any = None
+
+    def start(self) -> None:
+        self._device.synchronize()
+        self._start = self.mark()
+        self._start.sync()
+
+    def mark(self) -> Any:
+        return self._stream.record(options=self._timed)
+
+    def seconds(self, mark: Any) -> float:
+        mark.sync()
+        return float(mark - self._start) / 1000
+
+
+@dataclass(frozen=True)
+class _Noted:
+    track: Literal["host", "device"]
+    stage: str
+    begin: Any
+    end: Any
+
+
+class Trace:
+    """Spans of one run; :meth:`record` makes it run, the wrappers fill it, the rest reads it."""
+
+    def __init__(self, device: Device) -> None:
+        self.on = False
+        self._clocks: dict[str, Clock] = {
+            "host": HostClock(),
+            "device": HostClock() if device.synchronous else CudaClock(device),
+        }
+        self._noted: list[_Noted] = []
+        self._denoising = False
+        self.seconds = 0.0  # of the whole recording
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Inside, calls are noted; what was noted before is forgotten."""
+        self._noted, self._denoising = [], False
+        for track in ("device", "host"):  # the device's waits until it is idle
+            self._clocks[track].start()
+        self.on = True
+        try:
+            yield
+        finally:
+            self.on = False
+            host = self._clocks["host"]
+            self.seconds = host.seconds(host.mark())
+
+    def progress(self, told: Progress) -> None:
+        """Follow the run, to know what the device's operations are for."""
+        self._denoising = told.stage == "denoise"
+
+    def wrap(
+        self, work: Callable[..., Returned], stage: str | None, track: Literal["host", "device"] = "device"
+    ) -> Callable[..., Returned]:
+        """``work``, noting each call; without a ``stage`` it is the solver's while denoising, else the pixels'."""
+
+        def noted(*arguments: Any, **named: Any) -> Returned:
+            if not self.on:
+                return work(*arguments, **named)
+            clock = self._clocks[track]
+            begin = clock.mark()
+            try:
+                return work(*arguments, **named)
+            finally:
+                self._noted.append(
+                    _Noted(track, stage or (SOLVER if self._denoising else PIXELS), begin, clock.mark())
+                )
+
+        return noted
+
+    def each(self, items: Iterable[Item], stage: str) -> Iterator[Item]:
+        """``items``, noting the time that each one takes to come."""
+        end = object()
+        take = self.wrap(next, stage, "host")
+        iterator = iter(items)
+        while (item := take(iterator, end)) is not end:
+            yield cast(Item, item)
+
+    def spans(self) -> list[Span]:
+        """Everything noted, in the order of time."""
+        spans = []
+        for noted in self._noted:
+            clock = self._clocks[noted.track]
+            begin = clock.seconds(noted.begin)
+            spans.append(Span(noted.track, noted.stage, begin, max(clock.seconds(noted.end) - begin, 0.0)))
+        return sorted(spans, key=lambda span: span.start)
+
+    def stages(self, spans: list[Span]) -> tuple[Stage, ...]:
+        """What each stage cost; the rest is what no span covers."""
+        found = []
+        for name in STAGES[:-1]:
+            samples = tuple(span.seconds for span in spans if span.stage == name)
+            if samples:
+                found.append(Stage(name, len(samples), Figure(samples), sum(samples)))
+        rest = max(self.seconds - covered(spans), 0.0)
+        return (*found, Stage(REST, 1, Figure((rest,)), rest))
+
+
+def covered(spans: list[Span]) -> float:
+    """Seconds in which at least one of ``spans``, ordered by start, is at work."""
+    total, end = 0.0, 0.0
+    for span in spans:
+        total += max(span.start + span.seconds - max(span.start, end), 0.0)
+        end = max(end, span.start + span.seconds)
+    return total
+
+
+def drawable(spans: list[Span], limit: int = _SPANS) -> tuple[Span, ...]:
+    """``spans`` with neighbours of one stage joined, over gaps as wide as it takes to keep ``limit`` of them."""
+    if not spans:
+        return ()
+    gap = max(span.start + span.seconds for span in spans) / 5000
+    while True:
+        joined = _joined(spans, gap)
+        if len(joined) <= limit:
+            return tuple(joined)
+        gap *= 2
+
+
+def _joined(spans: list[Span], gap: float) -> list[Span]:
+    joined: list[Span] = []
+    last: dict[str, int] = {}  # track -> place of its latest span
+    for span in spans:
+        place = last.get(span.track)
+        if place is not None:
+            before = joined[place]
+            end = before.start + before.seconds
+            # A span too short to be seen would only cut its neighbours apart.
+            alike = before.stage == span.stage or span.seconds < gap / 4
+            if alike and span.start - end <= gap:
+                reach = max(end, span.start + span.seconds)
+                joined[place] = Span(before.track, before.stage, before.start, reach - before.start)
+                continue
+        last[span.track] = len(joined)
+        joined.append(span)
+    return joined
+
+
+class TracedEngine:
+    """An engine that notes its calls; satisfies :class:`v2v.engine.backend.Engine`."""
+
+    def __init__(self, engine: Engine, trace: Trace) -> None:
+        self.component = engine.component
+        self.run = trace.wrap(engine.run, ENGINE_STAGES[engine.component.name])
+        self.close = engine.close
+
+
+@dataclass(frozen=True)
+class LoadedEngines(EngineSet):
+    """An engine set whose engines have been loaded already."""
+
+    engines: Mapping[ComponentName, Engine]
+    tokenizer: Any
+
+    @property
+    def tokenizer_path(self) -> Any:
+        """The tokenizer of the set that was loaded."""
+        return self.tokenizer
+
+    def load(self, name: ComponentName, device: str) -> Engine:
+        """The engine, as loaded; it stays with who loaded it."""
+        return self.engines[name]
+
+
+class TracedDevice:
+    """A device whose operations are noted."""
+
+    def __init__(self, device: Device, trace: Trace, *, captures: bool) -> None:
+        self._device, self._trace, self._captures = device, trace, captures
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._device, name)
+        if not callable(attribute) or name in _UNTIMED:
+            return attribute
+        traced = self._trace.wrap(attribute, None)
+        setattr(self, name, traced)
+        return traced
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A captured step hides its operations, so while recording the step is done piece by piece."""
+        if not self._captures:
+            return work
+        was_on, self._trace.on = self._trace.on, False
+        try:
+            captured = self._device.capture(work)
+        finally:
+            self._trace.on = was_on
+        return lambda: work() if self._trace.on else captured()
+
+
+def traced(device: Device, trace: Trace, *, captures: bool) -> Device:
+    """``device``, noting its operations; without ``captures`` every step is done piece by piece, always."""
+    return cast(Device, TracedDevice(device, trace, captures=captures))
