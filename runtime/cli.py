@@ -32,7 +32,7 @@ from v2v.export.models.configs import MODELS
 from v2v.runtime.background import ahead, behind
 from v2v.runtime.pipeline import PARITY_FRAMES, Memory, Plan, Progress, Settings, VideoToVideo, plan
 from v2v.runtime.solvers import SOLVERS
-from v2v.runtime.video import VideoReader, VideoWriter, check_output, check_size
+from v2v.runtime.video import VideoReader, VideoWriter, check_output, encoding_for
 
 app = new_app()
 results = rich.console.Console(highlight=False, soft_wrap=True)
@@ -114,7 +114,7 @@ def command(
         check_output(output, source, overwrite=overwrite)
         with VideoReader(source, parity=parity) as reader:
             engine_set = choose_engines(engines, wanted, display)
-            made = plan_for(reader, settings, engine_set)
+            made = plan_for(reader, settings, engine_set, output)
             v2v = VideoToVideo.load(engine_set, device or "auto", high_or_low)
             frames, seconds = enhance(v2v, reader, output, settings, made, overwrite, display)
     summary = {
@@ -182,14 +182,14 @@ def _find_or_build(wanted: Wanted, display: _Display) -> EngineSet:
         ).engine_set
 
 
-def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
+def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet, output: Path) -> Plan:
     """Settings made whole for this video, checked before anything is loaded.
 
     Raises:
         V2VError: a value out of range, or a size that cannot be encoded; names the flag.
     """
     made = plan(settings, engine_set.manifest.recipe.model.defaults, (reader.info.height, reader.info.width))
-    check_size(*made.size)
+    encoding_for(reader.info).check(output, *made.size)
     return made
 
 

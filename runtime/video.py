@@ -13,7 +13,7 @@ import contextlib
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +28,7 @@ import numpy.typing as npt
 from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
 from v2v.runtime import pixels
+from v2v.runtime.encoding import EncodedSegment, Encoding
 from v2v.runtime.pixels import REFERENCE_COLORS, Colors
 from v2v.runtime.streams import StreamCopier, copy_stream_tags, picture_stream, warn
 
@@ -194,10 +195,15 @@ class VideoReader:
 
     def _tell_damage(self, clock: _Clock) -> None:
         stated, expected = self._stated_end(), self.info.frames or 0
-        cut_short = stated is not None and stated - clock.end > 2 * clock.longest
-        if self._damaged or (cut_short and clock.count < expected):
-            of = f" of about {expected}" if expected > clock.count else ""
-            warn(f"{self.path} is damaged or cut short: {clock.count}{of} frames could be read and are used")
+        missing = expected - clock.count
+        cut_short = stated is not None and stated - clock.end > 2 * clock.longest and missing > 0
+        read = (
+            f"{clock.count}{f' of about {expected}' if missing > 0 else ''} frames could be read and are used"
+        )
+        if self._damaged or cut_short:
+            warn(f"{self.path} is damaged or cut short: {read}")
+        elif clock.regular and missing > 1:  # some demuxers skip what they cannot read without a word
+            warn(f"{self.path} may be damaged: {read}")
 
 
 class VideoWriter:
@@ -212,6 +218,7 @@ class VideoWriter:
         source: where the pictures come from.
         overwrite: whether an existing file may be replaced.
         note: settings of the run, kept in the file's comment.
+        encoding: codec and quality; H.264 at crf 17 where None.
 
     Raises:
         MediaError: the output exists, cannot be written or has an unknown ending; the disk is full.
@@ -224,9 +231,11 @@ class VideoWriter:
         *,
         overwrite: bool = False,
         note: str = "",
+        encoding: Encoding | None = None,
         parity: bool = False,
     ) -> None:
         self.path, self.source, self.overwrite, self.note, self.parity = path, source, overwrite, note, parity
+        self.encoding = encoding or encoding_for(source.info, parity=parity)
         self._format = _format_for(path)
         check_output(path, source.path, overwrite=overwrite)
         self._partial = _create_beside(path)
@@ -273,8 +282,7 @@ class VideoWriter:
                 self._begin(*frame.shape[:2])
             stamp = self.source.timestamps.popleft()
             encoder, info = self._encoder, self.source.info
-            colors = REFERENCE_COLORS if self.parity else info.colors
-            picture = pixels.from_rgb(frame, encoder.pix_fmt, colors, fast=self.parity)
+            picture = self.encoding.picture(frame, encoder)
             if self.parity:
                 picture.pts, picture.time_base = self._written, 1 / PARITY_RATE
             else:
@@ -287,28 +295,61 @@ class VideoWriter:
 
     def _begin(self, height: int, width: int) -> None:
         """Open the encoder and declare every stream, before the first packet is written."""
-        info, parity = self.source.info, self.parity
-        check_size(height, width)
-        encoder = self._output.add_stream("libx264", rate=PARITY_RATE if parity else info.frame_rate)
-        encoder.width, encoder.height = width, height
-        encoder.pix_fmt = "yuv420p10le" if info.depth > 8 and not parity else "yuv420p"
-        encoder.options = {"crf": "17"}
-        context = encoder.codec_context
-        context.time_base = 1 / PARITY_RATE if parity else info.time_base
-        if not parity:
-            context.sample_aspect_ratio = info.sample_aspect_ratio
-            _tag(context, info.colors)
-            stream = self.source._stream
-            copy_stream_tags(stream, encoder)
-            self._copier = StreamCopier(self.source.path, info.stream_index, self._output, self.path)
-        self._encoder = encoder
+        self.encoding.check(self.path, height, width)
+        self._encoder = self.encoding.add_stream(self._output, height, width)
+        self._declare_others(self._encoder)
+
+    def _declare_others(self, pictures: Any) -> None:
+        """Declare all that comes along with the stream of pictures."""
+        if not self.parity:
+            copy_stream_tags(self.source._stream, pictures)
+            skip = self.source.info.stream_index
+            self._copier = StreamCopier(self.source.path, skip, self._output, self.path)
         _add_note(self._output.metadata, self.note)
+
+    def join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:
+        """Write segments that were encoded on their own, one behind the other, under ``stamps`` of all pictures.
+
+        Pictures are shown at their stamps; decoding times follow from them, so that they rise across segments too.
+
+        Raises:
+            MediaError: the disk is full or fails.
+        """
+        tick = 1 / PARITY_RATE if self.parity else self.source.info.time_base
+        if self.parity:
+            stamps = [Timestamp(n, 1) for n in range(len(stamps))]
+        delay = max(segment.delay for segment in segments)
+        step = stamps[1].start - stamps[0].start if len(stamps) > 1 else max(stamps[0].duration, 1)
+        stream: Any = None
+        first = written = 0
+        with self._failures_told():
+            for segment in segments:
+                with segment.open() as container:
+                    if stream is None:
+                        template = container.streams.video[0]
+                        stream = self._output.add_stream_from_template(template, opaque=True)
+                        stream.time_base = tick
+                        self._declare_others(stream)
+                    for packet, picture in zip(segment.packets(container), segment.order, strict=True):
+                        stamp = stamps[first + picture]
+                        ahead = written - delay
+                        packet.time_base, packet.pts = tick, stamp.start
+                        packet.dts = stamps[ahead].start if ahead >= 0 else stamps[0].start + ahead * step
+                        packet.duration = stamp.duration
+                        packet.stream = stream
+                        if self._copier:
+                            self._copier.advance(packet.dts * tick)
+                        self._output.mux_one(packet)
+                        written += 1
+                first += len(segment.order)
+            self._written = written
 
     def _finish(self) -> None:
         with self._failures_told():
-            if self._encoder is None:
+            if not self._written:
                 raise MediaError(f"{self.path}: there was nothing to write")
-            self._output.mux(self._encoder.encode(None))
+            if self._encoder is not None:
+                self._output.mux(self._encoder.encode(None))
             if self._copier:
                 self._copier.advance(None)
             self._output.close()
@@ -375,17 +416,30 @@ def check_output(path: Path, source: Path, *, overwrite: bool) -> None:
         )
 
 
-def check_size(height: int, width: int) -> None:
-    """Find out before the work whether pictures of this size can be encoded.
+def encoding_for(
+    info: VideoInfo,
+    *,
+    codec: str = "h264",
+    crf: int | None = None,
+    preset: str | None = None,
+    parity: bool = False,
+) -> Encoding:
+    """How to encode the pictures of the video ``info``: its colours, depth, aspect and time stamps.
 
     Raises:
-        MediaError: an odd size, which 4:2:0 subsampled video cannot have.
+        EncodingError: unknown codec or preset, or a quality that the codec does not have.
     """
-    if height % 2 or width % 2:
-        raise MediaError(
-            f"--size {width}x{height}: H.264 needs an even width and height; "
-            f"try --size {width + width % 2}x{height + height % 2}"
-        )
+    return Encoding(
+        colors=info.colors,
+        rate=PARITY_RATE if parity else info.frame_rate,
+        time_base=1 / PARITY_RATE if parity else info.time_base,
+        aspect=info.sample_aspect_ratio,
+        deep=info.depth > 8 and not parity,
+        codec=codec,
+        crf=crf,
+        preset=preset,
+        parity=parity,
+    )
 
 
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -432,12 +486,6 @@ def _create_beside(path: Path) -> Path:
     return Path(name)
 
 
-def _tag(context: Any, colors: Colors) -> None:
-    context.color_primaries, context.color_trc = colors.primaries, colors.transfer
-    context.colorspace = colors.matrix
-    context.color_range = 2 if colors.full_range else 1
-
-
 def _add_note(metadata: dict[str, str], note: str) -> None:
     """Keep ``note`` in the first free text field that every container has, without losing what is in them."""
     if note:
@@ -471,6 +519,7 @@ class _Clock:
         self._step = max(round(1 / (frame_rate * time_base)), 1)
         self._longest = self._step
         self._last: Timestamp | None = None
+        self._regular = 0
         self.count = 0
 
     def stamp(self, frame: av.VideoFrame) -> Timestamp:
@@ -478,10 +527,11 @@ class _Clock:
         start, last = frame.pts, self._last
         if last is None:
             start = start or 0
-        elif start is None or start <= last.start:
-            start = last.start + (last.duration or self._step)
-        if last is not None:
+        else:
+            if start is None or start <= last.start:
+                start = last.start + (last.duration or self._step)
             self._longest = max(self._longest, start - last.start)
+            self._regular += abs(start - last.start - self._step) <= 1
         self._last = Timestamp(start, frame.duration or 0)
         self.count += 1
         return self._last
@@ -496,3 +546,8 @@ class _Clock:
     def longest(self) -> Fraction:
         """The longest that a picture was shown, in seconds."""
         return self._longest * self._time_base
+
+    @property
+    def regular(self) -> bool:
+        """Whether the frame rate looks constant, give or take what is missing."""
+        return self._regular > 0.8 * self.count

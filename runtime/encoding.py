@@ -1,0 +1,257 @@
+"""How pictures are encoded: the codecs to choose from, and segments encoded each on its own.
+
+A film is encoded segment by segment, each with an encoder of its own, so that a finished segment is finished for
+good. Inside a segment's file pictures are only numbered; the film's own time stamps are put in when the segments are
+joined (:meth:`v2v.runtime.video.VideoWriter.join`), exact whatever the time base or frame rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from v2v.engine.backend import V2VError
+from v2v.runtime import pixels
+from v2v.runtime.pixels import REFERENCE_COLORS, Colors
+
+
+class EncodingError(V2VError):
+    """Pictures cannot be encoded as asked; the message names the flag and what it takes."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An encoder and what it is used with."""
+
+    library: str  # FFmpeg's name of the encoder
+    formats: tuple[str, str]  # pixel formats for 8 bits and for more
+    containers: tuple[str, ...]  # endings of files that can hold it
+    segment: str  # FFmpeg's name of the container of a lone segment
+    quality: str | None = None  # name of the encoder's constant-quality option
+    crf: int | None = None  # its default
+    presets: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+    chroma: int = 2  # width and height must be multiples of this
+
+
+_X264_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+)
+    ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
+)
+_NVENC_PRESETS = tuple(f"p{n}" for n in range(1, 8))
+_ANY = (".mp4", ".m4v", ".mov", ".mkv")
+_8_AND_10 = ("yuv420p", "yuv420p10le")
+
+CODECS: dict[str, Codec] = {
+    "h264": Codec("libx264", _8_AND_10, _ANY, "mp4", "crf", 17, _X264_PRESETS),
+    "hevc": Codec(
+        "libx265", _8_AND_10, _ANY, "mp4", "crf", 19, _X264_PRESETS, {"x265-params": "log-level=error"}
+    ),
+    "av1": Codec(
+        "libsvtav1", _8_AND_10, (".mp4", ".mkv"), "mp4", "crf", 24, tuple(str(n) for n in range(14))
+    ),
+    "ffv1": Codec(
+        "ffv1", ("yuv444p", "yuv444p10le"), (".mkv",), "matroska", options={"level": "3", "g": "1"}, chroma=1
+    ),
+    "prores": Codec("prores_ks", ("yuv422p10le",) * 2, (".mov", ".mkv"), "mov", options={"profile": "hq"}),
+    "h264_nvenc": Codec("h264_nvenc", ("yuv420p", "yuv420p"), _ANY, "mp4", "cq", 19, _NVENC_PRESETS),
+    "hevc_nvenc": Codec("hevc_nvenc", ("yuv420p", "p010le"), _ANY, "mp4", "cq", 21, _NVENC_PRESETS),
+    "av1_nvenc": Codec("av1_nvenc", ("yuv420p", "p010le"), (".mp4", ".mkv"), "mp4", "cq", 26, _NVENC_PRESETS),
+}
+"""By the name used on the command line."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Everything that an encoder is told about a film.
+
+    Args:
+        colors: what the numbers mean; written as tags unless ``parity``.
+        rate: pictures per second, for the encoder's decisions; time stamps are exact without it.
+        time_base: unit of the time stamps.
+        aspect: sample aspect ratio.
+        deep: more than 8 bits a component.
+        codec: one of :data:`CODECS`.
+        crf: constant quality; None for the codec's default.
+        preset: the encoder's speed; None for its default.
+        parity: as the reference: no tags, its fast conversion to YUV.
+
+    Raises:
+        EncodingError: unknown codec or preset, or a quality that the codec does not have.
+    """
+
+    colors: Colors
+    rate: Fraction
+    time_base: Fraction
+    aspect: Fraction = Fraction(1)
+    deep: bool = False
+    codec: str = "h264"
+    crf: int | None = None
+    preset: str | None = None
+    parity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise EncodingError(
+                f"--codec {self.codec}: there is no such codec; choose from {', '.join(CODECS)}"
+            )
+        known = CODECS[self.codec]
+        if self.crf is not None and known.quality is None:
+            raise EncodingError(f"--crf {self.crf}: codec {self.codec} has no such setting; leave it out")
+        if self.crf is not None and not 0 <= self.crf <= 63:
+            raise EncodingError(f"--crf {self.crf}: must lie between 0 (best) and 63")
+        if self.preset is not None and self.preset not in known.presets:
+            choices = ", ".join(known.presets) or "none: leave it out"
+            raise EncodingError(f"--preset {self.preset}: codec {self.codec} takes {choices}")
+
+    @property
+    def library(self) -> Codec:
+        """The codec's entry in :data:`CODECS`."""
+        return CODECS[self.codec]
+
+    def check(self, path: Path, height: int, width: int) -> None:
+        """Find out before the work whether ``path`` can hold pictures of this size in this codec.
+
+        Raises:
+            EncodingError: it cannot; names the way out.
+        """
+        if path.suffix.lower() not in self.library.containers:
+            endings = ", ".join(self.library.containers)
+            raise EncodingError(
+                f"cannot write {path}: codec {self.codec} needs a name that ends in {endings}"
+            )
+        step = self.library.chroma
+        if height % step or width % step:
+            raise EncodingError(
+                f"--size {width}x{height}: codec {self.codec} needs an even width and height; "
+                f"try --size {width + width % step}x{height + height % step}"
+            )
+
+    def add_stream(self, container: av.container.OutputContainer, height: int, width: int) -> Any:
+        """Open the encoder as a stream of ``container``.
+
+        Raises:
+            EncodingError: this machine has no such encoder (no NVIDIA GPU, for the hardware ones).
+        """
+        codec = self.library
+        try:
+            stream: Any = container.add_stream(codec.library, rate=self.rate)
+        except (av.FFmpegError, ValueError) as error:
+            raise EncodingError(f"--codec {self.codec}: this machine cannot use it ({error})") from error
+        stream.width, stream.height = width, height
+        stream.pix_fmt = codec.formats[self.deep]
+        options = dict(codec.options)
+        if codec.quality is not None:
+            options[codec.quality] = str(codec.crf if self.crf is None else self.crf)
+        if self.preset is not None:
+            options["preset"] = self.preset
+        stream.options = options
+        context = stream.codec_context
+        context.time_base = self.time_base
+        if not self.parity:
+            context.sample_aspect_ratio = self.aspect
+            context.color_primaries, context.color_trc = self.colors.primaries, self.colors.transfer
+            context.colorspace = self.colors.matrix
+            context.color_range = 2 if self.colors.full_range else 1
+        return stream
+
+    def picture(self, frame: npt.NDArray[np.uint8], stream: Any) -> av.VideoFrame:
+        """RGB bytes ``[H, W, 3]`` in the stream's pixel format."""
+        colors = REFERENCE_COLORS if self.parity else self.colors
+        return pixels.from_rgb(frame, stream.pix_fmt, colors, fast=self.parity)
+
+
+@dataclass(frozen=True)
+class EncodedSegment:
+    """A segment's pictures in a file of their own.
+
+    ``order`` gives each packet's picture, counted from 0 in the order in which pictures are shown.
+    """
+
+    path: Path
+    order: tuple[int, ...]
+
+    @property
+    def delay(self) -> int:
+        """Packets by which decoding runs ahead of showing."""
+        return max((place - picture for place, picture in enumerate(self.order)), default=0)
+
+    def open(self) -> av.container.InputContainer:
+        """The file, for reading."""
+        return av.open(str(self.path))
+
+    @staticmethod
+    def packets(container: av.container.InputContainer) -> Iterator[av.Packet]:
+        """The packets of an opened segment."""
+        return (packet for packet in container.demux(container.streams.video[0]) if packet.size)
+
+
+class SegmentEncoder:
+    """Encodes the pictures of one segment into ``path``, numbered from 0.
+
+        with SegmentEncoder(path, encoding) as encoder:
+            encoder.write(frame)
+        encoder.result
+
+    Raises:
+        OSError, av.FFmpegError: the disk is full or fails.
+    """
+
+    def __init__(self, path: Path, encoding: Encoding) -> None:
+        self._path, self._encoding = path, encoding
+        self._container = av.open(
+            str(path), "w", format=encoding.library.segment, container_options={"fflags": "+bitexact"}
+        )
+        self._stream: Any = None
+        self._count = 0
+        self._order: list[int] = []
+
+    def __enter__(self) -> SegmentEncoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._stream is not None:
+                self._mux(self._stream.encode(None))
+        finally:
+            self._container.close()
+
+    def write(self, frame: npt.NDArray[np.uint8]) -> None:
+        """Encode the next picture, ``[H, W, 3]``."""
+        if self._stream is None:
+            self._stream = self._encoding.add_stream(self._container, *frame.shape[:2])
+            self._tick = 1 / self._encoding.rate
+            self._stream.codec_context.time_base = self._tick
+        picture = self._encoding.picture(frame, self._stream)
+        picture.pts, picture.time_base = self._count, self._tick
+        self._count += 1
+        self._mux(self._stream.encode(picture))
+
+    @property
+    def result(self) -> EncodedSegment:
+        """The segment, once the block has ended."""
+        return EncodedSegment(self._path, tuple(self._order))
+
+    def _mux(self, packets: Sequence[av.Packet]) -> None:
+        for packet in packets:
+            self._order.append(round(packet.pts * packet.time_base / self._tick))
+            self._container.mux(packet)
