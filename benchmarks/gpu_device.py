@@ -185,8 +185,9 @@ def pixel_cases(device: CudaDevice, size: str, height: int, width: int) -> Itera
 
 def run(device: CudaDevice) -> dict[str, Any]:
     """Measure everything; rates in GB/s, times in microseconds."""
-    big_copy = measure(device, copy_case(device, 2**31, "large"))
-    ceiling = 2**31 / big_copy / 1e9
+    # The fastest of some large copies: the largest is not always the fastest.
+    sizes = (2**28, 2**29, 2**30, 2**31)
+    ceiling = max(size / measure(device, copy_case(device, size, "large")) for size in sizes) / 1e9
     results = []
     cases = [
         *latent_cases(device, "window", 32, 90, 160),

@@ -286,7 +286,7 @@ def label() -> dict[str, Any]:
         "device": torch.cuda.get_device_name(),
         "driver": Path("/proc/driver/nvidia/version").read_text().splitlines()[0],
         "versions": {name: version(name) for name in ("torch", "cuda-core", "cuda-bindings", "numpy")}
-        | {"python": platform.python_version(), "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call],
+        | {"python": platform.python_version(), "cudnn": torch.backends.cudnn.version()},  # type: ignore[no-untyped-call]
         "weights": "random",
     }
 

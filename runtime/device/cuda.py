@@ -113,11 +113,11 @@ class CudaDevice:
 
         self._scratch = self.empty((_SCRATCH_BYTES,), np.uint8)
         self.zero(self._scratch)
-        # Lowest (label, frame) that was not finite: kept by the kernels, copied to the host after each look.
+        # The lowest (label, frame) that was not finite, and the host's memory where kernels say that there is one.
         self._found = self.upload(np.full(1, _NOTHING_FOUND))
-        self._found_pinned = self._pinned.take(8)
-        self._found_host = self._found_pinned.bytes[:8].view(np.uint64)
-        self._found_host[0] = _NOTHING_FOUND
+        self._flag_memory = self._pinned.take(4)
+        self._flag = self._flag_memory.bytes[:4].view(np.int32)
+        self._flag[0] = 0
         self.synchronize()
 
     # Memory -------------------------------------------------------------------------------------------------
@@ -315,8 +315,8 @@ class CudaDevice:
             _int(plane),
             self._scratch.pointer,
             self._found.pointer,
+            self._flag_memory.pointer,
         )
-        self._report_found()
 
     def combine(self, terms: Sequence[tuple[float, CudaArray]], out: CudaArray) -> None:
         counting = [(coefficient, array) for coefficient, array in terms if coefficient]
@@ -332,17 +332,16 @@ class CudaDevice:
     def check(self, array: CudaArray, label: int) -> None:
         kernel = self._kernel("find_nonfinite", array.dtype)
         frame = array.size // array.shape[0]
-        self._each(kernel, array.size, array.pointer, array.size, frame, _int(label), self._found.pointer)
-        self._report_found()
+        found = (self._found.pointer, self._flag_memory.pointer)
+        self._each(kernel, array.size, array.pointer, array.size, frame, _int(label), *found)
 
     def failure(self) -> Nonfinite | None:
-        if self._found_host[0] == _NOTHING_FOUND:
+        if not self._flag[0]:
             return None
-        self.synchronize()  # the lowest of all that is queued; the run ends here anyway
-        found = int(self._found_host[0])
+        # A run ends here anyway, so wait for all that is queued: it may have found something lower.
+        found = int(self.download(self._found)[0])
         self.upload(np.full(1, _NOTHING_FOUND), self._found)
-        self._report_found()
-        self.synchronize()
+        self._flag[0] = 0  # nothing is under way that could set it
         return Nonfinite(found >> 32, found & 0xFFFFFFFF)
 
     # Launching ----------------------------------------------------------------------------------------------
@@ -378,7 +377,9 @@ class CudaDevice:
     def _statistics(
         self, conditional: CudaArray, unconditional: CudaArray, row: int, guidance: float, rescale: float
     ) -> None:
-        blocks = min(-(-conditional.size // (_GROUP * _THREADS)), _STATISTICS_BLOCKS)
+        # No more blocks than run at once: a second wave would wait for the first.
+        most = min(4 * self.gpu.properties.multiprocessor_count, _STATISTICS_BLOCKS)
+        blocks = min(-(-conditional.size // (_GROUP * _THREADS)), most)
         self._launch(
             self._kernel("statistics", conditional.dtype),
             (blocks,),
@@ -392,9 +393,6 @@ class CudaDevice:
                 self._scratch.pointer,
             ),
         )
-
-    def _report_found(self) -> None:
-        self._move(self._found.pointer, self._found_pinned.pointer, 8, self.cuda_stream)
 
     def _move(self, source: int, target: int, nbytes: int, stream: Stream) -> None:
         _check(driver.cuMemcpyAsync(target, source, nbytes, stream.handle))

@@ -131,7 +131,7 @@ def test_what_goes_up_comes_down(gpu, rng):
     np.testing.assert_array_equal(gpu.download(array), host)
     np.testing.assert_array_equal(gpu.download(gpu.view(array, slice(1, 4))), host[1:4])
     np.testing.assert_array_equal(gpu.download(gpu.view(array, 2)), host[2:3])
-    np.testing.assert_array_equal(gpu.download(gpu.view(gpu.view(array, slice(1, 5)), -1)), host[4:5])
+    np.testing.assert_array_equal(gpu.download(gpu.view(gpu.view(array, slice(1, 5)), 3)), host[4:5])
     np.testing.assert_array_equal(gpu.download(gpu.reshape(array, (15, 7))), host.reshape(15, 7))
     half = gpu.upload(host, gpu.empty((1, 5, 3, 7), HALF))
     np.testing.assert_array_equal(gpu.download(half)[0], host.astype(HALF))
@@ -231,14 +231,6 @@ def test_prepare_frame_takes_a_frame_that_is_not_aligned(gpu, rng):
     gpu.prepare_frame(frame, (9, 30), out, offset=(0, 0), antialias=False)
     cpu.prepare_frame(frames[0], (9, 30), twin, offset=(0, 0), antialias=False)
     close((gpu.download(out), twin))
-
-
-@gpu_test
-@pytest.mark.parametrize("sizes", [((90, 160), (12, 20)), ((7, 9), (101, 64)), ((33, 31), (33, 31))])
-def test_resize(both, rng, sizes):
-    source, target = sizes
-    image = rng.standard_normal((1, 3, *source)).astype(FLOAT)
-    close(both("resize", image, poisoned((1, 3, *target), FLOAT))[1])
 
 
 @gpu_test
@@ -422,7 +414,7 @@ class LinearUNet:
         self.device.combine([(weight, latents)], outputs["velocity"])
 
 
-def denoise(device, precision, solver, extent=(8, 18, 32), captured=True, steps=6, loop=None):
+def denoise(device, precision, solver, extent=(8, 18, 32), steps=6, loop=None, told=lambda: None):
     """Latents after a few steps from a fixed start, and the loop."""
     schedule = Schedule()
     sigmas = (schedule.leading if solver == "heun" else schedule.trailing)(599, steps)
@@ -435,7 +427,12 @@ def denoise(device, precision, solver, extent=(8, 18, 32), captured=True, steps=
     device.upload(rng.standard_normal(loop.x.shape).astype(FLOAT) * sigmas[0], loop.x)
     noises = rng.standard_normal((len(loop.updates), *loop.x.shape)).astype(FLOAT)
     done = []
-    out = device.download(loop.run(loop.test_contexts, lambda k: noises[k], done.append))
+
+    def finished(k):
+        done.append(k)
+        told()
+
+    out = device.download(loop.run(loop.test_contexts, lambda k: noises[k], finished))
     assert done == list(range(1, len(loop.updates) + 1))
     return out, loop
 
@@ -466,11 +463,13 @@ def test_a_captured_step_equals_the_step_run_eagerly(gpu, solver, monkeypatch):
 
 @gpu_test
 @pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
-def test_a_second_run_allocates_nothing(gpu, extent):
-    _, loop = denoise(gpu, "fp16", "dpmpp_2m_sde", extent)
-    before = gpu.allocations
-    denoise(gpu, "fp16", "dpmpp_2m_sde", extent, loop=loop)
-    assert gpu.allocations - before <= 1  # pinned memory for this test's own upload of another size
+def test_after_the_first_step_nothing_is_allocated(gpu, extent):
+    allocations = []
+    _, loop = denoise(gpu, "fp16", "dpmpp_2m_sde", extent, told=lambda: allocations.append(gpu.allocations))
+    assert len(set(allocations)) == 1
+    before = len(allocations)
+    denoise(gpu, "fp16", "dpmpp_2m_sde", extent, loop=loop, told=lambda: allocations.append(gpu.allocations))
+    assert len(set(allocations[before:])) == 1
 
 
 @gpu_test

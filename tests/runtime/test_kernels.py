@@ -55,8 +55,8 @@ def test_compiles_without_spilling(name, capability):
     assert set(re.findall(r"Compiling entry function '(\w+)'", report)) == expected(name)
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert memory == [("0", "0", "0")] * len(expected(name))
-    # 1024 threads of a multiprocessor can run at once, enough to hide the memory's latency.
-    assert max(int(n) for n in re.findall(r"Used (\d+) registers", report)) <= 64
+    # 768 threads of a multiprocessor can run at once, enough to hide the memory's latency.
+    assert max(int(n) for n in re.findall(r"Used (\d+) registers", report)) <= 80
 
 
 @pytest.mark.gpu

@@ -33,6 +33,18 @@ __device__ __forceinline__ bool is_finite(float value) {
     return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
 }
 
+// Where NaN and Inf are reported. The flag is the host's memory, written only when there is something to tell; the host
+// then waits and reads which one was the lowest.
+struct Found {
+    uint64* lowest;  // label in the upper half, frame in the lower
+    int* flag;
+
+    __device__ __forceinline__ void report(uint32 label, uint32 frame) const {
+        atomicMin(lowest, (static_cast<uint64>(label) << 32) | frame);
+        *reinterpret_cast<volatile int*>(flag) = 1;
+    }
+};
+
 struct alignas(16) Group {
     float v[8];
 };

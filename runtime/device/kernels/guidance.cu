@@ -82,16 +82,9 @@ __device__ __forceinline__ void statistics(
     if (row) guidance = row->guidance, rescale = row->rescale;
     const uint64 stride = static_cast<uint64>(gridDim.x) * blockDim.x * 8;
     const bool whole = aligned16(conditional) && aligned16(unconditional);
-    uint64 first = thread_index() * 8;
     Moments c = {}, v = {};
-    if (first < size) {
-        c.shift = to_float(conditional[first]);
-        v.shift = guided(c.shift, to_float(unconditional[first]), guidance);
-    }
-    for (; first < size; first += stride) {
-        const int count = size - first < 8 ? static_cast<int>(size - first) : 8;
-        const Group a = load_any(conditional + first, count, whole && count == 8);
-        const Group b = load_any(unconditional + first, count, whole && count == 8);
+    const auto add = [&](const Group& a, const Group& b, int count) {
+        if (c.count == 0.0f) c.shift = a.v[0], v.shift = guided(a.v[0], b.v[0], guidance);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             if (i < count) {
@@ -99,6 +92,19 @@ __device__ __forceinline__ void statistics(
                 v.add(guided(a.v[i], b.v[i], guidance));
             }
         c.count += count;
+    };
+    uint64 first = thread_index() * 8;
+    for (; whole && first + stride + 8 <= size; first += 2 * stride) {  // two groups under way at once
+        const Group a = load(conditional + first), b = load(unconditional + first);
+        const Group p = load(conditional + first + stride), q = load(unconditional + first + stride);
+        add(a, b, 8);
+        add(p, q, 8);
+    }
+    for (; first < size; first += stride) {
+        const int count = size - first < 8 ? static_cast<int>(size - first) : 8;
+        const Group a = load_any(conditional + first, count, whole && count == 8);
+        const Group b = load_any(unconditional + first, count, whole && count == 8);
+        add(a, b, count);
     }
     v.count = c.count;
     double sums[4] = {c.first(), c.second(), v.first(), v.second()};
@@ -114,11 +120,16 @@ __device__ __forceinline__ void statistics(
     __syncthreads();
     if (!last) return;
     __threadfence();
+    double parts[4][4];  // of four blocks: 1024 at most, 256 threads
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-        sums[k] = 0.0;
-        for (uint32 i = threadIdx.x; i < gridDim.x; i += blockDim.x) sums[k] += __ldcg(&scratch->sums[k][i]);
-    }
+    for (int k = 0; k < 4; k++)
+#pragma unroll
+        for (uint32 j = 0; j < 4; j++) {
+            const uint32 i = threadIdx.x + j * blockDim.x;
+            parts[k][j] = i < gridDim.x ? __ldcg(&scratch->sums[k][i]) : 0.0;
+        }
+#pragma unroll
+    for (int k = 0; k < 4; k++) sums[k] = (parts[k][0] + parts[k][1]) + (parts[k][2] + parts[k][3]);
     add_over_block(sums);
     if (threadIdx.x == 0) {
         const double n = static_cast<double>(size);
@@ -160,7 +171,7 @@ __device__ __forceinline__ void guide(
 template <typename T>
 __device__ __forceinline__ void advance(
     const StepRow* row, const T* conditional, const T* unconditional, float* x, float* history, const float* noise,
-    T* scaled, int Z, int F, int plane, const Scratch* scratch, uint64* found) {
+    T* scaled, int Z, int F, int plane, const Scratch* scratch, const Found& found) {
     const uint32 per_plane = (plane + 7) / 8;
     const uint64 index = thread_index();
     const uint32 p = static_cast<uint32>(index / per_plane);
@@ -192,7 +203,7 @@ __device__ __forceinline__ void advance(
     store_any(x + canvas, next, count, whole);
     store_any(history + canvas, kept, count, whole);
     store_any(scaled + window, input, count, count == 8 && aligned16(scaled + window));
-    if (!fine) atomicMin(found, (static_cast<uint64>(r.step) << 32) | static_cast<uint32>(f));
+    if (!fine) found.report(static_cast<uint32>(r.step), static_cast<uint32>(f));
 }
 
 #define KERNELS(T, NAME)                                                                                      \
@@ -208,8 +219,10 @@ __device__ __forceinline__ void advance(
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) advance_##NAME(                                         \
         const StepRow* row, const T* conditional, const T* unconditional, float* x, float* history,           \
-        const float* noise, T* scaled, int Z, int F, int plane, const Scratch* scratch, uint64* found) {      \
-        advance(row, conditional, unconditional, x, history, noise, scaled, Z, F, plane, scratch, found);     \
+        const float* noise, T* scaled, int Z, int F, int plane, const Scratch* scratch, uint64* lowest,       \
+        int* flag) {                                                                                          \
+        advance(row, conditional, unconditional, x, history, noise, scaled, Z, F, plane, scratch,             \
+                Found{lowest, flag});                                                                         \
     }
 KERNELS(float, float32)
 KERNELS(half, float16)

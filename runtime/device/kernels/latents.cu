@@ -125,7 +125,7 @@ __device__ __forceinline__ void sample_posterior(
 // The lowest (label, frame) where something is not finite goes into `found`; frames hold `frame_size` elements.
 template <typename T>
 __device__ __forceinline__ void find_nonfinite(
-    const T* array, uint64 size, uint64 frame_size, uint32 label, uint64* found) {
+    const T* array, uint64 size, uint64 frame_size, uint32 label, const Found& found) {
     const uint64 first = thread_index() * 8;
     if (first >= size) return;
     const int count = size - first < 8 ? static_cast<int>(size - first) : 8;
@@ -136,7 +136,7 @@ __device__ __forceinline__ void find_nonfinite(
     if (fine) return;
     for (int i = 0; i < count; i++)  // rare: load again rather than index registers
         if (!is_finite(to_float(array[first + i]))) {
-            atomicMin(found, (static_cast<uint64>(label) << 32) | ((first + i) / frame_size));
+            found.report(label, static_cast<uint32>((first + i) / frame_size));
             return;
         }
 }
@@ -156,8 +156,8 @@ __device__ __forceinline__ void find_nonfinite(
         sample_posterior(moments, noise, out, scale, size);                                                \
     }                                                                                                      \
     extern "C" __global__ void __launch_bounds__(256) find_nonfinite_##NAME(                               \
-        const T* array, uint64 size, uint64 frame_size, uint32 label, uint64* found) {                     \
-        find_nonfinite(array, size, frame_size, label, found);                                             \
+        const T* array, uint64 size, uint64 frame_size, uint32 label, uint64* lowest, int* flag) {         \
+        find_nonfinite(array, size, frame_size, label, Found{lowest, flag});                               \
     }
 KERNELS(float, float32)
 KERNELS(half, float16)

@@ -10,61 +10,88 @@ __device__ __forceinline__ float byte_to_float(uint32 word, int k) {
 
 // Bilinear resize of bytes [source_height, source_width, 3] into [3, height, width], scaled to -1..1.
 //
-// A block makes `ROWS` rows of `tile` pixels. First it weighs `row_taps` source rows into shared memory, all the
-// bytes between the tile's first and last source pixel; then each pixel weighs `column_taps` of those. Indices rise
-// along an axis, so the span of a tile follows from its ends. `shared_row` floats hold a row of a span.
+// A block makes ROWS rows of `tile` pixels. First it weighs the source rows into shared memory, all the bytes between
+// the tile's first and last source pixel; then each pixel weighs its columns of those. Indices rise along an axis, so
+// the span of a tile follows from its ends. `shared_row` floats hold a row of a span. TAPS is the number of source
+// pixels behind a pixel along each axis where it is known (2: no antialiasing), else 0. All that a thread needs from
+// memory is asked for before the first answer is used: with a dozen loads under way at once it is bandwidth that
+// counts, not latency.
 constexpr int ROWS = 4;
 
-template <typename T>
+struct Axis {
+    const int* index;     // [count, taps]
+    const float* weight;  // [count, taps]
+    int taps;
+};
+
+// Four bytes of a source row, those before `end`.
+__device__ __forceinline__ uint32 four_bytes(const uint8* row, int at, int end, bool aligned) {
+    if (aligned) return __ldg(reinterpret_cast<const uint32*>(row + at));
+    uint32 word = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (at + i < end) word |= static_cast<uint32>(__ldg(row + at + i)) << (8 * i);
+    return word;
+}
+
+__device__ __forceinline__ void add_bytes(float4& sum, float weight, uint32 word) {
+    sum.x += weight * byte_to_float(word, 0);
+    sum.y += weight * byte_to_float(word, 1);
+    sum.z += weight * byte_to_float(word, 2);
+    sum.w += weight * byte_to_float(word, 3);
+}
+
+template <int TAPS, typename T>
 __device__ __forceinline__ void prepare_frame(
-    const uint8* source, int source_width, T* out, int height, int width, const int* row_index,
-    const float* row_weight, int row_taps, const int* column_index, const float* column_weight, int column_taps,
-    int tile, int shared_row) {
+    const uint8* source, int source_width, T* out, int height, int width, const Axis& y, const Axis& x, int tile,
+    int shared_row) {
     extern __shared__ float4 shared4[];
     float* shared = reinterpret_cast<float*>(shared4);
+    constexpr int AT_ONCE = TAPS ? TAPS : 2;
+    const int y_taps = TAPS ? TAPS : y.taps, x_taps = TAPS ? TAPS : x.taps;
     const int left = blockIdx.x * tile;
     const int columns = min(tile, width - left);
     const int top = blockIdx.y * ROWS;
-    const int rows = min(ROWS, height - top);
     const uint64 pitch = static_cast<uint64>(source_width) * 3;
 
     // Whole words of four bytes where rows allow it, single bytes otherwise.
-    const bool words = pitch % 4 == 0 && (reinterpret_cast<uint64>(source) & 3) == 0;
-    const int first = column_index[left * column_taps] * 3 & ~3;
-    const int end = column_index[(left + columns) * column_taps - 1] * 3 + 3;
-    const int per_row = (end - first + 3) / 4;
-    for (int index = threadIdx.x; index < per_row * rows; index += blockDim.x) {
-        const int r = index / per_row;
-        const int at = first + (index - r * per_row) * 4;
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 2
-        for (int k = 0; k < row_taps; k++) {
-            const int tap = (top + r) * row_taps + k;
-            const uint8* bytes = source + row_index[tap] * pitch + at;
-            const float weight = row_weight[tap];
-            uint32 word = 0;
-            if (words)
-                word = __ldg(reinterpret_cast<const uint32*>(bytes));
-            else
+    const bool aligned = pitch % 4 == 0 && (reinterpret_cast<uint64>(source) & 3) == 0;
+    const int first = x.index[left * x_taps] * 3 & ~3;
+    const int end = x.index[(left + columns) * x_taps - 1] * 3 + 3;
+    for (int at = first + static_cast<int>(threadIdx.x) * 4; at < end; at += blockDim.x * 4) {
+        float4 sums[ROWS] = {};
+        for (int k = 0; k < y_taps; k += AT_ONCE) {
+            uint32 words[ROWS][AT_ONCE];
+            float weights[ROWS][AT_ONCE];
 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    if (at + i < end) word |= static_cast<uint32>(__ldg(bytes + i)) << (8 * i);
-            sum.x += weight * byte_to_float(word, 0);
-            sum.y += weight * byte_to_float(word, 1);
-            sum.z += weight * byte_to_float(word, 2);
-            sum.w += weight * byte_to_float(word, 3);
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++) {
+                    const bool counts = TAPS || k + i < y_taps;
+                    const int tap = min(top + r, height - 1) * y_taps + (counts ? k + i : k);
+                    weights[r][i] = counts ? __ldg(y.weight + tap) : 0.0f;
+                    words[r][i] = four_bytes(source + __ldg(y.index + tap) * pitch, at, end, aligned);
+                }
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++) add_bytes(sums[r], weights[r][i], words[r][i]);
         }
-        *reinterpret_cast<float4*>(shared + r * shared_row + (at - first)) = sum;
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            *reinterpret_cast<float4*>(shared + r * shared_row + (at - first)) = sums[r];
     }
     __syncthreads();
 
     const uint64 plane = static_cast<uint64>(height) * width;
+    T* to = out + static_cast<uint64>(top) * width + left;
     for (int column = threadIdx.x; column < columns; column += blockDim.x) {
-        const int tap = (left + column) * column_taps;
+        const int tap = (left + column) * x_taps;
         float sums[ROWS][3] = {};
-        for (int k = 0; k < column_taps; k++) {
-            const float weight = column_weight[tap + k];
-            const float* at = shared + column_index[tap + k] * 3 - first;
+#pragma unroll AT_ONCE
+        for (int k = 0; k < x_taps; k++) {
+            const float weight = __ldg(x.weight + tap + k);
+            const float* at = shared + __ldg(x.index + tap + k) * 3 - first;
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -74,9 +101,8 @@ __device__ __forceinline__ void prepare_frame(
         for (int r = 0; r < ROWS; r++)
 #pragma unroll
             for (int c = 0; c < 3; c++)
-                if (r < rows)
-                    from_float(sums[r][c] * (2.0f / 255.0f) - 1.0f,
-                               out[c * plane + static_cast<uint64>(top + r) * width + left + column]);
+                if (top + r < height)
+                    from_float(sums[r][c] * (2.0f / 255.0f) - 1.0f, to[c * plane + r * width + column]);
     }
 }
 
@@ -139,12 +165,15 @@ __device__ __forceinline__ void image_to_bytes(const T* image, uint8* out, uint6
 }
 
 #define KERNELS(T, NAME)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(256) prepare_frame_##NAME(                                   \
+    extern "C" __global__ void __launch_bounds__(256, 3) prepare_frame_##NAME(                                \
         const uint8* source, int source_width, T* out, int height, int width, const int* row_index,           \
         const float* row_weight, int row_taps, const int* column_index, const float* column_weight,           \
         int column_taps, int tile, int shared_row) {                                                          \
-        prepare_frame(source, source_width, out, height, width, row_index, row_weight, row_taps,              \
-                      column_index, column_weight, column_taps, tile, shared_row);                            \
+        const Axis y = {row_index, row_weight, row_taps}, x = {column_index, column_weight, column_taps};     \
+        if (row_taps == 2 && column_taps == 2)                                                                \
+            prepare_frame<2>(source, source_width, out, height, width, y, x, tile, shared_row);               \
+        else                                                                                                  \
+            prepare_frame<0>(source, source_width, out, height, width, y, x, tile, shared_row);               \
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) resize_##NAME(                                          \
         const T* source, int source_height, int source_width, T* out, int height, int width, uint64 size,     \
