@@ -53,8 +53,6 @@ _X264_PRESETS = (
     "slower",
     "veryslow",
 )
-    ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
-)
 _NVENC_PRESETS = tuple(f"p{n}" for n in range(1, 8))
 _ANY = (".mp4", ".m4v", ".mov", ".mkv")
 _8_AND_10 = ("yuv420p", "yuv420p10le")
