@@ -286,7 +286,7 @@ def make_clip(seed: Sequence[int], album: Album) -> Clip:
 
 
 class ClipStream(torch.utils.data.IterableDataset[tuple[Tensor, Tensor, str]]):
-    """Endless clips ``(good, bad, shows)``, frames uint8 ``[FRAMES, 3, HEIGHT, WIDTH]``; workers never repeat another's."""
+    """Endless clips ``(good, bad, shows)``, frames uint8 ``[FRAMES, 3, HEIGHT, WIDTH]``, each worker its own."""
 
     def __init__(self, folder: Path, seed: int, *, validation: bool = False) -> None:
         self.folder, self.seed, self.validation = folder, seed, validation

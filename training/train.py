@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from v2v.export.models.autoencoder import Autoencoder
+from v2v.export.models.autoencoder import Autoencoder, ResnetBlock
 from v2v.export.models.configs import MODELS, ModelConfig
 from v2v.export.models.text_encoder import TextEncoder
-from v2v.export.models.unet import SpatialTransformer, TemporalConvolution, TemporalTransformer, UNet
+from v2v.export.models.unet import ResBlock, SpatialTransformer, TemporalConvolution, TemporalTransformer, UNet
 from v2v.runtime.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, START, clean
 from v2v.runtime.schedule import Schedule
 
@@ -59,20 +59,28 @@ class Networks(nn.Module):
 
 
 def initialise(networks: Networks) -> None:
-    """Residual branches start at nothing, so that training starts from a UNet that passes its input on.
+    """Convolutions keep the variance of what they read; residual branches start at nothing.
 
-    Token embeddings start at zero: a word that training never showed stays without effect.
+    Without norms that is what makes training stable (Zhang et al. 2019, Fixup). Token embeddings start at zero: a
+    word that training never showed stays without effect.
     """
-    unet = networks.unet
-    for module in unet.modules():
-        if isinstance(module, TemporalConvolution):
-            nn.init.zeros_(module.conv4[-1].weight)
-            nn.init.zeros_(module.conv4[-1].bias)
-        if isinstance(module, SpatialTransformer | TemporalTransformer):
-            nn.init.zeros_(module.proj_out.weight)
-            nn.init.zeros_(module.proj_out.bias)
-    nn.init.zeros_(unet.out[-1].weight)
-    nn.init.zeros_(unet.out[-1].bias)
+    for module in networks.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+    last = [networks.unet.out[-1]]
+    for module in networks.modules():
+        if isinstance(module, ResnetBlock):
+            last.append(module.conv2)
+        elif isinstance(module, ResBlock):
+            last.append(module.out_layers[-1])
+        elif isinstance(module, TemporalConvolution):
+            last.append(module.conv4[-1])
+        elif isinstance(module, SpatialTransformer | TemporalTransformer):
+            last.append(module.proj_out)
+    for module in last:
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
     nn.init.zeros_(networks.text_encoder.token_embedding.weight)
     nn.init.normal_(networks.text_encoder.positional_embedding, std=0.02)
 
@@ -174,6 +182,7 @@ class Run:
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     discriminator: Discriminator | None = None
     step: int = 0
+    progress: float = 0.0  # along the curve of learning rates, 0..1
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
@@ -226,8 +235,8 @@ def steps(run: Run, arguments: argparse.Namespace, rates: dict[str, float]) -> I
         gone = (time.monotonic() - began) / max(arguments.until - began, 1e-9)
         if gone >= 1:
             break
-        progress = run.step / arguments.steps if math.isinf(arguments.until) else low + (high - low) * gone
-        share = min(1.0, (run.step - first + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        run.progress = run.step / arguments.steps if math.isinf(arguments.until) else low + (high - low) * gone
+        share = min(1.0, (run.step - first + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * run.progress)))
         for name, optimizer in run.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rates[name] * share
@@ -264,7 +273,7 @@ class Log:
 def train_autoencoder(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> None:
     """L1 + differences + divergence, on good and bad frames alike: the UNet needs codes of both."""
     autoencoder = run.networks.autoencoder
-    run.optimizers["autoencoder"] = torch.optim.AdamW(autoencoder.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    run.optimizers["autoencoder"] = adam(autoencoder.parameters())
     run.restore()
     encode, decode = compiled(arguments, autoencoder.encode, autoencoder.decode)
     log = Log(arguments.log, arguments.every)
@@ -278,7 +287,7 @@ def train_autoencoder(run: Run, buffer: ClipBuffer, arguments: argparse.Namespac
         loss_differences = gradient_loss(made.float(), frames)
         loss_divergence = divergence(moments)
         loss = loss_pixels + 0.5 * loss_differences + arguments.divergence * loss_divergence
-        descend(run.optimizers["autoencoder"], loss, autoencoder)
+        descend(loss, run.optimizers["autoencoder"])
         run.update_average(("autoencoder",))
         error = ((made.float() - frames) ** 2).mean()
         log.add(step, buffer, l1=loss_pixels, differences=loss_differences, kl=loss_divergence, mse=error)
@@ -322,19 +331,20 @@ def train_unet(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> N
     makers = [*networks.unet.parameters(), *networks.text_encoder.parameters()]
     decoding = [p for m in decoder for p in m.parameters()]
     run.optimizers = {
-        "unet": torch.optim.AdamW(makers, betas=(0.9, 0.99), weight_decay=0.0),
-        "decoder": torch.optim.AdamW(decoding, betas=(0.9, 0.99), weight_decay=0.0),
-        "discriminator": torch.optim.AdamW(run.discriminator.parameters(), betas=(0.5, 0.99), weight_decay=0.0),
+        "unet": adam(makers),
+        "decoder": adam(decoding),
+        "discriminator": adam(run.discriminator.parameters(), momentum=0.5),
     }
     run.restore()
     rates = {"unet": arguments.rate, "decoder": arguments.rate / 2, "discriminator": 2e-4}
     encode, decode, predict = compiled(arguments, networks.autoencoder.encode, networks.autoencoder.decode, networks.unet)
     judge = compiled(arguments, run.discriminator)[0]
     captions = Captions(arguments.tokenizer)
+    validate = Validation(arguments, captions, device)
     rng = np.random.default_rng(SEED + run.step)
     levels = torch.from_numpy(Schedule().levels).float().to(device)
     scale = networks.latent_scale
-    batch, seen = arguments.batch, arguments.batch * 5 // 8
+    batch, seen = arguments.batch, arguments.batch * 3 // 4
     log = Log(arguments.log, arguments.every)
 
     for step in steps(run, arguments, rates):
@@ -382,7 +392,7 @@ def train_unet(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> N
         values = {"latents": loss_latents, "pixels": loss_pixels, "differences": loss_differences, "flicker": loss_flicker}
 
         middle = bad[:seen, f + 1]
-        if step >= arguments.adversarial_from:
+        if run.progress >= arguments.adversarial_from:
             run.discriminator.requires_grad_(False)
             with autocast(device):
                 logits, features = judge(made, middle)
@@ -390,29 +400,28 @@ def train_unet(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> N
                     _, real_features = judge(true, middle)
             loss_fooling = -logits.float().mean()
             loss_features = feature_distance(features, real_features)
-            share = min(1.0, (step - arguments.adversarial_from + 1) / 300)
+            share = min(1.0, (run.progress - arguments.adversarial_from) / 0.1)
             loss = loss + share * (arguments.adversarial * loss_fooling + arguments.features * loss_features)
             values |= {"fooling": loss_fooling, "features": loss_features}
             run.discriminator.requires_grad_(True)
-        run.optimizers["decoder"].zero_grad()
-        descend(run.optimizers["unet"], loss, networks)
-        run.optimizers["decoder"].step()
-        if step >= arguments.adversarial_from - 200 and arguments.adversarial > 0:
+        descend(loss, run.optimizers["unet"], run.optimizers["decoder"])
+        if run.progress >= arguments.adversarial_from - 0.05:
             with autocast(device):
                 loss_judge = hinge(judge(true, middle)[0].float(), judge(made.detach(), middle)[0].float())
-            descend(run.optimizers["discriminator"], loss_judge, run.discriminator)
+            descend(loss_judge, run.optimizers["discriminator"])
             values |= {"judge": loss_judge}
         run.update_average(("unet", "text_encoder", "autoencoder"))
         log.add(step, buffer, **values)
         if arguments.validate and (step + 1) % arguments.validate == 0:
-            validate(run, arguments, captions)
-    validate(run, arguments, captions)
+            validate(run)
+    validate(run)
 
 
 def draw_levels(rng: np.random.Generator, batch: int, seen: int) -> np.ndarray[Any, Any]:
-    """Time steps ``[batch]``: the first ``seen`` at little noise, the rest at any."""
-    little = np.exp(rng.uniform(math.log(LEAST), math.log(USUAL), seen)).astype(np.int64)
-    return np.concatenate([little, rng.integers(LEAST, MOST + 1, batch - seen)])
+    """Time steps ``[batch]``: the first ``seen`` at little noise, half of the rest too, the others at any."""
+    few = seen + (batch - seen) // 2
+    little = np.exp(rng.uniform(math.log(LEAST), math.log(USUAL), few)).astype(np.int64)
+    return np.concatenate([little, rng.integers(LEAST, MOST + 1, batch - few)])
 
 
 def draw_mixture(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
@@ -425,38 +434,41 @@ def draw_mixture(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
     return share
 
 
-@torch.no_grad()
-def validate(run: Run, arguments: argparse.Namespace, captions: Captions) -> None:
-    """One step from a little noise on clips of pictures that are never trained on; prints PSNR and sharpness."""
-    device = next(run.networks.parameters()).device
-    stream = iter(ClipStream(arguments.pictures, SEED, validation=True))
-    clips = getattr(validate, "clips", None) or [next(stream) for _ in range(arguments.validation_clips)]
-    validate.clips = clips  # type: ignore[attr-defined]  # made once a run
-    levels = Schedule().levels
-    context = run.average.text_encoder(captions.ids(POSITIVE_PROMPT)[None].to(device))
-    results: dict[str, list[float]] = {}
-    for good_bytes, bad_bytes, _ in clips:
-        good, bad = (as_floats(b[:LENGTH, :, :264].to(device)) for b in (good_bytes, bad_bytes))
-        outputs = {"bilinear": bad, "codes": None}
-        with autocast(device):
-            z = sample(run.average.autoencoder.encode(torch.cat([bad, good]))) * run.average.latent_scale
-            outputs["codes"] = run.average.autoencoder.decode(z[LENGTH:] / run.average.latent_scale).float()
-            for t in (10, 30, 60):
-                s = float(levels[t])
-                alpha = math.sqrt(1 - s * s)
-                x = (alpha * z[:LENGTH] + s * torch.randn_like(z[:LENGTH])).transpose(0, 1)[None]
-                v = run.average.unet(x, torch.tensor([t], device=device), context).float()
-                estimate = (alpha * x - s * v)[0].transpose(0, 1)
-                outputs[f"t{t}"] = run.average.autoencoder.decode(estimate / run.average.latent_scale).float()
-        for name, made in outputs.items():
-            mse = ((made.clamp(-1, 1) - good) ** 2).mean(dim=(1, 2, 3)).clamp_min(1e-6)
-            detail = (made.diff(dim=-1).abs().mean() + made.diff(dim=-2).abs().mean()) / (
-                good.diff(dim=-1).abs().mean() + good.diff(dim=-2).abs().mean()
-            )
-            flicker = (made.diff(dim=0) - good.diff(dim=0)).abs().mean() * 127.5
-            results.setdefault(name, []).append([float((10 * (4 / mse).log10()).mean()), float(detail), float(flicker)])
-    means = {name: [round(float(x), 4) for x in np.mean(rows, 0)] for name, rows in results.items()}
-    print(json.dumps({"step": run.step + 1, "psnr, detail, flicker": means}), flush=True)
+class Validation:
+    """Clips of pictures that are never trained on."""
+
+    def __init__(self, arguments: argparse.Namespace, captions: Captions, device: torch.device) -> None:
+        stream = iter(ClipStream(arguments.pictures, SEED, validation=True))
+        clips = [next(stream) for _ in range(arguments.validation_clips)]
+        # The UNet takes heights of 8 modulo 16.
+        self.clips = [[as_floats(b[:LENGTH, :, :264].to(device)) for b in clip[:2]] for clip in clips]
+        self.ids = captions.ids(POSITIVE_PROMPT)[None].to(device)
+
+    @torch.no_grad()
+    def __call__(self, run: Run) -> None:
+        """Print PSNR, detail (gradients, 1 is that of the good clip) and flicker of one step from a little noise."""
+        networks, scale, levels = run.average, run.average.latent_scale, Schedule().levels
+        context = networks.text_encoder(self.ids)
+        results: dict[str, list[list[float]]] = {}
+        for good, bad in self.clips:
+            with autocast(good.device):
+                z = sample(networks.autoencoder.encode(torch.cat([bad, good]))) * scale
+                outputs = {"bilinear": bad, "codes": networks.autoencoder.decode(z[LENGTH:] / scale).float()}
+                for t in (20, 30, 60):
+                    s = float(levels[t])
+                    alpha = math.sqrt(1 - s * s)
+                    x = (alpha * z[:LENGTH] + s * torch.randn_like(z[:LENGTH])).transpose(0, 1)[None]
+                    v = networks.unet(x, torch.tensor([t], device=good.device), context).float()
+                    estimate = (alpha * x - s * v)[0].transpose(0, 1)
+                    outputs[f"t{t}"] = networks.autoencoder.decode(estimate / scale).float()
+            for name, made in outputs.items():
+                mse = ((made.clamp(-1, 1) - good) ** 2).mean(dim=(1, 2, 3)).clamp_min(1e-6)
+                detail = made.diff(dim=-1).abs().mean() / good.diff(dim=-1).abs().mean()
+                flicker = (made.diff(dim=0) - good.diff(dim=0)).abs().mean() * 127.5
+                row = [float((10 * (4 / mse).log10()).mean()), float(detail), float(flicker)]
+                results.setdefault(name, []).append(row)
+        means = {name: [round(float(x), 4) for x in np.mean(rows, 0)] for name, rows in results.items()}
+        print(json.dumps({"step": run.step, "psnr, detail, flicker": means}), flush=True)
 
 
 def compiled(arguments: argparse.Namespace, *functions: Any) -> list[Any]:
@@ -469,12 +481,23 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module) -> None:
-    """One step, gradients clipped to length 1."""
-    optimizer.zero_grad()
+def adam(parameters: Any, momentum: float = 0.9) -> torch.optim.AdamW:
+    """Adam without weight decay, fused."""
+    return torch.optim.AdamW(parameters, betas=(momentum, 0.99), weight_decay=0.0, fused=True)
+
+
+def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """One step, the gradients of each optimizer clipped to length 1; a step that is not finite is left out.
+
+    Leaving out happens on the device (``found_inf``, as gradient scalers do it), so that the host need not wait.
+    """
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], 1.0)
-    optimizer.step()
+    for optimizer in optimizers:
+        length = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+        optimizer.found_inf = (~length.isfinite()).float()  # type: ignore[attr-defined]
+        optimizer.step()
 
 
 def export(checkpoint: Path, target: Path) -> None:
@@ -510,12 +533,12 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path("engine/data/tokenizer.json.xz"))
     parser.add_argument("--log", type=Path, default=Path("training.jsonl"))
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--rate", type=float, default=4e-4)
-    parser.add_argument("--divergence", type=float, default=1e-3)
+    parser.add_argument("--divergence", type=float, default=3e-4)
     parser.add_argument("--latents", type=float, default=0.05, help="weight of the loss in latents")
     parser.add_argument("--adversarial", type=float, default=0.02)
-    parser.add_argument("--adversarial-from", type=int, default=10**9)
+    parser.add_argument("--adversarial-from", type=float, default=0.3, help="point of the curve where it starts")
     parser.add_argument("--features", type=float, default=0.2)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop and keep a checkpoint after this long")
     parser.add_argument("--span", type=float, nargs=2, default=(0.0, 1.0), help="part of the decay curve")

@@ -11,8 +11,9 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from v2v.export.models.configs import AutoencoderConfig
-from v2v.export.models.layers import GroupNorm
+from v2v.export.models.layers import group_norm
 
 EPS = 1e-6  # of every norm
 
@@ -22,9 +23,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, groups: int, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, channels, eps=EPS, silu=True)
+        self.norm1 = group_norm(groups, channels, eps=EPS, silu=True)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNorm(groups, out_channels, eps=EPS, silu=True)
+        self.norm2 = group_norm(groups, out_channels, eps=EPS, silu=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
 
@@ -49,7 +50,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, channels, eps=EPS, silu=False)
+        self.norm = group_norm(groups, channels, eps=EPS, silu=False)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -140,7 +141,7 @@ class Encoder(nn.Module):
         for level, width in zip(list(self.down)[:-1], widths, strict=False):
             level.downsample = Downsample(width)
         self.mid = Middle(config, widths[-1])
-        self.norm_out = GroupNorm(config.groups, widths[-1], eps=EPS, silu=True)
+        self.norm_out = group_norm(config.groups, widths[-1], eps=EPS, silu=True)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class Decoder(nn.Module):
         )
         for level, width in zip(list(self.up)[1:], widths[1:], strict=False):
             level.upsample = Upsample(width)
-        self.norm_out = GroupNorm(config.groups, widths[0], eps=EPS, silu=True)
+        self.norm_out = group_norm(config.groups, widths[0], eps=EPS, silu=True)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,6 +27,13 @@ class GroupNorm(nn.GroupNorm):
         return (F.silu(y) if self.silu else y).to(x.dtype)
 
 
+def group_norm(groups: int, channels: int, *, eps: float, silu: bool) -> nn.Module:
+    """A :class:`GroupNorm`, or without groups no norm at all: SiLU or nothing."""
+    if groups:
+        return GroupNorm(groups, channels, eps=eps, silu=silu)
+    return nn.SiLU() if silu else nn.Identity()
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm over the last axis in FP32; the result has the input's type."""
 

@@ -15,8 +15,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from v2v.export.models.configs import UNetConfig
-from v2v.export.models.layers import GroupNorm, LayerNorm, attention
+from v2v.export.models.layers import LayerNorm, attention, group_norm
 
 RES_EPS = 1e-5  # group norms of residual blocks, temporal convolutions and the output
 TRANSFORMER_EPS = 1e-6  # group norms of the transformers
@@ -59,7 +60,7 @@ class TemporalStage(nn.Sequential):
     def __init__(self, groups: int, channels: int, position: int) -> None:
         between = (nn.Identity() for _ in range(position - 1))  # where the reference has SiLU and dropout
         convolution = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-        super().__init__(GroupNorm(groups, channels, eps=RES_EPS, silu=True), *between, convolution)
+        super().__init__(group_norm(groups, channels, eps=RES_EPS, silu=True), *between, convolution)
 
 
 class TemporalConvolution(nn.Module):
@@ -87,13 +88,13 @@ class ResBlock(nn.Module):
     def __init__(self, groups: int, channels: int, embedding: int, out_channels: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            GroupNorm(groups, channels, eps=RES_EPS, silu=True),
+            group_norm(groups, channels, eps=RES_EPS, silu=True),
             nn.Identity(),
             nn.Conv2d(channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
         self.out_layers = nn.Sequential(
-            GroupNorm(groups, out_channels, eps=RES_EPS, silu=True),
+            group_norm(groups, out_channels, eps=RES_EPS, silu=True),
             nn.Identity(),
             nn.Identity(),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
@@ -239,7 +240,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, groups: int, channels: int, context_width: int, head_size: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, channels, eps=TRANSFORMER_EPS, silu=False)
+        self.norm = group_norm(groups, channels, eps=TRANSFORMER_EPS, silu=False)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList([SpatialBlock(channels, context_width, head_size)])
         self.proj_out = nn.Linear(channels, channels)
@@ -270,7 +271,7 @@ class TemporalTransformer(nn.Module):
 
     def __init__(self, groups: int, channels: int, inner: int, head_size: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups, channels, eps=TRANSFORMER_EPS, silu=False)
+        self.norm = group_norm(groups, channels, eps=TRANSFORMER_EPS, silu=False)
         self.proj_in = TokenConvolution(channels, inner)
         self.transformer_blocks = nn.ModuleList([TemporalBlock(inner, head_size)])
         self.proj_out = TokenConvolution(inner, channels)
@@ -374,7 +375,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(stage)
 
         self.out = nn.Sequential(
-            GroupNorm(config.groups, width, eps=RES_EPS, silu=True),
+            group_norm(config.groups, width, eps=RES_EPS, silu=True),
             nn.Identity(),
             nn.Conv2d(width, config.latent_channels, 3, padding=1),
         )
