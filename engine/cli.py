@@ -161,33 +161,19 @@ def show_built(built: EngineSet) -> None:
 
 
 def show_sets() -> None:
-    """The table of ``--list``: what is in the store, and what of it runs here."""
-    table = _table(
-        "engine set", "model", "weights", "window", "precision", "backend", "size", "built", "runs"
-    )
-    damaged: list[EngineError] = []
+    """What ``--list`` prints: the sets in the store, whose names say what they are, and which of them run here."""
+    count = 0
     for found in list_sets():
         if isinstance(found, EngineError):
-            damaged.append(found)
+            warn(str(found))
             continue
-        recipe = found.manifest.recipe
+        count += 1
+        built = datetime.fromisoformat(found.manifest.created).astimezone().strftime("%Y-%m-%d %H:%M")
         fits = found.runs_on(None)
-        table.add_row(
-            found.name,
-            recipe.model.name,
-            recipe.weights.kind,
-            str(recipe.window),
-            recipe.options.precision,
-            f"{recipe.backend.name} {recipe.backend.version}",
-            size_text(found.bytes),
-            datetime.fromisoformat(found.manifest.created).astimezone().strftime("%Y-%m-%d %H:%M"),
-            "yes" if fits.fits else f"no: {fits.reason}",
-        )
-    if table.row_count:
-        results.print(table)
-    results.print(f"{table.row_count} engine sets in {engines_root()}", markup=False)
-    for error in damaged:
-        warn(str(error))
+        runs = "runs here" if fits.fits else f"does not run here: {fits.reason}"
+        results.print(found.name, style="bold", markup=False)
+        results.print(f"    {size_text(found.bytes)}, built {built}, {runs}", markup=False)
+    results.print(f"{count} engine sets in {engines_root()}", markup=False)
 
 
 def verify_sets(folder: Path | None, device: str | None) -> None:

@@ -61,7 +61,11 @@ def run_app(app: typer.Typer) -> NoReturn:
         if wording is None:
             raise
         fail(f"{wording()} (--help lists the options)")
-    sys.exit(exit_code() or code or 0)
+    if (stopped := exit_code()) is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stopped)  # taking down a compiler's libraries in good order can take seconds
+    sys.exit(code or 0)
 
 
 def fail(message: str) -> NoReturn:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
+
 from v2v.engine.backend import BuildError, BuildOptions, Compatibility, EngineError, Progress, cuda_devices
 from v2v.engine.components import Component, Tensor
 

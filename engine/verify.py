@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from v2v.engine.backend import Engine, EngineError, backend
 from v2v.engine.build import BuildProgress, Exporter
 from v2v.engine.components import COMPONENTS, Component, ComponentName, Precision

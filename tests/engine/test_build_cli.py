@@ -125,8 +125,8 @@ def test_list_shows_what_is_there_and_whether_it_runs(run: Run, monkeypatch: pyt
     (damaged.path / "unet/unet.onnx").unlink()
     result = run("--list")
     assert result.code == 0
-    assert re.search(rf"{good.name} .* stand-in .* random .* 64x80x4 .* fp32 .* yes", result.out)
-    assert re.search(rf"{other.name} .* no: its version is 1.0, here is 2.0", result.out)
+    assert re.search(rf"{good.name}\n +1.7 MB, built 20\d\d-\d\d-\d\d \d\d:\d\d, runs here\n", result.out)
+    assert re.search(rf"{other.name}\n .* does not run here: its version is 1.0, here is 2.0\n", result.out)
     assert "2 engine sets in" in result.out
     assert "unet.onnx is missing" in result.err
 
