@@ -1,5 +1,7 @@
 """Load a TensorRT plan and run it on the runtime's own buffers.
 
+Errors give the reason; the store, which knows how a set was built, adds the command that rebuilds it.
+
 Engines own their weights. Scratch memory, which is several gigabytes, belongs to nobody: all engines of a set use
 the same block, so they must run one after the other, on one stream.
 """
@@ -20,8 +22,6 @@ from v2v.engine.backend import EngineError, cuda_devices
 from v2v.engine.components import Component, Tensor
 from v2v.engine.tensorrt_builder import describe, matches
 from v2v.engine.tensorrt_library import Library
-
-REBUILD = "build the engine set again with v2v-build-engines --force"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class PlanRecord:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise EngineError(f"{path} cannot be read ({_first_line(error)}); {REBUILD}") from error
+            raise EngineError(f"{path} cannot be read ({_first_line(error)})") from error
 
 
 def record_path(plan: Path) -> Path:
@@ -257,13 +257,12 @@ def deserialize(library: Library, component: Component, plan: Path) -> Any:
     try:
         size = plan.stat().st_size
     except OSError as error:
-        raise EngineError(f"{plan} cannot be read ({error.strerror}); {REBUILD}") from error
+        raise EngineError(f"{plan} cannot be read ({error.strerror})") from error
     if size != record.plan_bytes:
-        raise EngineError(f"{plan} is damaged: it has {size} bytes instead of {record.plan_bytes}; {REBUILD}")
+        raise EngineError(f"{plan} is damaged: it has {size} bytes instead of {record.plan_bytes}")
     if (record.library, record.version) != (library.name, library.version):
         raise EngineError(
             f"{plan} was built by {record.library} {record.version}, here is {library.name} {library.version}; "
-            f"{REBUILD}"
         )
     with library.capture() as messages:
         runtime = library.api.Runtime(library.log)
@@ -297,12 +296,10 @@ def check_engine(
             if kind != is_input or not matches(found, tensor, dynamic=True):
                 listing = ", ".join(str(found) for _, found in have.values())
                 raise EngineError(
-                    f"{plan} is not the {component.name} expected: {tensor} is missing among {listing}; {REBUILD}"
+                    f"{plan} is not the {component.name} expected: {tensor} is missing among {listing}"
                 )
     if unknown := sorted(set(have) - {t.name for t in (*component.inputs, *component.outputs)}):
-        raise EngineError(
-            f"{plan} is not the {component.name} expected: it also has '{unknown[0]}'; {REBUILD}"
-        )
+        raise EngineError(f"{plan} is not the {component.name} expected: it also has '{unknown[0]}'")
     return {name: found.shape for name, (_, found) in have.items() if -1 in found.shape}
 
 
@@ -313,6 +310,6 @@ def _failure(component: Component, what: str, messages: list[Any]) -> str:
     advice = (
         "; run with --memory low, or close other programs that use the GPU"
         if "memory" in cause.lower()
-        else f"; if it happens again {REBUILD}"
+        else ""
     )
     return f"{component.name} {what}: {cause}{advice}"
