@@ -126,6 +126,8 @@ def output_size(settings: Settings, defaults: Defaults, source: tuple[int, int])
     scale = settings.scale
     if scale is None:
         scale = defaults.scale if defaults.short_side is None else defaults.short_side / min(source)
+    elif not 0 < scale <= 100:
+        raise V2VError(f"--scale {scale}: must lie above 0 and up to 100")
     height, width = (max(round(side * scale / 2) * 2, 2) for side in source)
     return height, width
 

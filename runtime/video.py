@@ -465,9 +465,11 @@ def _open(path: Path) -> av.container.InputContainer:
             raise MediaError(f"{path} is empty (0 bytes); give a video file")
         container = av.open(str(path), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
-        reason = (
-            "it is not a video, or cut off too early" if isinstance(error, ValueError) else error.strerror
-        )
+        reasons = {
+            ValueError: "it is not a video, or cut off too early",
+            EOFError: "it holds nothing that plays",
+        }
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), error.strerror)
         raise MediaError(f"{path} cannot be read: {reason}; check that the file plays") from error
     if container.format.name in _SUSPICIOUS_FORMATS:
         container.close()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from v2v.export.models.configs import TextEncoderConfig
 from v2v.export.models.layers import LayerNorm, attention
 
