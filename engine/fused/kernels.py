@@ -74,7 +74,9 @@ def channel_moments(
 
 
 @triton.jit
-def _sum_means(moments, shift, pieces, chunks, chunk, rows, channels, column, inside, shifts, BLOCK_P: tl.constexpr):
+def _sum_means(
+    moments, shift, pieces, chunks, chunk, rows, channels, column, inside, shifts, BLOCK_P: tl.constexpr
+):
     """Sum over pieces and columns of count * (mean + shift)."""
     total = tl.zeros([BLOCK_P, column.shape[0]], tl.float32)
     for start in range(0, pieces, BLOCK_P):
@@ -88,7 +90,9 @@ def _sum_means(moments, shift, pieces, chunks, chunk, rows, channels, column, in
 
 
 @triton.jit
-def _sum_squares(moments, mean, pieces, chunks, chunk, rows, channels, column, inside, shifts, BLOCK_P: tl.constexpr):
+def _sum_squares(
+    moments, mean, pieces, chunks, chunk, rows, channels, column, inside, shifts, BLOCK_P: tl.constexpr
+):
     """Sum over pieces and columns of squared deviations from ``mean``."""
     total = tl.zeros([BLOCK_P, column.shape[0]], tl.float32)
     for start in range(0, pieces, BLOCK_P):
@@ -147,16 +151,36 @@ def norm_coefficients(
         column2 = column - first_channels
         inside2 = inside & (column2 >= 0)
         total += _sum_means(
-            moments2, shift, pieces2, chunks2, second_chunk, rows, second_channels, column2, inside2, shifts, BLOCK_P
+            moments2,
+            shift,
+            pieces2,
+            chunks2,
+            second_chunk,
+            rows,
+            second_channels,
+            column2,
+            inside2,
+            shifts,
+            BLOCK_P,
         )
-    count = frames.to(tl.float32) * rows * group
+    count = 1.0 * frames * rows * group
     mean = total / count
     square = _sum_squares(
         moments1, mean, pieces1, chunks1, first_chunk, rows, first_channels, column, inside1, shifts, BLOCK_P
     )
     if TWO:
         square += _sum_squares(
-            moments2, mean, pieces2, chunks2, second_chunk, rows, second_channels, column2, inside2, shifts, BLOCK_P
+            moments2,
+            mean,
+            pieces2,
+            chunks2,
+            second_chunk,
+            rows,
+            second_channels,
+            column2,
+            inside2,
+            shifts,
+            BLOCK_P,
         )
     deviation = 1.0 / tl.sqrt(square / count + eps)
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) * deviation
@@ -202,7 +226,7 @@ def scale_offset(
 def layer_norm(
     x,  # [tokens, channels]
     delta,  # the same, added (ADD)
-    bias,  # [channels], added (ADD)
+    bias,  # [channels], added
     total,  # [tokens, stride]: the sum, in its first channels (ADD)
     weight,
     offset,
@@ -215,16 +239,16 @@ def layer_norm(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Layer norm of ``x``, or of the sum ``x + delta + bias``, which is stored too."""
+    """Layer norm of ``x + bias``, or of the sum ``x + delta + bias``, which is stored too."""
     column = tl.arange(0, BLOCK_C)
     inside = column < channels
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     mask = (token < tokens)[:, None] & inside[None, :]
     place = token.to(tl.int64)[:, None] * channels + column[None, :]
     value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     if ADD:
         value += tl.load(delta + place, mask=mask, other=0.0).to(tl.float32)
-        value += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + token.to(tl.int64)[:, None] * stride + column[None, :], rounded, mask=mask)
         value = rounded.to(tl.float32)
@@ -274,7 +298,9 @@ def gate(
     value += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     gates += tl.load(bias + width + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     result = value * gelu(gates)
-    tl.store(out + line * stride + (stride - width) + column[None, :], result.to(out.dtype.element_ty), mask=mask)
+    tl.store(
+        out + line * stride + (stride - width) + column[None, :], result.to(out.dtype.element_ty), mask=mask
+    )
 
 
 @triton.jit
@@ -319,8 +345,9 @@ def temporal_attention(
 
 @triton.jit
 def product(
-    x,  # [M, K]
-    w,  # [N, TAPS * K]; gated: [2 N, K], values then gates
+    x,  # tiles [BLOCK_M, BLOCK_K] of [M, K]
+    w,  # tiles [BLOCK_N, BLOCK_K] of [N, TAPS * K]; gated: of [2 N, K], values then gates
+    w_extra,  # tiles [EXTRA_N, BLOCK_K] of the same
     bias,  # [N] or [2 N]
     out,  # [M, stride]; the result fills its last N columns
     M,
@@ -346,42 +373,29 @@ def product(
     tiles_n = tl.cdiv(N, BLOCK_N + EXTRA_N)
     program = tl.program_id(0)
     per_group = GROUP * tiles_n
-    first_m = (program // per_group) * GROUP
-    size = tl.minimum(tiles_m - first_m, GROUP)
-    tile_m = first_m + (program % per_group) % size
-    tile_n = (program % per_group) // size
+    group_m = (program // per_group) * GROUP
+    size = tl.minimum(tiles_m - group_m, GROUP)
+    first_m = (group_m + (program % per_group) % size) * BLOCK_M
+    first_n = ((program % per_group) // size) * (BLOCK_N + EXTRA_N)
 
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_n * (BLOCK_N + EXTRA_N) + tl.arange(0, BLOCK_N)
-    inside = column < N
-    depth = tl.arange(0, BLOCK_K)
-    pitch = TAPS * K
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if GATED:
         gates = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if EXTRA_N > 0:
-        extra_column = tile_n * (BLOCK_N + EXTRA_N) + BLOCK_N + tl.arange(0, EXTRA_N)
-        extra_inside = extra_column < N
         extra = tl.zeros([BLOCK_M, EXTRA_N], tl.float32)
     blocks = K // BLOCK_K
     for index in range(TAPS * blocks):
         tap = index // blocks
-        at = (index % blocks) * BLOCK_K
-        source = row + (tap - TAPS // 2) * step
-        a = tl.load(
-            x + source.to(tl.int64)[:, None] * K + at + depth[None, :],
-            mask=((source >= 0) & (source < M))[:, None],
-            other=0.0,
-        )
-        weight = w + tap * K + at + depth[:, None]
-        b = tl.load(weight + column[None, :] * pitch, mask=inside[None, :], other=0.0)
-        acc = tl.dot(a, b, acc)
+        a = x.load([first_m + (tap - TAPS // 2) * step, (index % blocks) * BLOCK_K])
+        acc = tl.dot(a, w.load([first_n, index * BLOCK_K]).T, acc)
         if GATED:
-            c = tl.load(weight + (column + N)[None, :] * pitch, mask=inside[None, :], other=0.0)
-            gates = tl.dot(a, c, gates)
+            gates = tl.dot(a, w.load([first_n + N, index * BLOCK_K]).T, gates)
         if EXTRA_N > 0:
-            e = tl.load(weight + extra_column[None, :] * pitch, mask=extra_inside[None, :], other=0.0)
-            extra = tl.dot(a, e, extra)
+            extra = tl.dot(a, w_extra.load([first_n + BLOCK_N, index * BLOCK_K]).T, extra)
+
+    row = first_m + tl.arange(0, BLOCK_M)
+    column = first_n + tl.arange(0, BLOCK_N)
+    inside = column < N
     mask = (row < M)[:, None]
     line = out + row.to(tl.int64)[:, None] * stride + (stride - N)
     if BIAS:
@@ -392,11 +406,83 @@ def product(
         acc *= gelu(gates)
     tl.store(line + column[None, :], acc.to(out.dtype.element_ty), mask=mask & inside[None, :])
     if EXTRA_N > 0:
+        column = first_n + BLOCK_N + tl.arange(0, EXTRA_N)
+        inside = column < N
         if BIAS:
-            extra += tl.load(bias + extra_column, mask=extra_inside, other=0.0).to(tl.float32)[None, :]
-        tl.store(
-            line + extra_column[None, :], extra.to(out.dtype.element_ty), mask=mask & extra_inside[None, :]
+            extra += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+        tl.store(line + column[None, :], extra.to(out.dtype.element_ty), mask=mask & inside[None, :])
+
+
+@triton.jit
+def _attend_block(
+    q,
+    kv,
+    frame,
+    first,
+    head,
+    width,
+    rows,
+    factor,
+    top,
+    total,
+    acc,
+    SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """One step of online softmax (Milakov and Gimelshein 2018) over BLOCK_N keys."""
+    k = kv.load([frame, first, width + head * SIZE]).reshape(BLOCK_N, SIZE)
+    scores = tl.dot(q, k.T)
+    if MASK:
+        key = first + tl.arange(0, BLOCK_N)
+        scores = tl.where((key < rows)[None, :], scores, float("-inf"))
+    new = tl.maximum(top, tl.max(scores, 1) * factor)
+    weights = tl.exp2(scores * factor - new[:, None])
+    shrink = tl.exp2(top - new)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = acc * shrink[:, None]
+    v = kv.load([frame, first, 2 * width + head * SIZE]).reshape(BLOCK_N, SIZE)
+    acc = tl.dot(weights.to(v.dtype), v, acc)
+    return new, total, acc
+
+
+@triton.jit
+def spatial_attention(
+    queries,  # tiles [1, BLOCK_M, SIZE] of [frames, rows, 3 * heads * SIZE]
+    kv,  # tiles [1, BLOCK_N, SIZE] of the same
+    out,  # [frames, rows, heads * SIZE]
+    rows,
+    heads,
+    factor,  # log2(e) / sqrt(SIZE)
+    SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Attention among the positions of a frame; reads the projections where the matrix product left them."""
+    first = tl.program_id(0) * BLOCK_M
+    frame = tl.program_id(1) // heads
+    head = tl.program_id(1) % heads
+    width = heads * SIZE
+    q = queries.load([frame, first, head * SIZE]).reshape(BLOCK_M, SIZE)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, SIZE], tl.float32)
+    whole = rows // BLOCK_N
+    for block in tl.range(0, whole, num_stages=STAGES):
+        top, total, acc = _attend_block(
+            q, kv, frame, block * BLOCK_N, head, width, rows, factor, top, total, acc, SIZE, BLOCK_N, False
         )
+    if whole * BLOCK_N < rows:
+        top, total, acc = _attend_block(
+            q, kv, frame, whole * BLOCK_N, head, width, rows, factor, top, total, acc, SIZE, BLOCK_N, True
+        )
+    acc = acc / total[:, None]
+    row = first + tl.arange(0, BLOCK_M)
+    place = (
+        out + (frame.to(tl.int64) * rows + row)[:, None] * width + head * SIZE + tl.arange(0, SIZE)[None, :]
+    )
+    tl.store(place, acc.to(out.dtype.element_ty), mask=(row < rows)[:, None])
 
 
 @triton.jit

@@ -11,25 +11,77 @@ step and never costs a pass.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch._library.triton import is_wrap_triton_enabled
+from torch.library import triton_op
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-GROUPS = 32
 LOG2_E = 1.4426950408889634
 
 
-def _kernels() -> ModuleType:
-    """Imported late: Triton is there only where CUDA is."""
+@functools.cache
+def _tuned(name: str, warps: int, stages: int) -> Any:
+    """The kernel ``name`` with its launch options. One object per choice: a compiler takes each for a kernel of its own.
+
+    Triton is imported here and not above, because it is there only where CUDA is.
+    """
+    import triton
+
     from v2v.engine.fused import kernels
 
-    return kernels
+    config = triton.Config({}, num_warps=warps, num_stages=stages)
+    return triton.autotune([config], key=[])(getattr(kernels, name))
+
+
+def _launch(
+    name: str,
+    grid: tuple[int, ...],
+    *,
+    warps: int = 4,
+    stages: int = 3,
+    tiles: Mapping[str, list[int]] | None = None,
+    **arguments: Any,
+) -> None:
+    """Run a kernel, or put it into the graph that is being traced.
+
+    ``tiles`` names the tensors that the kernel reads through the tensor memory accelerator, with the shape of a tile.
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    kernel = _tuned(name, warps, stages)
+    if is_wrap_triton_enabled():
+        _traced(kernel, grid, tiles or {}, arguments)
+        return
+    for tensor, tile in (tiles or {}).items():
+        arguments[tensor] = TensorDescriptor.from_tensor(arguments[tensor], tile)
+    kernel[grid](**arguments)
+
+
+def _traced(
+    kernel: Any, grid: tuple[int, ...], tiles: Mapping[str, list[int]], arguments: dict[str, Any]
+) -> None:
+    """What ``wrap_triton(kernel)[grid](**arguments)`` does, with tiles, which it does not take as of PyTorch 2.13."""
+    from torch._higher_order_ops import triton_kernel_wrap as wrap
+
+    class Tracer(wrap.TracingTritonHOPifier):
+        def call_HOP(self, variable: Any, grids: Any, combined_args: dict[str, Any], tx: None) -> None:
+            graphable, constants = self.store_non_graphable_args(combined_args)
+            wrap.triton_kernel_wrapper_mutation(
+                kernel_idx=variable.kernel_idx,
+                constant_args_idx=constants,
+                grid=grids,
+                tma_descriptor_metadata={
+                    tensor: wrap.create_tma_stable_metadata(tile) for tensor, tile in tiles.items()
+                },
+                kwargs=graphable,
+            )
+
+    Tracer().call_triton_kernel(wrap.TraceableTritonKernelWrapper(kernel, None, grid), [], arguments, None)
 
 
 def _up(a: int, b: int) -> int:
@@ -52,53 +104,55 @@ def _chunk(frames: int, rows: int, channels: int) -> int:
 
 @triton_op("v2v::moments", mutates_args=())
 def _moments(x: Tensor) -> Tensor:
-    kernels = _kernels()
     frames, rows, channels = x.shape
     chunk = _chunk(frames, rows, channels)
     chunks = _up(rows, chunk)
     out = x.new_empty((frames, chunks, channels, 2), dtype=torch.float32)
-    wrap_triton(kernels.channel_moments)[(_up(channels, 64), frames * chunks)](
-        x,
-        x,
-        x,
-        x,
-        x,
-        out,
-        rows,
-        channels,
-        chunk,
+    _launch(
+        "channel_moments",
+        (_up(channels, 64), frames * chunks),
+        warps=4,
+        x=x,
+        other=x,
+        third=x,
+        bias=x,
+        total=x,
+        moments=out,
+        rows=rows,
+        channels=channels,
+        chunk=chunk,
         ADD=False,
         THREE=False,
         BLOCK_R=64,
         BLOCK_C=64,
-        num_warps=4,
     )
     return out
 
 
 @triton_op("v2v::add_moments", mutates_args=())
 def _add_moments(x: Tensor, others: list[Tensor], bias: Tensor) -> tuple[Tensor, Tensor]:
-    kernels = _kernels()
     frames, rows, channels = x.shape
     chunk = _chunk(frames, rows, channels)
     chunks = _up(rows, chunk)
     total = torch.empty_like(x)
     out = x.new_empty((frames, chunks, channels, 2), dtype=torch.float32)
-    wrap_triton(kernels.channel_moments)[(_up(channels, 64), frames * chunks)](
-        x,
-        others[0],
-        others[-1],
-        bias,
-        total,
-        out,
-        rows,
-        channels,
-        chunk,
+    _launch(
+        "channel_moments",
+        (_up(channels, 64), frames * chunks),
+        warps=4,
+        x=x,
+        other=others[0],
+        third=others[-1],
+        bias=bias,
+        total=total,
+        moments=out,
+        rows=rows,
+        channels=channels,
+        chunk=chunk,
         ADD=True,
         THREE=len(others) == 2,
         BLOCK_R=32,
         BLOCK_C=64,
-        num_warps=4,
     )
     return total, out
 
@@ -128,45 +182,55 @@ def _norm_coefficients(
     bias: Tensor,
     rows: int,
     chunks: list[int],
+    groups: int,
     eps: float,
     whole: bool,
 ) -> Tensor:
-    kernels = _kernels()
     frames = found[0].shape[0]
     widths = [part.shape[2] for part in found] + [0]
     segments = 1 if whole else frames
     channels = sum(widths)
-    group = channels // GROUPS
+    group = channels // groups
     out = weight.new_empty((2, segments, channels), dtype=torch.float32)
     block = max(_power_of_two(group), 4)
-    wrap_triton(kernels.norm_coefficients)[(segments, GROUPS)](
-        found[0],
-        found[-1],
-        out if shift is None else shift,
-        weight,
-        bias,
-        out,
-        frames // segments,
-        rows,
-        widths[0],
-        chunks[0],
-        widths[1],
-        chunks[-1],
-        group,
-        eps,
+    _launch(
+        "norm_coefficients",
+        (segments, groups),
+        warps=4,
+        first=found[0],
+        second=found[-1],
+        shift=out if shift is None else shift,
+        weight=weight,
+        bias=bias,
+        coefficients=out,
+        frames=frames // segments,
+        rows=rows,
+        first_channels=widths[0],
+        first_chunk=chunks[0],
+        second_channels=widths[1],
+        second_chunk=chunks[-1],
+        group=group,
+        eps=eps,
         TWO=len(found) == 2,
         SHIFT=shift is not None,
         BLOCK_P=max(2048 // block, 1),
         BLOCK_G=block,
-        num_warps=4,
     )
     return out
 
 
 def norm_coefficients(
-    found: list[Tensor], rows: int, weight: Tensor, bias: Tensor, eps: float, *, whole: bool, shift: Tensor | None
+    found: list[Tensor],
+    rows: int,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int,
+    eps: float,
+    whole: bool,
+    shift: Tensor | None,
 ) -> Tensor:
-    """Moments -> scale and offset ``[2, S, C]`` FP32 of a group norm with 32 groups.
+    """Moments -> scale and offset ``[2, S, C]`` FP32 of a group norm.
 
     Args:
         found: moments of the map, or of the two maps that follow each other along the channels.
@@ -177,13 +241,13 @@ def norm_coefficients(
     """
     if weight.is_cuda:
         chunks = [_chunk(part.shape[0], rows, part.shape[2]) for part in found]
-        return _norm_coefficients(found, shift, weight, bias, rows, chunks, eps, whole)
+        return _norm_coefficients(found, shift, weight, bias, rows, chunks, groups, eps, whole)
     both = torch.cat(found, 2)[:, 0]  # plain moments have one chunk
     mean, spread = both.unbind(-1)  # [F, C]
     if shift is not None:
         mean = mean + shift.float()
     segments = 1 if whole else mean.shape[0]
-    grouped = mean.reshape(segments, -1, GROUPS, mean.shape[1] // GROUPS)
+    grouped = mean.reshape(segments, -1, groups, mean.shape[1] // groups)
     centre = grouped.mean((1, 3), keepdim=True)
     count = rows * grouped.shape[1] * grouped.shape[3]
     square = (spread.view_as(grouped) + rows * (grouped - centre) ** 2).sum((1, 3), keepdim=True)
@@ -197,26 +261,27 @@ def norm_coefficients(
 
 @triton_op("v2v::scale_offset", mutates_args=())
 def _scale_offset(parts: list[Tensor], coefficients: Tensor, silu: bool) -> Tensor:
-    kernels = _kernels()
     frames, rows, _ = parts[0].shape
     segments, channels = coefficients.shape[1:]
     out = parts[0].new_empty((frames, rows, channels))
     start = 0
     for part in parts:
         width = part.shape[2]
-        wrap_triton(kernels.scale_offset)[(_up(width, 64), frames * _up(rows, 64))](
-            part,
-            coefficients,
-            out,
-            rows,
-            width,
-            channels,
-            start,
-            segments,
+        _launch(
+            "scale_offset",
+            (_up(width, 64), frames * _up(rows, 64)),
+            warps=4,
+            x=part,
+            coefficients=coefficients,
+            out=out,
+            rows=rows,
+            channels=width,
+            all_channels=channels,
+            start=start,
+            segments=segments,
             SILU=silu,
             BLOCK_R=64,
             BLOCK_C=64,
-            num_warps=4,
         )
         start += width
     return out
@@ -239,28 +304,29 @@ def _tokens_per_program(channels: int) -> int:
 
 
 @triton_op("v2v::layer_norm", mutates_args=())
-def _layer_norm(x: Tensor, weight: Tensor, offset: Tensor, eps: float) -> Tensor:
-    kernels = _kernels()
+def _layer_norm(x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float) -> Tensor:
     channels = x.shape[-1]
     tokens = x.numel() // channels
     block = _tokens_per_program(channels)
     out = torch.empty_like(x)
-    wrap_triton(kernels.layer_norm)[(_up(tokens, block),)](
-        x,
-        x,
-        weight,
-        x,
-        weight,
-        offset,
-        out,
-        tokens,
-        channels,
-        channels,
-        eps,
+    _launch(
+        "layer_norm",
+        (_up(tokens, block),),
+        warps=4,
+        x=x,
+        delta=x,
+        bias=bias,
+        total=x,
+        weight=weight,
+        offset=offset,
+        out=out,
+        tokens=tokens,
+        channels=channels,
+        stride=channels,
+        eps=eps,
         ADD=False,
         BLOCK_T=block,
         BLOCK_C=_power_of_two(channels),
-        num_warps=4,
     )
     return out
 
@@ -277,36 +343,38 @@ def _launch_add_layer_norm(
     x: Tensor, delta: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float, total: Tensor
 ) -> Tensor:
     """Write the sum into the first columns of ``total``; return its norm."""
-    kernels = _kernels()
     channels = x.shape[-1]
     tokens = x.numel() // channels
     block = _tokens_per_program(channels)
     out = torch.empty_like(x)
-    wrap_triton(kernels.layer_norm)[(_up(tokens, block),)](
-        x,
-        delta,
-        bias,
-        total,
-        weight,
-        offset,
-        out,
-        tokens,
-        channels,
-        total.shape[-1],
-        eps,
+    _launch(
+        "layer_norm",
+        (_up(tokens, block),),
+        warps=4,
+        x=x,
+        delta=delta,
+        bias=bias,
+        total=total,
+        weight=weight,
+        offset=offset,
+        out=out,
+        tokens=tokens,
+        channels=channels,
+        stride=total.shape[-1],
+        eps=eps,
         ADD=True,
         BLOCK_T=block,
         BLOCK_C=_power_of_two(channels),
-        num_warps=4,
     )
     return out
 
 
-def layer_norm(x: Tensor, weight: Tensor, offset: Tensor, eps: float = 1e-5) -> Tensor:
-    """Layer norm over the last axis, in FP32."""
+def layer_norm(x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float = 1e-5) -> Tensor:
+    """Layer norm of ``x + bias`` over the last axis, in FP32."""
     if x.is_cuda:
-        return _layer_norm(x, weight, offset, eps)
-    return F.layer_norm(x.float(), weight.shape, weight.float(), offset.float(), eps).to(x.dtype)
+        return _layer_norm(x, bias, weight, offset, eps)
+    y = F.layer_norm(x.float() + bias.float(), weight.shape, weight.float(), offset.float(), eps)
+    return y.to(x.dtype)
 
 
 def add_layer_norm(
@@ -317,16 +385,25 @@ def add_layer_norm(
         total, normed = _add_layer_norm(x, delta, bias, weight, offset, eps)
         return total, normed
     total = x + delta + bias
-    return total, layer_norm(total, weight, offset, eps)
+    return total, layer_norm(total, torch.zeros_like(bias), weight, offset, eps)
 
 
 def _launch_gate(h: Tensor, bias: Tensor, out: Tensor) -> None:
     """Write the gated values into the last columns of ``out``."""
-    kernels = _kernels()
     width = h.shape[-1] // 2
     tokens = h.numel() // (2 * width)
-    wrap_triton(kernels.gate)[(_up(width, 128), _up(tokens, 16))](
-        h, bias, out, tokens, width, out.shape[-1], BLOCK_T=16, BLOCK_C=128, num_warps=4
+    _launch(
+        "gate",
+        (_up(width, 128), _up(tokens, 16)),
+        warps=4,
+        h=h,
+        bias=bias,
+        out=out,
+        tokens=tokens,
+        width=width,
+        stride=out.shape[-1],
+        BLOCK_T=16,
+        BLOCK_C=128,
     )
 
 
@@ -345,7 +422,10 @@ def _feed_forward(
     # The sum and the hidden values share a buffer, so that one matrix product reads both.
     buffer = x.new_empty((*x.shape[:-1], contract.shape[1]))
     normed = _launch_add_layer_norm(x, delta, bias, weight, offset, eps, buffer)
-    _launch_gate(torch.matmul(normed, expand.t()), expand_bias, buffer)
+    if x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
+        _launch_product(normed, expand, expand_bias, buffer, (128, 128, 0), warps=8, stages=3, gated=True)
+    else:
+        _launch_gate(torch.matmul(normed, expand.t()), expand_bias, buffer)
     return torch.matmul(buffer, contract.t())
 
 
@@ -381,30 +461,34 @@ def _launch_product(
     bias: Tensor | None,
     out: Tensor,
     blocks: tuple[int, int, int],
+    *,
     warps: int,
     stages: int,
-    *,
     taps: int = 1,
     step: int = 0,
     gated: bool = False,
-    group: int = 8,
 ) -> None:
     """Fill the last columns of ``out`` with ``x @ w.T``; see the kernel for taps and gate."""
-    kernels = _kernels()
     depth = x.shape[-1]
     tokens = x.numel() // depth
     width = w.shape[0] // 2 if gated else w.shape[0]
     block_m, block_n, extra_n = blocks
-    wrap_triton(kernels.product)[(_up(tokens, block_m) * _up(width, block_n + extra_n),)](
-        x,
-        w,
-        x if bias is None else bias,
-        out,
-        tokens,
-        width,
-        depth,
-        out.shape[-1],
-        step,
+    _launch(
+        "product",
+        (_up(tokens, block_m) * _up(width, block_n + extra_n),),
+        warps=warps,
+        stages=stages,
+        tiles={"x": [block_m, 64], "w": [block_n, 64], "w_extra": [extra_n or block_n, 64]},
+        x=x.view(tokens, depth),
+        w=w,
+        w_extra=w,
+        bias=x if bias is None else bias,
+        out=out,
+        M=tokens,
+        N=width,
+        K=depth,
+        stride=out.shape[-1],
+        step=step,
         TAPS=taps,
         GATED=gated,
         BIAS=bias is not None,
@@ -412,9 +496,7 @@ def _launch_product(
         BLOCK_N=block_n,
         EXTRA_N=extra_n,
         BLOCK_K=64,
-        GROUP=group,
-        num_warps=warps,
-        num_stages=stages,
+        GROUP=8,
     )
 
 
@@ -423,21 +505,22 @@ def _launch_product(
 
 @triton_op("v2v::temporal_attention", mutates_args=())
 def _temporal_attention(qkv: Tensor, size: int) -> Tensor:
-    kernels = _kernels()
     frames, rows, three = qkv.shape
     heads = three // (3 * size)
     out = qkv.new_empty((frames, rows, three // 3))
-    wrap_triton(kernels.temporal_attention)[(rows * heads,)](
-        qkv,
-        out,
-        frames,
-        rows,
-        heads,
-        LOG2_E * size**-0.5,
+    _launch(
+        "temporal_attention",
+        (rows * heads,),
+        warps=1 if frames <= 32 else 4,
+        qkv=qkv,
+        out=out,
+        frames=frames,
+        rows=rows,
+        heads=heads,
+        factor=LOG2_E * size ** (-0.5),
         SIZE=size,
         BLOCK_F=max(_power_of_two(frames), 16),
         IEEE=qkv.dtype == torch.float32,
-        num_warps=1 if frames <= 32 else 4,
     )
     return out
 
@@ -451,41 +534,65 @@ def temporal_attention(qkv: Tensor, size: int) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``[N, tokens, heads, size]`` each -> ``[N, tokens, C]``; cuDNN's kernel is the fastest for long sequences."""
+    """``[N, tokens, heads, size]`` each -> ``[N, tokens, C]``."""
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    if q.is_cuda and q.dtype == torch.float16:
-        mixed = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, False)[0]
-    else:
-        mixed = F.scaled_dot_product_attention(q, k, v)
-    return mixed.transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+@triton_op("v2v::spatial_attention", mutates_args=())
+def _spatial_attention(qkv: Tensor, size: int) -> Tensor:
+    frames, rows, three = qkv.shape
+    heads = three // (3 * size)
+    out = qkv.new_empty((frames, rows, three // 3))
+    _launch(
+        "spatial_attention",
+        (_up(rows, 64), frames * heads),
+        warps=4,
+        stages=2,
+        tiles={"queries": [1, 64, size], "kv": [1, 128, size]},
+        queries=qkv,
+        kv=qkv,
+        out=out,
+        rows=rows,
+        heads=heads,
+        factor=LOG2_E * size**-0.5,
+        SIZE=size,
+        BLOCK_M=64,
+        BLOCK_N=128,
+        STAGES=2,
+    )
+    return out
 
 
 def spatial_attention(qkv: Tensor, size: int) -> Tensor:
     """Attention among the positions of each frame: ``qkv [F, R, 3C]`` -> ``[F, R, C]``; heads of ``size`` channels."""
+    if qkv.is_cuda and qkv.dtype == torch.float16:
+        return _spatial_attention(qkv, size)
     return _attend(*(part.unflatten(-1, (-1, size)) for part in qkv.chunk(3, -1)))
 
 
 @triton_op("v2v::text_attention", mutates_args=())
 def _text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
-    kernels = _kernels()
     channels = q.shape[-1]
     tokens = q.numel() // channels
     keys = kv.shape[0]
     out = torch.empty_like(q)
-    wrap_triton(kernels.text_attention)[(channels // size, _up(tokens, 128))](
-        q,
-        kv,
-        out,
-        tokens,
-        keys,
-        kv.stride(0),
-        channels // size,
-        LOG2_E * size**-0.5,
+    _launch(
+        "text_attention",
+        (channels // size, _up(tokens, 128)),
+        warps=4,
+        q=q,
+        kv=kv,
+        out=out,
+        tokens=tokens,
+        keys=keys,
+        pitch=kv.stride(0),
+        heads=channels // size,
+        factor=LOG2_E * size ** (-0.5),
         SIZE=size,
         BLOCK_T=128,
         BLOCK_K=max(_power_of_two(keys), 16),
         IEEE=q.dtype == torch.float32,
-        num_warps=4,
     )
     return out
 
@@ -510,23 +617,41 @@ def convolution(
     return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), y.shape[2]
 
 
-def temporal_convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution over three frames without bias: ``x [F, R, I]``, ``weight [O, I, 3, 1]`` channels-last -> ``[F, R, O]``.
+@triton_op("v2v::temporal_convolution", mutates_args=())
+def _temporal_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    # 320 columns in one tile where that is the width: the input is read once.
+    blocks = (128, 256, 64) if weight.shape[0] % 320 == 0 and weight.shape[0] % 128 else (128, 128, 0)
+    _launch_product(x, weight, None, out, blocks, warps=8, stages=3, taps=3, step=x.shape[1])
+    return out
 
-    A clip in token layout is one image of F rows and R columns, so this is a spatial convolution of 3x1.
-    """
-    y = F.conv2d(x.permute(2, 0, 1)[None], weight, padding=(1, 0))
-    return y[0].permute(1, 2, 0).contiguous()
+
+def temporal_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolution over three frames without bias: ``x [F, R, I]``, ``weight [O, 3 * I]`` -> ``[F, R, O]``."""
+    if x.is_cuda and x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
+        return _temporal_convolution(x, weight)
+    padded = F.pad(x, (0, 0, 0, 0, 1, 1))
+    return F.linear(torch.cat([padded[:-2], x, padded[2:]], -1), weight)
 
 
 @triton_op("v2v::interleave", mutates_args=())
 def _interleave(phases: Tensor, top: Tensor, bottom: Tensor, height: int, width: int) -> Tensor:
-    kernels = _kernels()
     frames, channels = phases.shape[0], top.shape[-1] // 2
     out = phases.new_empty((frames, (2 * height - 2) * 2 * width, channels))
     lines = frames * (2 * height - 2)
-    wrap_triton(kernels.interleave)[(_up(channels, 64), lines * _up(2 * width, 64))](
-        phases, top, bottom, out, height, width, channels, BLOCK_X=64, BLOCK_C=64, num_warps=4
+    _launch(
+        "interleave",
+        (_up(channels, 64), lines * _up(2 * width, 64)),
+        warps=4,
+        phases=phases,
+        top=top,
+        bottom=bottom,
+        out=out,
+        height=height,
+        width=width,
+        channels=channels,
+        BLOCK_X=64,
+        BLOCK_C=64,
     )
     return out
 

@@ -14,6 +14,7 @@ One video at a time (B is 1), as the engines run it. What differs from the plain
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -56,12 +57,19 @@ class Norm(Weights):
         super().__init__()
         self.keep("weight", norm.weight)
         self.keep("bias", norm.bias)
-        self.eps, self.silu, self.whole = norm.eps, norm.silu, whole
+        self.groups, self.eps, self.silu, self.whole = norm.num_groups, norm.eps, norm.silu, whole
 
     def forward(self, xs: list[Tensor], moments: list[Tensor], shift: Tensor | None = None) -> Tensor:
         """``xs [F, R, C']``, together C channels -> ``[F, R, C]``."""
         coefficients = ops.norm_coefficients(
-            moments, xs[0].shape[1], self.weight, self.bias, self.eps, whole=self.whole, shift=shift
+            moments,
+            xs[0].shape[1],
+            self.weight,
+            self.bias,
+            groups=self.groups,
+            eps=self.eps,
+            whole=self.whole,
+            shift=shift,
         )
         return ops.scale_offset(xs, coefficients, silu=self.silu)
 
@@ -93,9 +101,7 @@ class TemporalStage(Weights):
         super().__init__()
         conv = stage[-1]
         self.norm = Norm(stage[0], whole=True)
-        self.register_buffer(
-            "weight", conv.weight.detach().squeeze(-1).clone(memory_format=torch.channels_last)
-        )
+        self.keep("weight", conv.weight.flatten(2).transpose(1, 2).flatten(1))  # [O, 3 * I]
         self.keep("bias", conv.bias)
 
     def forward(self, x: Tensor, moments: Tensor, shift: Tensor | None) -> Tensor:
@@ -173,9 +179,11 @@ class Transformer(Weights):
         self.keep("proj_in", block.proj_in.weight.flatten(1))
         self.keep("proj_in_bias", block.proj_in.bias)
         self.keep("qkv", _stack(inner.attn1))
-        for index, attention in ((1, inner.attn1), (2, inner.attn2)):
-            self.keep(f"out{index}", attention.to_out[0].weight)
-            self.keep(f"out{index}_bias", attention.to_out[0].bias)
+        self.keep("out1", inner.attn1.to_out[0].weight)
+        self.keep("out2", inner.attn2.to_out[0].weight)
+        self.keep("out2_bias", inner.attn2.to_out[0].bias)
+        # The tokens stay without the bias of proj_in until they are summed for the first time.
+        self.keep("out1_bias", inner.attn1.to_out[0].bias + block.proj_in.bias)
         for index, norm in ((1, inner.norm1), (2, inner.norm2), (3, inner.norm3)):
             assert isinstance(norm, LayerNorm)
             self.keep(f"norm{index}", torch.stack([norm.weight, norm.bias]))
@@ -188,8 +196,9 @@ class Transformer(Weights):
 
     def transform(self, part: Map, context: Tensor | None) -> Map:
         """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
-        tokens = F.linear(self.norm([part.x], [part.moments]), self.proj_in, self.proj_in_bias)
-        mixed = self.first_attention(F.linear(ops.layer_norm(tokens, *self.norm1), self.qkv))
+        tokens = F.linear(self.norm([part.x], [part.moments]), self.proj_in)
+        normed = ops.layer_norm(tokens, self.proj_in_bias, *self.norm1)
+        mixed = self.first_attention(F.linear(normed, self.qkv))
         tokens, normed = ops.add_layer_norm(tokens, F.linear(mixed, self.out1), self.out1_bias, *self.norm2)
         mixed = F.linear(self.second_attention(normed, context), self.out2)
         projected = ops.feed_forward(
@@ -313,7 +322,7 @@ class FusedUNet(Weights):
     def __init__(self, unet: plain.UNet) -> None:
         super().__init__()
         self.config = unet.config
-        self.time_embed = unet.time_embed
+        self.time_embed = copy.deepcopy(unet.time_embed)
         time_weights: list[Tensor] = []
         time_biases: list[Tensor] = []
         prompt_weights: list[Tensor] = []
@@ -358,7 +367,7 @@ class FusedUNet(Weights):
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``."""
-        _, _, frames, height, width = latents.shape
+        height, width = latents.shape[-2:]
         embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(latents.dtype))
         shifts = F.linear(F.silu(embedding), self.times, self.times_bias)[0].split(self.time_widths)
         prompts = F.linear(context[0], self.prompts).split(self.prompt_widths, 1)
