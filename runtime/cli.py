@@ -29,16 +29,15 @@ from v2v.engine.console import BuildDisplay, messages, new_app, one_of, parse_si
 from v2v.engine.manifest import v2v_version
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
 from v2v.export.models.configs import MODELS
-from v2v.runtime.background import ahead, behind
-from v2v.runtime.pipeline import PARITY_FRAMES, Memory, Plan, Progress, Settings, VideoToVideo, plan
+from v2v.runtime.encoding import CODECS
+from v2v.runtime.film import Target, enhance_film
+from v2v.runtime.pipeline import Memory, Plan, Progress, Settings, VideoToVideo, plan
 from v2v.runtime.solvers import SOLVERS
-from v2v.runtime.video import VideoReader, VideoWriter, check_output, encoding_for
+from v2v.runtime.video import VideoReader, check_output, encoding_for
 
 app = new_app()
 results = rich.console.Console(highlight=False, soft_wrap=True)
 
-# Decoded frames that wait for the engines, and enhanced ones that wait for the encoder.
-_READ_AHEAD = 8
 # Where no model is named, the large one is used if its engines are there; the small one is built if need be.
 _PREFERENCE = ("ms-vid2vid-xl", "small")
 _BUILT_ON_DEMAND = "small"
@@ -85,7 +84,16 @@ def command(
     parity: Annotated[
         bool, typer.Option("--parity", help="As the reference: 1280x720, 32 frames, 8 a second, no sound.")
     ] = False,
+    codec: Annotated[str, typer.Option(help=f"One of {', '.join(CODECS)}.")] = "h264",
+    crf: Annotated[
+        int | None, typer.Option(help="Constant quality, lower is better; default: the codec's.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="The encoder's speed, as FFmpeg names it.")] = None,
+    cuts: Annotated[bool, typer.Option(help="Find cuts, so that shots do not run into each other.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of going on with an unfinished run.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done, as JSON.")] = False,
 ) -> None:
@@ -112,11 +120,18 @@ def command(
     high_or_low = one_of("--memory", memory, _MEMORY)
     with _warnings_shown() as told, _Display(quiet) as display:
         check_output(output, source, overwrite=overwrite)
-        with VideoReader(source, parity=parity) as reader:
+        with VideoReader(source, parity=parity, find_cuts=cuts and not parity) as reader:
+            encoding = encoding_for(reader.info, codec=codec, crf=crf, preset=preset, parity=parity)
             engine_set = choose_engines(engines, wanted, display)
-            made = plan_for(reader, settings, engine_set, output)
+            made = plan_for(reader, settings, engine_set)
+            encoding.check(output, *made.size)
+            note = json.dumps(describe(engine_set, made))
             v2v = VideoToVideo.load(engine_set, device or "auto", high_or_low)
-            frames, seconds = enhance(v2v, reader, output, settings, made, overwrite, display)
+            started = time.monotonic()
+            frames = enhance_film(
+                v2v, reader, Target(output, encoding, overwrite, restart, note), made, display.show
+            )
+            seconds = time.monotonic() - started
     summary = {
         "input": str(source),
         "output": str(output),
@@ -182,41 +197,14 @@ def _find_or_build(wanted: Wanted, display: _Display) -> EngineSet:
         ).engine_set
 
 
-def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet, output: Path) -> Plan:
+def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
     """Settings made whole for this video, checked before anything is loaded.
 
     Raises:
-        V2VError: a value out of range, or a size that cannot be encoded; names the flag.
+        V2VError: a value out of range; names the flag.
     """
-    made = plan(settings, engine_set.manifest.recipe.model.defaults, (reader.info.height, reader.info.width))
-    encoding_for(reader.info).check(output, *made.size)
-    return made
-
-
-def enhance(
-    v2v: VideoToVideo,
-    reader: VideoReader,
-    output: Path,
-    settings: Settings,
-    made: Plan,
-    overwrite: bool,
-    display: _Display,
-) -> tuple[int, float]:
-    """Decode, enhance and encode at the same time; returns the number of frames and the seconds it took."""
-    started, count = time.monotonic(), 0
-    total = reader.info.frames
-    if made.parity:
-        total = min(total or PARITY_FRAMES, PARITY_FRAMES)
-    note = json.dumps(describe(v2v.engine_set, made))
-    with (
-        VideoWriter(output, reader, overwrite=overwrite, note=note, parity=made.parity) as writer,
-        contextlib.closing(ahead(reader.frames(), _READ_AHEAD)) as frames,
-        behind(writer.write, _READ_AHEAD) as write,
-    ):
-        for frame in v2v(frames, settings, total=total, progress=display.show):
-            write(frame)
-            count += 1
-    return count, time.monotonic() - started
+    defaults = engine_set.manifest.recipe.model.defaults
+    return plan(settings, defaults, (reader.info.height, reader.info.width))
 
 
 def describe(engine_set: EngineSet, made: Plan) -> dict[str, Any]:

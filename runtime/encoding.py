@@ -196,7 +196,7 @@ class EncodedSegment:
         return av.open(str(self.path))
 
     @staticmethod
-    def packets(container: av.container.InputContainer) -> Iterator[av.Packet]:
+    def packets(container: av.container.InputContainer) -> Iterator[Any]:
         """The packets of an opened segment."""
         return (packet for packet in container.demux(container.streams.video[0]) if packet.size)
 
@@ -249,7 +249,7 @@ class SegmentEncoder:
         """The segment, once the block has ended."""
         return EncodedSegment(self._path, tuple(self._order))
 
-    def _mux(self, packets: Sequence[av.Packet]) -> None:
+    def _mux(self, packets: Sequence[Any]) -> None:
         for packet in packets:
             self._order.append(round(packet.pts * packet.time_base / self._tick))
             self._container.mux(packet)

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
 
+from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
+from v2v.runtime.encoding import EncodedSegment
 from v2v.runtime.pipeline import Carry
 
 _FACTS = "journal.json"
@@ -52,6 +53,7 @@ class Journal:
         self.folder = output.with_name(f".{output.name}.v2v")
         self._restart = restart
         self._lock = filelock.FileLock(self.folder / "lock")
+        self._worthless = ExitStack()  # as long as nothing is finished, an abort leaves nothing behind
 
     def __enter__(self) -> Journal:
         try:
@@ -63,20 +65,27 @@ class Journal:
             ) from None
         except OSError as error:
             raise JournalError(
-                f"cannot write {self.folder}: {error.strerror}; choose another place with -o"
+                f"cannot write {self.output}: {error.strerror} in folder {self.output.parent}; "
+                "choose another place with -o"
             ) from error
         try:
             self._begin()
-        except BaseException:
+        except JournalError:  # an earlier run's work, which is not ours to remove
             self._lock.release()
             raise
+        except BaseException:
+            self.discard()
+            raise
+        if not self.finished(0):
+            self._worthless.enter_context(removed_on_abort(self.folder))
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            if not any(self.folder.glob("*.mov")):
+            if not self.finished(0):
                 self.discard()
         finally:
+            self._worthless.close()
             self._lock.release()
 
     def _begin(self) -> None:
@@ -112,15 +121,6 @@ class Journal:
         """Whether segment ``index`` is done."""
         return self.pictures(index).exists() and self._carry(index).exists()
 
-    @property
-    def frames(self) -> int:
-        """Number of pictures in the finished segments, as far as they follow one another from the first."""
-        count, index = 0, 0
-        while self.finished(index):
-            count += self._count(index)
-            index += 1
-        return count
-
     def pictures(self, index: int) -> Path:
         """The file with the encoded pictures of segment ``index``."""
         return self.folder / f"{index:05d}.mov"
@@ -129,13 +129,14 @@ class Journal:
         """Where to write the pictures of segment ``index`` until :meth:`finish`."""
         return self.folder / f"{index:05d}.mov.part"
 
-    def finish(self, index: int, count: int, carry: Carry) -> None:
-        """Take note that the ``count`` pictures in :meth:`partial` are complete."""
+    def finish(self, index: int, segment: EncodedSegment, carry: Carry) -> None:
+        """Take note that ``segment``, written to :meth:`partial`, is complete."""
         with (self.folder / f"{index:05d}.npz.part").open("wb") as file:
-            np.savez(file, latents=carry.latents, count=np.array(count))
+            np.savez(file, latents=carry.latents, order=np.array(segment.order))
             file.flush()
             os.fsync(file.fileno())
         Path(file.name).replace(self._carry(index))
+        self._worthless.close()
         _sync(self.partial(index))
         self.partial(index).replace(self.pictures(index))
         _sync(self.folder)
@@ -145,12 +146,14 @@ class Journal:
         with np.load(self._carry(index)) as stored:
             return Carry(stored["latents"])
 
-    def segments(self) -> Iterator[Path]:
-        """The encoded pictures of all finished segments, in order."""
-        index = 0
-        while self.finished(index):
-            yield self.pictures(index)
-            index += 1
+    def segments(self) -> list[EncodedSegment]:
+        """All finished segments, as far as they follow one another from the first."""
+        found: list[EncodedSegment] = []
+        while self.finished(len(found)):
+            with np.load(self._carry(len(found))) as stored:
+                order = tuple(int(picture) for picture in stored["order"])
+            found.append(EncodedSegment(self.pictures(len(found)), order))
+        return found
 
     def discard(self) -> None:
         """Remove the journal: the output is complete, or nothing worth keeping was made."""
@@ -162,10 +165,6 @@ class Journal:
 
     def _carry(self, index: int) -> Path:
         return self.folder / f"{index:05d}.npz"
-
-    def _count(self, index: int) -> int:
-        with np.load(self._carry(index)) as stored:
-            return int(stored["count"])
 
     def _write(self, name: str, content: bytes) -> None:
         partial = self.folder / f"{name}.part"

@@ -248,7 +248,7 @@ class VideoToVideo:
             NumericalError: a latent or a picture became NaN or Inf.
         """
         settings = settings or Settings()
-        report = _Report(progress, total)
+        report = Report(progress, total)
         carry: Carry | None = None
         for segment in self.segments(frames, cuts, parity=settings.parity):
             source = segment.frames[0].shape
@@ -283,7 +283,7 @@ class VideoToVideo:
         return self.window.frames // _OVERLAP
 
     def enhance(
-        self, segment: Segment, plan: Plan, carry: Carry | None = None, report: _Report | None = None
+        self, segment: Segment, plan: Plan, carry: Carry | None = None, report: Report | None = None
     ) -> tuple[Iterator[Frame], Carry]:
         """Denoise one segment; returns its enhanced frames, decoded as they are taken, and what the next one needs.
 
@@ -292,7 +292,7 @@ class VideoToVideo:
         ``carry`` is that of the previous segment; it is used if the segment continues its shot. The same segment,
         plan and carry give the same bytes, whatever was enhanced before.
         """
-        report = report or _Report()
+        report = report or Report()
         carry = carry if segment.continues else None
         known = 0 if carry is None else len(carry.latents)
         canvas = Canvas.of(
@@ -331,7 +331,7 @@ class VideoToVideo:
         source: noise.Source,
         latents: Array,
         known: int,
-        report: _Report,
+        report: Report,
     ) -> None:
         """Frames -> clean latents behind the ``known`` carried ones; the last is repeated to the canvas' end."""
         device = self.device
@@ -372,7 +372,7 @@ class VideoToVideo:
         return device.upload(carry.latents), device.view(diffusion, slice(0, len(carry.latents)))
 
     def _decode(
-        self, latents: Array, segment: Segment, plan: Plan, canvas: Canvas, report: _Report
+        self, latents: Array, segment: Segment, plan: Plan, canvas: Canvas, report: Report
     ) -> Iterator[Frame]:
         """Latents -> pictures; each is fetched while the next is being decoded."""
         device = self.device
@@ -465,8 +465,8 @@ def open_device(name: str) -> Device:
 _STAGES = {"encode": (0.0, 0.1), "denoise": (0.1, 0.7), "decode": (0.8, 0.2)}
 
 
-class _Report:
-    """Puts what the stages tell into one :class:`Progress`."""
+class Report:
+    """Puts what the stages tell into one :class:`Progress`, for ``total`` frames in all."""
 
     def __init__(
         self, progress: Callable[[Progress], None] = lambda told: None, total: int | None = None

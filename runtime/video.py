@@ -30,6 +30,7 @@ from v2v.engine.backend import V2VError
 from v2v.runtime import pixels
 from v2v.runtime.encoding import EncodedSegment, Encoding
 from v2v.runtime.pixels import REFERENCE_COLORS, Colors
+from v2v.runtime.shots import ShotDetector
 from v2v.runtime.streams import StreamCopier, copy_stream_tags, picture_stream, warn
 
 Frame = npt.NDArray[np.uint8]
@@ -78,8 +79,11 @@ class VideoReader:
         MediaError: no such file, not a video, no video stream, or no picture that can be decoded.
     """
 
-    def __init__(self, path: Path, *, parity: bool = False) -> None:
+    def __init__(self, path: Path, *, parity: bool = False, find_cuts: bool = False) -> None:
         self.path = path
+        self._find_cuts = find_cuts
+        self.cuts: set[int] = set()
+        """Numbers of the pictures that start a shot, of those given out, if asked to ``find_cuts``."""
         self.timestamps: deque[Timestamp] = deque()
         """Of pictures given out by :meth:`frames` and not yet written."""
         self._damaged = 0
@@ -106,7 +110,10 @@ class VideoReader:
         if pixels.has_alpha(self._first):
             warn(f"{self.path}: transparency cannot be kept; it is shown on black")
         clock = _Clock(self.info.frame_rate, self.info.time_base)
+        starts_shot = ShotDetector() if self._find_cuts else None
         while frame is not None:
+            if starts_shot and starts_shot(frame):
+                self.cuts.add(clock.count)
             self.timestamps.append(clock.stamp(frame))
             yield self._to_rgb(frame)
             frame = next(self._decoded, None)
@@ -277,7 +284,7 @@ class VideoWriter:
         Raises:
             MediaError: the disk is full or fails.
         """
-        with self._failures_told():
+        with writing(self.path):
             if self._encoder is None:
                 self._begin(*frame.shape[:2])
             stamp = self.source.timestamps.popleft()
@@ -322,7 +329,7 @@ class VideoWriter:
         step = stamps[1].start - stamps[0].start if len(stamps) > 1 else max(stamps[0].duration, 1)
         stream: Any = None
         first = written = 0
-        with self._failures_told():
+        with writing(self.path):
             for segment in segments:
                 with segment.open() as container:
                     if stream is None:
@@ -345,7 +352,7 @@ class VideoWriter:
             self._written = written
 
     def _finish(self) -> None:
-        with self._failures_told():
+        with writing(self.path):
             if not self._written:
                 raise MediaError(f"{self.path}: there was nothing to write")
             if self._encoder is not None:
@@ -386,15 +393,21 @@ class VideoWriter:
             with contextlib.suppress(Exception):  # the trailer of an unfinished file may well fail
                 self._output.close()
 
-    @contextlib.contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        try:
-            yield
-        except (av.FFmpegError, OSError) as error:
-            cause = error.strerror or str(error)
-            raise MediaError(
-                f"cannot write {self.path}: {cause}; free space there or choose another place with -o"
-            ) from error
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, what goes wrong with files is told of the output ``path``.
+
+    Raises:
+        MediaError: the disk is full or fails.
+    """
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        cause = error.strerror or str(error)
+        raise MediaError(
+            f"cannot write {path}: {cause}; free space there or choose another place with -o"
+        ) from error
 
 
 def check_output(path: Path, source: Path, *, overwrite: bool) -> None:

@@ -93,7 +93,7 @@ class FakeEngineSet:
         self.tokenizer_path = folder / "tokenizer.json"
         packed = Path(v2v.engine.__file__).parent / "data" / "tokenizer.json.xz"
         self.tokenizer_path.write_bytes(lzma.decompress(packed.read_bytes()))
-        self.path = folder
+        self.path, self.name = folder, "fake"
         self.manifest = SimpleNamespace(
             recipe=SimpleNamespace(
                 model=MODEL,

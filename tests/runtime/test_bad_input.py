@@ -443,7 +443,7 @@ def test_told_to_stop_it_stops_and_leaves_nothing(
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     deadline = time.monotonic() + 60
-    while not any(tmp_path.glob(".*.part")):  # it has begun to write
+    while not any(tmp_path.glob(".*.v2v")):  # it has begun to write
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)

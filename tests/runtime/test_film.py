@@ -1,0 +1,177 @@
+"""A film is finished segment by segment: nothing finished is done twice, and interruptions change no byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from tests.runtime.fakes import MODEL, FakeEngineSet
+from tests.runtime.media import make_video, packets, times
+from v2v.runtime.device.cpu import CpuDevice
+from v2v.runtime.film import Target, enhance_film
+from v2v.runtime.journal import Journal, JournalError
+from v2v.runtime.pipeline import Settings, VideoToVideo, plan
+from v2v.runtime.video import MediaError, VideoReader, encoding_for
+
+FRAMES = 40  # four segments of at most ten frames
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run early."""
+
+
+@pytest.fixture
+def engines(tmp_path):
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    return FakeEngineSet(folder)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_video(tmp_path / "in.mkv", frames=FRAMES, size=(64, 80), sounds=1)
+
+
+def enhance(
+    engines, source, output, *, stop_at=None, overwrite=False, restart=False, codec="h264", **settings
+):
+    """Run to the end, or until the ``stop_at``-th sign of progress."""
+    signs = []
+
+    def progress(told):
+        signs.append(told)
+        if stop_at is not None and len(signs) == stop_at:
+            raise Interrupted
+
+    v2v = VideoToVideo(engines, CpuDevice())
+    with VideoReader(source, find_cuts=True) as reader:
+        made = plan(Settings(steps=1, **settings), MODEL.defaults, (reader.info.height, reader.info.width))
+        target = Target(output, encoding_for(reader.info, codec=codec), overwrite, restart, "note")
+        enhance_film(v2v, reader, target, made, progress)
+    return signs
+
+
+def left_beside(output, *inputs):
+    known = {output.name, *(path.name for path in inputs), "engines"}
+    return [path.name for path in output.parent.iterdir() if path.name not in known]
+
+
+def test_a_film_keeps_its_frames_times_and_sound(engines, source, tmp_path):
+    output = tmp_path / "out.mkv"
+    enhance(engines, source, output)
+    assert times(output) == times(source)
+    assert packets(output, "audio") == packets(source, "audio")
+    assert left_beside(output, source) == []
+
+
+def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(engines, source, tmp_path):
+    whole = tmp_path / "whole.mp4"
+    signs = len(enhance(engines, source, whole))
+    for seed in range(6):
+        rng = random.Random(seed)
+        output = tmp_path / f"{seed}.mp4"
+        for _ in range(2):
+            with pytest.raises(Interrupted):
+                enhance(engines, source, output, stop_at=rng.randrange(1, signs // 3))
+            assert not output.exists()
+        enhance(engines, source, output)
+        assert output.read_bytes() == whole.read_bytes()
+        output.unlink()
+    assert left_beside(whole, source) == []
+
+
+def test_what_is_finished_is_not_done_again(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    signs = enhance(engines, source, tmp_path / "whole.mp4")
+    third = next(n for n, told in enumerate(signs, 1) if told.segment == 2)
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=third)
+    resumed = enhance(engines, source, output)
+    assert resumed[0].segment == 2
+    assert resumed[0].frames_done == signs[third - 1].frames_done
+
+
+def interrupted(engines, source, output):
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=40)
+    assert (output.parent / f".{output.name}.v2v" / "00000.mov").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 5}, "--seed was 666 when it was begun, but is 5 now"),
+        ({"prompt": "a fox"}, "--prompt was"),
+        ({"codec": "hevc"}, "--codec was h264"),
+        ({"size": (40, 32)}, "--size was"),
+    ],
+)
+def test_a_changed_setting_is_named(engines, source, tmp_path, change, named):
+    output = tmp_path / "out.mp4"
+    interrupted(engines, source, output)
+    with pytest.raises(JournalError, match=named):
+        enhance(engines, source, output, **change)
+    enhance(engines, source, output, restart=True, **change)
+    assert output.exists()
+
+
+def test_a_changed_input_or_engine_set_is_named(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    interrupted(engines, source, output)
+    engines.name = "another"
+    with pytest.raises(JournalError, match="engine set was fake when it was begun, but is another now"):
+        enhance(engines, source, output)
+    engines.name = "fake"
+    make_video(source, frames=FRAMES + 1, size=(64, 80))
+    with pytest.raises(JournalError, match="input was"):
+        enhance(engines, source, output)
+
+
+def test_stopped_before_anything_is_finished_leaves_nothing(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=3)
+    assert left_beside(output, source) == []
+
+
+def test_two_runs_do_not_write_the_same_output(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    with Journal(output, {}), pytest.raises(JournalError, match="another run"):
+        enhance(engines, source, output)
+
+
+def test_a_damaged_journal_is_begun_anew(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    interrupted(engines, source, output)
+    (tmp_path / ".out.mp4.v2v" / "journal.json").write_text("{ torn")
+    enhance(engines, source, output)
+    enhance(engines, source, tmp_path / "whole.mp4")
+    assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_somebody_elses_file_in_the_journals_folder_survives(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    interrupted(engines, source, output)
+    note = tmp_path / ".out.mp4.v2v" / "note.txt"
+    note.write_text("mine")
+    enhance(engines, source, output)
+    assert note.read_text() == "mine"
+
+
+def test_an_unwritable_folder_is_told(engines, source, tmp_path):
+    with pytest.raises((MediaError, JournalError), match="cannot write"):
+        enhance(engines, source, tmp_path / "missing" / "out.mp4")
+
+
+def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
+    """A setting that a later version adds must not slip past the comparison."""
+    from v2v.runtime.film import facts_of
+    from v2v.runtime.pipeline import Plan
+
+    made = plan(Settings(), MODEL.defaults, (80, 64))
+    with VideoReader(source) as reader:
+        target = Target(tmp_path / "out.mp4", encoding_for(reader.info))
+    facts = facts_of(source, made, engines, target)
+    assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Plan)} <= facts.keys()
