@@ -211,6 +211,7 @@ def build_engine_set(
     """
     asked = time.time()
     made = backend(backend_name)
+    compiled_by = BackendRecord(made.name, made.version, made.facts(options))
     exporter = exporter or Exporter.default()
     if Path(weights).expanduser().exists():  # the manifest's rebuild command must work from any folder
         weights = str(Path(weights).expanduser().resolve())
@@ -227,7 +228,7 @@ def build_engine_set(
         WeightsRecord(loaded.source, loaded.kind, loaded.identity),
         window,
         options,
-        BackendRecord(made.name, made.version, made.facts(options)),
+        compiled_by,
     )
     path = (output or engines_root() / recipe.name).absolute()
     try:

@@ -62,7 +62,15 @@ class OnnxRuntimeBackend:
         return files
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
-        """The graph is portable: only the oldest versions that have its operators matter."""
+        """The graph is portable: only the oldest versions that have its operators matter.
+
+        Raises:
+            BuildError: an option that only other backends have.
+        """
+        if options.frames is not None:
+            raise BuildError("backend onnxruntime takes one number of frames, as --frames 32, not a range")
+        if options.extra:
+            raise BuildError(f"backend onnxruntime has no option '{min(options.extra)}'")
         return {"minimum": {device: ".".join(map(str, version)) for device, version in _MINIMUM.items()}}
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:

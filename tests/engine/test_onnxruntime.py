@@ -171,6 +171,21 @@ def test_an_onnxruntime_without_the_operators_is_named(version: str, fits: bool)
         assert "needs ONNX Runtime 1.23 or later on cpu, here is 1.22.1" in made.fits(facts, "cpu").reason
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (BuildOptions(frames=(8, 32)), "takes one number of frames, as --frames 32, not a range"),
+        (BuildOptions(extra={"tactics": "few"}), "has no option 'tactics'"),
+    ],
+)
+def test_options_of_other_backends_are_refused_before_anything_is_built(
+    options: BuildOptions, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BuildError, match=message):
+        build(tmp_path / "set", backend="onnxruntime", exporter=ONNX, options=options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_threads_can_be_set(stand_in: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("V2V_THREADS", "1")
     stand_in.load("unet", "cpu")

@@ -1,0 +1,97 @@
+"""What a build does where the user says nothing, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stand_in import BYTES, CopyBackend, build, install
+
+from v2v.engine import build as module
+from v2v.engine.backend import BACKENDS, BuildError, EngineError
+from v2v.engine.build import default_backend, default_device, default_precision, default_weights, window_for
+from v2v.engine.components import COMPONENTS
+from v2v.export.models.configs import MODELS
+
+
+def test_without_a_gpu_it_is_onnxruntime_in_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cuda_devices", lambda: 0)
+    assert default_device() == "cpu"
+    assert default_backend("cpu") == "onnxruntime"
+    assert default_precision("cpu") == "fp32"
+
+
+def test_with_a_gpu_it_is_the_first_backend_that_runs_there_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(BACKENDS):
+        monkeypatch.delitem(BACKENDS, name)
+    monkeypatch.setitem(BACKENDS, "absent", "no_such_module:Backend")
+    install(CopyBackend("on-cpu"), monkeypatch)
+    monkeypatch.setattr(module, "cuda_devices", lambda: 1)
+    assert default_device() == "cpu"
+    with pytest.raises(EngineError, match=r"absent.*is not installed here.*on-cpu does not run on cuda here"):
+        default_backend("cuda")
+    install(CopyBackend("first", devices=("cuda", "cpu")), monkeypatch)
+    install(CopyBackend("second", devices=("cuda",)), monkeypatch)
+    assert default_device() == "cuda"
+    assert default_backend("cuda") == "first"
+    assert default_precision("cuda") == "fp16"
+
+
+def test_the_window_is_the_models() -> None:
+    small = MODELS["small"]
+    window = window_for(small)
+    assert (window.frames, window.height, window.width) == small.defaults.window
+    assert str(window_for(MODELS["ms-vid2vid-xl"])) == "1280x720x32"
+    assert str(window_for(MODELS["ms-vid2vid-xl"], (640, 336), 8)) == "640x336x8"
+
+
+@pytest.mark.parametrize(
+    ("size", "frames", "message"),
+    [
+        ((1280, 700), 32, r"height must be a multiple of 64 plus 16, not 700; nearest: 656 or 720"),
+        ((1270, 720), 32, r"width must be a multiple of 64 plus 0, not 1270; nearest: 1216 or 1280"),
+        ((1280, 720), 0, r"at least one frame, not 0"),
+    ],
+)
+def test_a_size_that_the_unet_cannot_take_is_refused(
+    size: tuple[int, int], frames: int, message: str
+) -> None:
+    with pytest.raises(BuildError, match=message):
+        window_for(MODELS["ms-vid2vid-xl"], size, frames)
+
+
+def test_weights_that_do_not_come_along_must_be_named() -> None:
+    with pytest.raises(BuildError, match="do not come with v2v: name them with --weights"):
+        default_weights(MODELS["ms-vid2vid-xl"])
+
+
+def test_the_rebuild_command_names_local_weights_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(CopyBackend(), monkeypatch)
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    built = build(weights="weights").engine_set
+    assert f"--weights {tmp_path / 'weights'} " in built.rebuild_command
+
+
+def test_each_component_is_exported_compiled_and_hashed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(CopyBackend(), monkeypatch)
+    seen: list[tuple[str, str]] = []
+    build(progress=lambda component, phase, share: seen.append((component, phase)))
+    expected = [
+        (name, phase) for name in COMPONENTS for phase in ("exporting", "compiling", "hashing", "done")
+    ]
+    assert [step for step in seen if step[0] != "weights"] == expected
+
+
+def test_a_graph_that_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install(CopyBackend(), monkeypatch)
+
+    def refuse(*arguments: object) -> None:
+        raise BuildError("unet: the graph's error is 0.5, allowed is 1e-4")
+
+    with pytest.raises(BuildError, match="allowed is 1e-4"):
+        build(tmp_path / "set", exporter=replace(BYTES, export_component=refuse))
+    assert {path.name for path in tmp_path.iterdir()} == {".set.lock"}
