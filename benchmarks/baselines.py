@@ -117,7 +117,7 @@ class TorchEngine:
         """See :class:`v2v.engine.backend.Engine`."""
         with ExitStack() as contexts:
             if self._device == "cuda":
-                contexts.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(stream)))
+                contexts.enter_context(torch.cuda.stream(torch.cuda.ExternalStream(stream)))  # type: ignore[no-untyped-call]
             contexts.enter_context(self._autocast())
             given = [self._tensor(inputs[tensor.name]) for tensor in self.component.inputs]
             result = self._call(*(t.to(self._type) if t.is_floating_point() else t for t in given))
@@ -161,11 +161,11 @@ def work(model: ModelConfig, window: Window, precision: Precision) -> Iterator[W
         yield Work(model.name, str(window), precision, name, float(traffic.flops), float(traffic.bytes))
 
 
-class _Traffic(TorchDispatchMode):
+class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up floating-point operations of, and bytes into and out of, matrix products and convolutions."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.bytes = 0
         self.counts_bytes = True

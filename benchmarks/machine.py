@@ -189,7 +189,7 @@ def _cuda_ceilings() -> Ceilings:
     except ImportError:
         return Ceilings("cuda", "fp16", copied, None)
     side = _PRODUCT_SIDE["cuda"]
-    with torch.cuda.stream(torch.cuda.ExternalStream(device.stream)):
+    with torch.cuda.stream(torch.cuda.ExternalStream(device.stream)):  # type: ignore[no-untyped-call]
         a, b = (torch.randn(side, side, device="cuda", dtype=torch.float16) for _ in range(2))
         product = torch.empty_like(a)
         multiplied = _rates(lambda: torch.matmul(a, b, out=product), 2 * side**3, "cuda", clock)

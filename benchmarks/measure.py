@@ -139,10 +139,7 @@ def measure(job: Job, folder: Path, tell: Tell) -> Measured:
         spans = bench.trace.spans()
         host = host_peak()
     stages = bench.trace.stages(spans)
-    sweeps = []
-    for place, over in enumerate(job.sweeps):
-        share = 0.7 + 0.3 * place / len(job.sweeps)
-        sweeps.append(_sweep(bench, over, job, clip, lambda text, share=share: tell(text, share)))
+    sweeps = [_sweep(bench, over, job, clip, lambda text: tell(text, 0.7)) for over in job.sweeps]
     bench.close()
     tell("done", 1.0)
     return Measured(
@@ -285,7 +282,7 @@ def _build(kind: Kind, manifest: Manifest, first: list[Span], stages: tuple[Stag
         return None
     if kind == "compile":
         usual = {stage.name: stage.seconds.median for stage in stages}
-        extra = {}
+        extra: dict[str, float] = {}
         for component, stage in ENGINE_STAGES.items():
             took = next(span.seconds for span in first if span.stage == stage)
             extra[component] = max(took - usual[stage], 0.0)
@@ -312,16 +309,13 @@ def _sweep(bench: _Bench, over: Axis, job: Job, clip: Clip, tell: Callable[[str]
 def variations(clip: Clip, over: Axis) -> list[tuple[int, Clip]]:
     """The clips of a sweep around ``clip`` and the value of each on the axis."""
     if over == "frames":
-        counts = sorted({max(clip.frames // 2, 1), clip.frames, 2 * clip.frames, 4 * clip.frames})
-        return [(count, replace(clip, frames=count)) for count in counts]
+        numbers = sorted({max(clip.frames // 2, 1), clip.frames, 2 * clip.frames, 4 * clip.frames})
+        return [(number, replace(clip, frames=number)) for number in numbers]
     if over == "pixels":
         sizes = [
             (round(clip.height * scale / 2) * 2, round(clip.width * scale / 2) * 2)
             for scale in (0.5, 1.0, 1.5, 2.0)
         ]
         return [(h * w, replace(clip, height=h, width=w)) for h, w in sizes]
-    if clip.steps < 8:
-        counts = [1, 2, 4, 8]
-    else:
-        counts = sorted({max(clip.steps // part, 1) for part in (8, 4, 2, 1)})
+    counts = [1, 2, 4, 8] if clip.steps < 8 else [max(clip.steps // part, 1) for part in (8, 4, 2, 1)]
     return [(count, replace(clip, steps=count)) for count in counts]

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from v2v.engine.backend import V2VError
+from v2v.engine.components import Precision
 
 FORMAT = 1
 
@@ -72,9 +73,11 @@ class Ceilings:
     """What the hardware of ``device`` reaches at best, measured in the same session."""
 
     device: str
-    precision: str
+    precision: Precision
     copy_bytes_per_second: Figure  # bytes read plus bytes written
-    product_flops_per_second: Figure | None  # large matrix product in ``precision``; None: nothing to run it with
+    product_flops_per_second: (
+        Figure | None
+    )  # large matrix product in ``precision``; None: nothing to run it with
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Work:
 
     model: str
     window: str
-    precision: str
+    precision: Precision
     component: str
     flops: float
     bytes: float
@@ -118,7 +121,7 @@ class Subject:
     weights: str  # "random", "published" or "trained"
     weights_identity: str
     window: str  # width x height x frames
-    precision: str
+    precision: Precision
     engine_set: str | None  # its folder's name
 
     @property
@@ -215,7 +218,7 @@ class Results:
     failed: tuple[Failed, ...]
     format: int = FORMAT
 
-    def stage_ceiling(self, device: str) -> Ceilings | None:
+    def ceiling(self, device: str) -> Ceilings | None:
         """The ceilings of ``device``, if they were measured."""
         return next((c for c in self.ceilings if c.device == device), None)
 

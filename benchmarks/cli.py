@@ -1,0 +1,295 @@
+"""``v2v-bench``: measure engine sets against their baselines, report, compare two reports."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NoReturn, get_args
+
+import rich.box
+import rich.console
+import rich.table
+import typer
+
+from v2v.benchmarks.compare import Comparison, compare
+from v2v.benchmarks.report import PAGE, check_output, size_text, spread_text, time_text, write
+from v2v.benchmarks.results import Axis, Kind, Results
+from v2v.benchmarks.session import Plan, run_session
+from v2v.engine.backend import BACKENDS, BuildOptions
+from v2v.engine.build import (
+    build_engine_set,
+    default_backend,
+    default_device,
+    default_precision,
+    default_weights,
+    window_for,
+)
+from v2v.engine.components import Window
+from v2v.engine.console import (
+    BuildDisplay,
+    UsageError,
+    messages,
+    new_app,
+    one_of,
+    parse_size,
+    run_app,
+    warn,
+)
+from v2v.engine.store import EngineSet, NoEngineSet, Wanted, find
+from v2v.export.models.configs import MODELS, ModelConfig
+
+app = new_app()
+results_console = rich.console.Console(highlight=False, soft_wrap=True)
+
+_AXES: tuple[Axis, ...] = get_args(Axis)
+_BASELINES: tuple[Kind, ...] = ("eager", "compile")
+_NO_BASELINE = "none"
+_DEVICES = ("cpu", "cuda")
+
+# What two cores do in well under two minutes, building included: a tiny window, and no torch.compile, which alone
+# takes a minute.
+_QUICK_WINDOW, _QUICK_STEPS = "80x72x4", 4
+_QUICK_BASELINES, _QUICK_SWEEPS = ["eager"], ["steps", "frames"]
+
+
+def main() -> NoReturn:
+    """Entry point of ``v2v-bench``."""
+    run_app(app)
+
+
+@app.command()
+def command(
+    more_engines: Annotated[
+        list[Path] | None, typer.Argument(metavar="[SET]...", help="Folders of engine sets.")
+    ] = None,
+    engines: Annotated[
+        list[Path] | None, typer.Option(help="The same; --engines A B C measures three.")
+    ] = None,
+    model: Annotated[str, typer.Option(help=f"Without sets: one of {', '.join(MODELS)}.")] = "small",
+    backend: Annotated[
+        list[str] | None, typer.Option(help=f"Without sets: {', '.join(BACKENDS)}; may be repeated.")
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(help="Without sets: width x height x frames, as 1280x720x32; may be repeated."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: what a set was built for.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of what is built here and of baselines, as v2v-build-engines.")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="eager, compile or none; may be repeated. Default: both, where PyTorch is."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="Also the engine sets' cost against frames, pixels or steps; may be repeated."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=998, help="Default: the model's.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Whole runs; medians are taken.")] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The small model on the CPU in a tiny window: under two minutes.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the report; default: named by the date.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report in -o.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON; write a folder only with -o.")
+    ] = False,
+    compare_: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="OLD NEW", help="Say what changed; exit code 1 if for the worse."),
+    ] = None,
+) -> None:
+    """Measure stages, whole runs, memory and load times; write a page, a summary and JSON.
+
+    Without engine sets the best one in the store is measured, or one is built. PyTorch, eager and compiled, runs
+    in the same pipeline for comparison.
+    """
+    if compare_ is not None:
+        return show_comparison(compare(Results.read(compare_[0]), Results.read(compare_[1])), as_json)
+    folder = output or (None if as_json else Path(f"v2v-bench-{datetime.now():%Y%m%d-%H%M%S}"))
+    if folder is not None:
+        check_output(folder, overwrite=overwrite)
+    named = [*(engines or []), *(more_engines or [])]
+    if named and (backend or window or quick):
+        raise UsageError(
+            "name engine sets, or say with --backend, --window or --quick which to measure, not both"
+        )
+    if quick:
+        model, window, device = "small", [_QUICK_WINDOW], "cpu"
+        steps, baseline, sweep = steps or _QUICK_STEPS, baseline or _QUICK_BASELINES, sweep or _QUICK_SWEEPS
+    config = MODELS[one_of("--model", model, tuple(MODELS))]
+    chosen = device and one_of("--device", device, _DEVICES)
+    plan = Plan(
+        sets=tuple(map(EngineSet.open, named)) or sets_for(config, window, backend, chosen, weights),
+        baselines=choose_baselines(baseline),
+        device=chosen,
+        weights=weights,
+        repeats=repeats,
+        steps=steps,
+        sweeps=tuple(dict.fromkeys(one_of("--sweep", axis, _AXES) for axis in sweep or ())),
+    )
+    with BuildDisplay() as display:
+        results = run_session(plan, _command_line(), lambda name: partial(display, name))
+    if folder is not None:
+        write(results, folder, overwrite=overwrite)
+    if as_json:
+        sys.stdout.write(results.to_json())
+    else:
+        show(results)
+    if folder is not None:
+        (messages if as_json else results_console).print(f"report: {folder / PAGE}", markup=False)
+
+
+def _command_line() -> str:
+    """What was typed, for the report."""
+    return shlex.join(["v2v-bench", *sys.argv[1:]])
+
+
+def choose_baselines(given: Sequence[str] | None) -> tuple[Kind, ...]:
+    """What the user named, or those that can run here.
+
+    Raises:
+        UsageError: PyTorch is needed and missing, or there is no such baseline.
+    """
+    if given:
+        names = [one_of("--baseline", name, (*_BASELINES, _NO_BASELINE)) for name in given]
+        if _NO_BASELINE in names and len(set(names)) > 1:
+            raise UsageError("--baseline none cannot be combined with another")
+        chosen = tuple(kind for kind in _BASELINES if kind in names)
+    else:
+        chosen = _BASELINES
+    if chosen and importlib.util.find_spec("torch") is None:
+        if given:
+            raise UsageError("--baseline needs PyTorch; install it with: pip install 'v2v[export]'")
+        warn("PyTorch is not installed, so there are no baselines and no roofline: pip install 'v2v[export]'")
+        return ()
+    return chosen
+
+
+def sets_for(
+    model: ModelConfig,
+    windows: Sequence[str] | None,
+    backends: Sequence[str] | None,
+    device: str | None,
+    weights: str | None,
+) -> tuple[EngineSet, ...]:
+    """An engine set of ``model`` for every window and backend: from the store, or built into it.
+
+    Raises:
+        V2VError: a window, backend or device that cannot be, or a build that fails.
+    """
+    on = device or default_device()
+    names = [one_of("--backend", name, tuple(BACKENDS)) for name in backends or ()] or [default_backend(on)]
+    sizes = [parse_window(model, text) for text in windows or ()] or [window_for(model)]
+    return tuple(find_or_build(model, size, name, on, weights) for size in sizes for name in names)
+
+
+def parse_window(model: ModelConfig, text: str) -> Window:
+    """Read "1280x720x32".
+
+    Raises:
+        UsageError: anything else.
+        BuildError: a window that the model cannot take.
+    """
+    size, _, frames = text.lower().rpartition("x")
+    if not frames.isdecimal() or "x" not in size:
+        raise UsageError(f"--window must be WIDTHxHEIGHTxFRAMES, as 1280x720x32, not '{text}'")
+    return window_for(model, parse_size(size), int(frames))
+
+
+def find_or_build(
+    model: ModelConfig, window: Window, backend: str, device: str, weights: str | None
+) -> EngineSet:
+    """The set in the store, or a new one; with ``weights`` named it is always the build that decides."""
+    precision = default_precision(device)
+    if weights is None:
+        try:
+            return find(
+                Wanted(model=model.name, window=window, backend=backend, precision=precision, device=device)
+            )
+        except NoEngineSet:
+            messages.print(f"building engines of {model.name} for {window} with {backend}")
+    with BuildDisplay() as display:
+        return build_engine_set(
+            model,
+            weights=weights or default_weights(model),
+            window=window,
+            backend_name=backend,
+            options=BuildOptions(precision=precision, device=device),
+            progress=display,
+        ).engine_set
+
+
+def show(results: Results) -> None:
+    """The table at the end of a session."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for column in ("whole run", "UNet evaluation", "first step", "memory"):
+        table.add_column(column, justify="right")
+    for measured in results.measured:
+        unet = next(stage for stage in measured.stages if stage.name == "UNet evaluation")
+        table.add_row(
+            measured.subject.name,
+            spread_text(measured.run, time_text),
+            spread_text(unet.seconds, time_text),
+            time_text(measured.first_step.median),
+            size_text((measured.gpu_bytes or measured.host_bytes).median),
+        )
+    results_console.print(table)
+    if any(measured.subject.weights == "random" for measured in results.measured):
+        warn("the weights are random numbers: times and memory are the real networks', pictures mean nothing")
+    for failed in results.failed:
+        warn(f"{failed.name} was not measured: {failed.reason}")
+
+
+def show_comparison(found: Comparison, as_json: bool) -> None:
+    """Print what changed; leave with exit code 1 if something got slower or larger."""
+    if as_json:
+        changes = [
+            {**asdict(change), "ratio": change.ratio, "verdict": change.verdict} for change in found.changes
+        ]
+        sys.stdout.write(json.dumps({**asdict(found), "changes": changes}, indent=1) + "\n")
+    else:
+        _print_comparison(found)
+    if found.worse:
+        raise typer.Exit(1)
+
+
+def _print_comparison(found: Comparison) -> None:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "", "old", "new", "change", "verdict"):
+        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    rank = {change: place for place, change in enumerate(found.worse)}
+    for change in sorted(found.changes, key=lambda c: rank.get(c, len(rank))):
+        text = time_text if change.unit == "s" else size_text
+        table.add_row(
+            change.subject,
+            change.quantity,
+            spread_text(change.old, text),
+            spread_text(change.new, text),
+            f"{100 * (change.ratio - 1):+.1f} %",
+            "within the spread" if change.verdict == "same" else change.verdict,
+            style="red" if change.worse else "dim" if change.verdict == "same" else "green",
+        )
+    results_console.print(table)
+    for difference in found.differences:
+        results_console.print(f"differs: {difference}", markup=False)
+    for when, names in (("old", found.only_old), ("new", found.only_new)):
+        for name in names:
+            results_console.print(f"only in the {when} file: {name}", markup=False)
+    worse = len(found.worse)
+    results_console.print(
+        f"{worse} of {len(found.changes)} figures got worse" if worse else "nothing got slower"
+    )

@@ -1,0 +1,86 @@
+"""Run a function in a fresh process: its memory and its load times are its own, and if it dies only it dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar, cast
+
+from v2v.engine.backend import V2VError
+
+Returned = TypeVar("Returned")
+Tell = Callable[[str, float], None]
+
+_LEAVE_SECONDS = 5  # for a process that has delivered its result and unloads its libraries
+
+
+class Died(V2VError):
+    """A process ended before its work did."""
+
+
+def in_fresh_process(work: Callable[..., Returned], *arguments: Any, tell: Tell) -> Returned:
+    """``work(*arguments, tell)`` in a process of its own; what it tells and returns arrives here.
+
+    ``work`` is a function of a module, arguments and result can be pickled.
+
+    Raises:
+        V2VError: ``work`` raised one; any other exception arrives as one too, with its name.
+        Died: the process was killed, for want of memory for example.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, work, arguments), daemon=True)
+    process.start()
+    there.close()
+    try:
+        while True:
+            kind, *values = here.recv()
+            if kind == "told":
+                tell(*values)
+            elif kind == "returned":
+                return cast(Returned, values[0])
+            else:
+                raise V2VError(values[0])
+    except EOFError:
+        process.join()
+        raise Died(_end(process.exitcode)) from None
+    except BaseException:
+        process.kill()  # at once: whoever pressed Ctrl-C is waiting
+        raise
+    finally:
+        here.close()
+        process.join(_LEAVE_SECONDS)
+        process.kill()
+        process.join()
+
+
+def _end(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed, most likely for want of memory"
+    if code is not None and code < 0:
+        return f"its process died of {signal.Signals(-code).name}"
+    return f"its process ended with exit code {code}"
+
+
+def _serve(parent: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """What the fresh process does."""
+    try:
+        result = work(*arguments, lambda text, share: parent.send(("told", text, share)))
+    except V2VError as error:
+        parent.send(("failed", str(error)))
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        pass  # the parent has gone
+    except Exception as error:  # libraries raise anything; one subject must not end the session
+        parent.send(("failed", f"{type(error).__name__}: {_first_line(error)}"))
+    else:
+        parent.send(("returned", result))
+    finally:
+        parent.close()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")

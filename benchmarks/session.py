@@ -1,0 +1,139 @@
+"""One session: choose what to measure, measure each in a process of its own, collect."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from v2v.benchmarks.isolate import in_fresh_process
+from v2v.benchmarks.machine import ceilings, machine
+from v2v.benchmarks.measure import Job, OpenBaseline, OpenEngineSet, Opener, Tell, measure
+from v2v.benchmarks.results import Axis, Ceilings, Failed, Kind, Measured, Results, Work
+from v2v.engine.abort import removed_on_abort
+from v2v.engine.backend import V2VError
+from v2v.engine.components import Precision, Window
+from v2v.engine.manifest import v2v_version
+from v2v.engine.store import EngineSet
+from v2v.export.models.configs import ModelConfig
+
+_BACKENDS = {"tensorrt": "TensorRT", "inductor": "Inductor", "onnxruntime": "ONNX Runtime"}
+_BASELINES: dict[Kind, str] = {"eager": "PyTorch eager", "compile": "torch.compile"}
+
+Shape = tuple[ModelConfig, Window, Precision]
+Announce = Callable[[str], Tell]
+"""Given the name of what is measured next, returns where its progress is told."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a session measures and how often."""
+
+    sets: tuple[EngineSet, ...]
+    baselines: tuple[Kind, ...]
+    device: str | None  # None: the one that each set was built for
+    weights: str | None  # of baselines; None: those of the sets
+    repeats: int
+    steps: int | None
+    sweeps: tuple[Axis, ...]  # of the engine sets
+
+
+def openers(plan: Plan) -> list[Opener]:
+    """The subjects, baselines first: one of each for every model, window and device among the sets."""
+    sets: dict[str, Opener] = {}
+    baselines: dict[str, Opener] = {}
+    several = len({str(found.manifest.recipe.window) for found in plan.sets}) > 1
+    for found in plan.sets:
+        recipe = found.manifest.recipe
+        device = plan.device or recipe.options.device
+        where = f", {recipe.window}" if several else ""
+        for kind in plan.baselines:
+            name = f"{_BASELINES[kind]}{where}" + ("" if device == "cuda" else f" ({device})")
+            source = plan.weights or recipe.weights.source
+            baselines.setdefault(name, OpenBaseline(name, kind, recipe.model, recipe.window, source, device))
+        name = f"{_BACKENDS[recipe.backend.name]} {recipe.options.precision}{where} ({device})"
+        if name in sets:
+            name = f"{name} {found.name}"
+        sets[name] = OpenEngineSet(name, found.path, device)
+    return [*baselines.values(), *sets.values()]
+
+
+def run_session(plan: Plan, command: str, announce: Announce) -> Results:
+    """Measure everything in ``plan``; what fails is listed in the results, with the reason.
+
+    Raises:
+        V2VError: nothing at all could be measured.
+    """
+    measured: list[Measured] = []
+    failed: list[Failed] = []
+    subjects = openers(plan)
+    with tempfile.TemporaryDirectory(prefix="v2v-bench-") as folder, removed_on_abort(Path(folder)):
+        for place, opener in enumerate(subjects):
+            own = Path(folder) / str(place)
+            own.mkdir()
+            sweeps = plan.sweeps if opener.kind == "engines" else ()
+            job = Job(opener, plan.repeats, plan.steps, sweeps)
+            try:
+                measured.append(in_fresh_process(measure, job, own, tell=announce(opener.name)))
+            except V2VError as error:
+                failed.append(Failed(opener.name, str(error)))
+    if not measured:
+        raise V2VError("nothing could be measured: " + "; ".join(f"{f.name}: {f.reason}" for f in failed))
+    return Results(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        v2v=v2v_version(),
+        command=command,
+        repeats=plan.repeats,
+        machine=machine(),
+        ceilings=_ceilings(measured, announce),
+        work=_work(plan.sets, measured, announce),
+        measured=tuple(measured),
+        failed=tuple(failed),
+    )
+
+
+def _ceilings(measured: Iterable[Measured], announce: Announce) -> tuple[Ceilings, ...]:
+    """Of every device that something ran on; figures stand without them too."""
+    found = []
+    for device in sorted({m.subject.device for m in measured}):
+        with suppress(V2VError):
+            found.append(
+                in_fresh_process(measure_ceilings, device, tell=announce(f"ceilings of the {device}"))
+            )
+    return tuple(found)
+
+
+def _work(sets: Iterable[EngineSet], measured: Iterable[Measured], announce: Announce) -> tuple[Work, ...]:
+    """The arithmetic of everything measured; none without PyTorch to count it."""
+    recipes = {(r.model.name, str(r.window)): r for r in (found.manifest.recipe for found in sets)}
+    wanted = {(m.subject.model, m.subject.window, m.subject.precision) for m in measured}
+    shapes: list[Shape] = []
+    for model, window, precision in sorted(wanted):
+        recipe = recipes[model, window]
+        shapes.append((recipe.model, recipe.window, precision))
+    with suppress(V2VError):
+        return in_fresh_process(count_work, shapes, tell=announce("counting operations"))
+    return ()
+
+
+def measure_ceilings(device: str, tell: Tell) -> Ceilings:
+    """In a fresh process: see :func:`v2v.benchmarks.machine.ceilings`."""
+    tell("copies and matrix products", 0.1)
+    found = ceilings(device)
+    tell("done", 1.0)
+    return found
+
+
+def count_work(shapes: list[Shape], tell: Tell) -> tuple[Work, ...]:
+    """In a fresh process, as it imports PyTorch: see :func:`v2v.benchmarks.baselines.work`."""
+    from v2v.benchmarks.baselines import work
+
+    counted: list[Work] = []
+    for place, shape in enumerate(shapes):
+        tell(f"{shape[0].name} {shape[1]}", place / len(shapes))
+        counted += work(*shape)
+    tell("done", 1.0)
+    return tuple(counted)
