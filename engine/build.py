@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
+import v2v.export
 from v2v.engine.backend import (
     BACKENDS,
     Backend,
@@ -51,6 +52,9 @@ from v2v.engine.store import (
     stored_file,
 )
 from v2v.export.models.configs import ModelConfig
+
+PACKAGED_WEIGHTS = Path(v2v.export.__file__).parent / "data"
+"""Folder of weights that come with the package, ``<model>.safetensors``."""
 
 BuildProgress = Callable[[str, str, float], None]
 """Called with a component's name (or "weights"), its phase, and the share of that phase done, 0..1."""
@@ -165,11 +169,14 @@ def default_precision(device: str) -> Precision:
 
 
 def default_weights(model: ModelConfig) -> str:
-    """The weights of ``model`` where the user names none.
+    """The weights of ``model`` where the user names none: those in the package; for the small model random ones.
 
     Raises:
         BuildError: they do not come with this package.
     """
+    packaged = PACKAGED_WEIGHTS / f"{model.name}.safetensors"
+    if packaged.is_file():
+        return str(packaged)
     if model.name == "small":
         return "random:0"
     raise BuildError(
