@@ -134,8 +134,17 @@ class TensorRTBackend:
         return TensorRTEngine(component, plan, library, gpu, jit if library.is_rtx else None)
 
     def _chosen(self, options: BuildOptions) -> Library:
+        """The library that ``options`` ask for, after a look at all of them."""
         if unknown := sorted(set(options.extra) - set(_OPTIONS)):
             raise BuildError(f"backend tensorrt has no option '{unknown[0]}'; it has {', '.join(_OPTIONS)}")
+        limits(None, options)  # are they numbers?
+        if options.device != "cuda":
+            raise BuildError(f"backend tensorrt builds for --device cuda, not {options.device}")
+        if options.precision != "fp16":
+            raise BuildError(
+                f"backend tensorrt builds with --precision fp16, not {options.precision}: its fused attention takes "
+                "nothing wider"
+            )
         wanted = options.extra.get("library")
         if wanted is None:
             return self._library

@@ -141,6 +141,10 @@ def load_library(name: str | None = None) -> Library:
     """
     names = MODULES if name is None else (name,)
     for candidate in names:
+        if (
+            candidate not in MODULES
+        ):  # a manifest, which may come from anywhere, must not choose what is imported
+            continue
         try:
             api = importlib.import_module(candidate)
         except ModuleNotFoundError as error:

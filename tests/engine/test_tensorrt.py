@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -169,7 +170,7 @@ def test_the_timing_cache_lies_beside_the_sets_and_survives_damage(
 
 def test_a_range_of_frames_becomes_an_optimisation_profile(tensorrt: ModuleType, tmp_path: Path) -> None:
     component = TOYS["unet"]
-    options = BuildOptions(precision="fp16", device="cuda", frames=(2, 6))
+    options = replace(FP16, frames=(2, 6))
     plan, _ = build(tmp_path, component, graphs.toy(tmp_path, component, frames="frames"), options)
     assert plan.stat().st_size > 0
 
@@ -190,7 +191,7 @@ def test_ranges_that_cannot_be_are_refused(
     said: str,
 ) -> None:
     component = TOYS["unet"]
-    options = BuildOptions(precision="fp16", device="cuda", frames=frames)
+    options = replace(FP16, frames=frames)
     with pytest.raises(BuildError, match=said):
         build(tmp_path, component, graphs.toy(tmp_path, component, frames=open_axis), options)
 
@@ -222,7 +223,24 @@ def test_an_option_that_is_no_number_is_refused(text: str) -> None:
 
 def test_an_unknown_option_is_named(tensorrt: ModuleType) -> None:
     with pytest.raises(BuildError, match="no option 'tactic'; it has library, portable, tactics"):
-        TensorRTBackend().facts(BuildOptions(extra={"tactic": "1"}))
+        TensorRTBackend().facts(replace(FP16, extra={"tactic": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (replace(FP16, extra={"tactics": "few"}), "tactics=few must be a whole number"),
+        (replace(FP16, extra={"portable": "all"}), "portable=all is unknown; choose from same_gpu"),
+        (replace(FP16, extra={"library": "tensorrt_9"}), "library=tensorrt_9: no module named"),
+        (replace(FP16, device="cpu"), "for --device cuda, not cpu"),
+        (replace(FP16, precision="fp32"), "with --precision fp16, not fp32"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_built(
+    tensorrt: ModuleType, options: BuildOptions, said: str
+) -> None:
+    with pytest.raises((BuildError, EngineError), match=said):
+        TensorRTBackend().facts(options)
 
 
 # Bad graphs -----------------------------------------------------------------------------------------------------
@@ -361,7 +379,7 @@ def test_an_engine_fits_the_gpus_it_was_built_for(
     made = TensorRTBackend()
     use_gpu(monkeypatch, built_on)
     extra = {} if portable is None else {"portable": portable}
-    facts = json.loads(json.dumps(made.facts(BuildOptions(extra=extra))))
+    facts = json.loads(json.dumps(made.facts(replace(FP16, extra=extra))))
     assert facts["portable"] == (portable is not None)
     use_gpu(monkeypatch, here)
     fits = made.fits(facts, "cuda")
@@ -402,6 +420,13 @@ def test_an_engine_of_the_other_library_does_not_fit(
     made = TensorRTBackend()
     facts = {**made.facts(FP16), "library": "tensorrt_rtx"}
     assert "it needs tensorrt_rtx" in made.fits(facts, "cuda").reason
+
+
+def test_a_manifest_cannot_make_us_import_anything_else(tensorrt: ModuleType) -> None:
+    made = TensorRTBackend()
+    sys.modules.pop("this", None)
+    assert not made.fits({**made.facts(FP16), "library": "this"}, "cuda").fits
+    assert "this" not in sys.modules
 
 
 def test_without_a_gpu_the_reason_is_that(tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
