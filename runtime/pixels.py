@@ -12,18 +12,20 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 from v2v.engine.backend import V2VError
 
 UNSPECIFIED = 2
 _RGB, _BT709, _BT601 = 0, 1, 6
 _LIMITED, _FULL = 1, 2
+_FULL_RANGE_FORMATS = ("gray", "ya", "yuvj")
 
 # H.273 matrix -> swscale's number of the same coefficients.
 _SWSCALE = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 
-# swscale's flags. Bicubic alone takes its fast path, which is bit for bit what OpenCV 5 gives;
-# with accurate rounding and full chroma interpolation the picture keeps its mean and chroma has no steps.
+# swscale's flags. Bicubic alone takes its fast path, which gives what OpenCV 4 gives, bit for bit where a component has
+# 8 bits; with accurate rounding and full chroma interpolation the picture keeps its mean and chroma has no steps.
 _BICUBIC, _ACCURATE, _FULL_CHROMA = 0x4, 0x40000, 0x2000
 _FAST = _BICUBIC
 _FAITHFUL = _BICUBIC | _ACCURATE | _FULL_CHROMA
@@ -47,7 +49,7 @@ class Colors:
 
 
 REFERENCE_COLORS = Colors(matrix=_BT601)
-"""How the reference reads (through OpenCV) and writes every file, whatever its tags say."""
+"""How the reference writes every file."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Orientation:
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
     """Read a frame's display matrix, rounded to quarter turns and mirrors (ISO 14496-12, 8.2.2)."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return Orientation()
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
@@ -80,11 +82,19 @@ def colors_of(frame: av.VideoFrame, codec: av.VideoCodecContext) -> Colors:
     """What the frame and its stream say about their colours, range made definite, matrix not yet."""
     stated = int(frame.color_range) or int(codec.color_range)
     # Where nothing is said, grey formats count as 0..255 and YUV as 16..235, as FFmpeg and players take them.
-    full = stated == _FULL if stated else frame.format.name.startswith(("gray", "ya", "yuvj"))
+    full = stated == _FULL if stated else frame.format.name.startswith(_FULL_RANGE_FORMATS)
     matrix = _RGB if frame.format.is_rgb else int(frame.colorspace)
     if matrix == UNSPECIFIED:
         matrix = int(codec.colorspace)
     return Colors(int(codec.color_primaries), int(codec.color_trc), matrix, full)
+
+
+def reference_colors(frame: av.VideoFrame) -> Colors:
+    """What the reference takes a frame for: BT.601, and 0..255 only where the pixel format itself says so.
+
+    That is OpenCV 4, with which it was published; OpenCV 5 goes by a file's tags.
+    """
+    return replace(REFERENCE_COLORS, full_range=frame.format.name.startswith(_FULL_RANGE_FORMATS))
 
 
 def has_alpha(frame: av.VideoFrame) -> bool:
@@ -120,6 +130,7 @@ class ToRGB:
                 "convert it to BT.709 or BT.2020 first"
             )
         self.colors, self.orientation, self.fast = colors, orientation, fast
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
         self._height, self._width = size  # as stored; a frame of another size is scaled to it
 
     def __call__(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
@@ -128,8 +139,10 @@ class ToRGB:
         if frame.format.name.startswith("gray") and not self.colors.full_range:
             return self._grey(frame)
         matrix = _SWSCALE[self.colors.matrix]
+        frame.colorspace = self.colors.matrix  # PyAV 17 takes BT.2020 from here alone
         stored_rgb = frame.format.is_rgb or frame.format.has_palette
-        converted = frame.reformat(
+        converted = self._reformatter.reformat(
+            frame,
             width=self._width,
             height=self._height,
             format="rgba" if alpha else "rgb24",
@@ -139,7 +152,7 @@ class ToRGB:
             src_color_range=_FULL if self.colors.full_range or stored_rgb else _LIMITED,
             dst_color_range=_FULL,
         )
-        pixels = converted.to_ndarray()
+        pixels: npt.NDArray[Any] = converted.to_ndarray()
         if alpha:
             pixels = _on_black(pixels)
         return self.orientation.apply(pixels)
@@ -165,6 +178,7 @@ def from_rgb(
     if frame.format.name == pixel_format:
         return frame
     matrix = _SWSCALE[colors.matrix]
+    frame.colorspace = colors.matrix
     return frame.reformat(
         format=pixel_format,
         src_colorspace=matrix,

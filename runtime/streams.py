@@ -17,6 +17,8 @@ import av.container
 _OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time"}
 # Statistics of the stream that was enhanced, which are no longer true.
 _OF_THE_ENCODING = re.compile(r"(BPS|DURATION|NUMBER_OF_|_STATISTICS|encoder|timecode|rotate)", re.IGNORECASE)
+Packet = Any  # of any stream: PyAV's class is generic over its kind
+
 _DAMAGED_PACKETS = 50  # in a row, after which a copy gives up
 
 
@@ -36,7 +38,7 @@ def picture_stream(container: av.container.InputContainer) -> av.VideoStream | N
 
 def is_cover(stream: Any) -> bool:
     """Whether a video stream is a still picture attached to the file."""
-    return bool(int(stream.disposition) & int(type(stream.disposition).attached_pic))
+    return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
 def copy_tags(source: av.container.InputContainer, output: av.container.OutputContainer) -> None:
@@ -75,7 +77,7 @@ class StreamCopier:
             self._copies[stream.index] = _add_copy(output, stream)
         copy_tags(self._input, output)
         self._packets = self._read()
-        self._next: av.Packet | None = None
+        self._next: Packet | None = None
         self._told: set[int] = set()
 
     def advance(self, seconds: Fraction | None) -> None:
@@ -92,7 +94,7 @@ class StreamCopier:
         """Close the input."""
         self._input.close()
 
-    def _read(self) -> Iterator[av.Packet]:
+    def _read(self) -> Iterator[Packet]:
         streams = [s for s in self._input.streams if s.index in self._copies and s.type != "attachment"]
         if not streams:
             return
@@ -110,7 +112,7 @@ class StreamCopier:
             except av.FFmpegError:
                 damaged += 1
 
-    def _write(self, packet: av.Packet) -> None:
+    def _write(self, packet: Packet) -> None:
         index = packet.stream.index
         packet.stream = self._copies[index]
         try:

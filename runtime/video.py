@@ -29,7 +29,7 @@ from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
 from v2v.runtime import pixels
 from v2v.runtime.encoding import EncodedSegment, Encoding
-from v2v.runtime.pixels import REFERENCE_COLORS, Colors
+from v2v.runtime.pixels import Colors
 from v2v.runtime.shots import ShotDetector
 from v2v.runtime.streams import StreamCopier, copy_stream_tags, picture_stream, warn
 
@@ -158,9 +158,10 @@ class VideoReader:
     def _describe(self, first: av.VideoFrame, parity: bool) -> tuple[VideoInfo, pixels.ToRGB]:
         stream, codec = self._stream, self._stream.codec_context
         orientation = pixels.orientation_of(first)
-        colors = (
-            REFERENCE_COLORS if parity else pixels.colors_of(first, codec).resolved(first.width, first.height)
-        )
+        if parity:
+            colors = pixels.reference_colors(first)
+        else:
+            colors = pixels.colors_of(first, codec).resolved(first.width, first.height)
         try:
             to_rgb = pixels.ToRGB(colors, orientation, (first.height, first.width), fast=parity)
         except V2VError as error:

@@ -58,7 +58,7 @@ def make_video(
         if aspect:
             context.sample_aspect_ratio = aspect
         if rotation:
-            video.set_display_rotation(rotation)
+            video.set_display_rotation(rotation)  # PyAV 18
         tracks = [output.add_stream("aac", rate=48000, layout="mono") for _ in range(sounds)]
         output.metadata.update(metadata or {})
         if chapters:
@@ -67,6 +67,7 @@ def make_video(
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             if pix_fmt != "rgb24":
                 matrix = {9: 9, 1: 1}.get((colors or {}).get("colorspace", 5), 5)
+                frame.colorspace = matrix  # PyAV 17 takes BT.2020 from here alone
                 frame = frame.reformat(
                     format=pix_fmt,
                     src_colorspace=matrix,

@@ -175,6 +175,20 @@ def test_unusual_pixel_formats_are_read(tmp_path: Path, codec: str, pix_fmt: str
     assert psnr(read(copy(source, tmp_path / "out.mp4"))[0], shown) > 34
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"codec": "ffv1", "pix_fmt": "gray", "options": {}},
+        {"colors": {"color_range": 2}},
+    ],
+    ids=["grey", "yuvj420p"],
+)
+def test_in_parity_mode_formats_of_full_range_stay_so(tmp_path: Path, made: dict) -> None:
+    shown = np.repeat(picture(0)[..., :1], 3, axis=2)
+    source = make_video(tmp_path / "in.mkv", pictures=[shown], **made)
+    assert psnr(read(source, parity=True)[0], shown) > 36
+
+
 def test_limited_range_grey_is_stretched(tmp_path: Path) -> None:
     grey = np.repeat(np.linspace(16, 235, 64).astype(np.uint8)[None], 48, axis=0)
     frame = av.VideoFrame.from_ndarray(grey, format="gray")
