@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from cuda.core import Buffer, Event, Kernel, Stream
     from cuda.core.graph import Graph
 
-_THREADS = 256  # of every block; the kernels' launch bounds say the same
+_THREADS = 256  # of a block; the kernels' launch bounds say the same
 _GROUP = 8  # elements that a thread handles
 _STATISTICS_BLOCKS = 1024  # at most; Scratch in guidance.cu has room for so many
 _SCRATCH_BYTES = 8 + 4 * 8 * _STATISTICS_BLOCKS
-_ROWS = 4  # of a block of prepare_frame
+_FRAME_ROWS, _FRAME_THREADS = 4, 128  # of a block of prepare_frame
 _SHARED_BYTES = 48 * 1024  # what a block gets without asking
 _NOTHING_FOUND = np.uint64(2**64 - 1)
 
@@ -110,6 +110,7 @@ class CudaDevice:
         self._kernels = {name: self._load(name) for name in kernels.FILES}
         self._kernel = lru_cache(maxsize=None)(self._find_kernel)
         self._taps = lru_cache(maxsize=256)(self._make_taps)
+        self._frame_tables = lru_cache(maxsize=256)(self._make_frame_tables)
 
         self._scratch = self.empty((_SCRATCH_BYTES,), np.uint8)
         self.zero(self._scratch)
@@ -201,24 +202,27 @@ class CudaDevice:
         antialias: bool,
     ) -> None:
         height, width = out.shape[2:]
-        rows = self._taps(frame.shape[0], size[0], offset[0], height, antialias)
-        columns = self._taps(frame.shape[1], size[1], offset[1], width, antialias)
-        tile, shared_row = columns.tile
+        table = self._frame_tables(*frame.shape[:2], *size, *offset, height, width, antialias)
         self._launch(
             self._kernel("prepare_frame", out.dtype),
-            (-(-width // tile), -(-height // _ROWS)),
+            (-(-width // table.tile), -(-height // _FRAME_ROWS)),
             (
                 frame.pointer,
                 _int(frame.shape[1]),
                 out.pointer,
                 _int(height),
                 _int(width),
-                *rows.arguments,
-                *columns.arguments,
-                _int(tile),
-                _int(shared_row),
+                table.row_first.pointer,
+                table.row_weights.pointer,
+                _int(table.row_weights.shape[1]),
+                table.columns.pointer,
+                _int(table.columns.shape[1] // 4),
+                _int(table.taps),
+                _int(table.tile),
+                _int(table.shared_row),
             ),
-            shared=_ROWS * shared_row * 4,
+            threads=_FRAME_THREADS,
+            shared=_FRAME_ROWS * table.shared_row * 4,
         )
 
     def resize(self, image: CudaArray, out: CudaArray) -> None:
@@ -346,10 +350,15 @@ class CudaDevice:
 
     # Launching ----------------------------------------------------------------------------------------------
     def _launch(
-        self, kernel: Kernel, grid: tuple[int, ...], arguments: Sequence[Any], shared: int = 0
+        self,
+        kernel: Kernel,
+        grid: tuple[int, ...],
+        arguments: Sequence[Any],
+        threads: int = _THREADS,
+        shared: int = 0,
     ) -> None:
         launch(
-            self.cuda_stream, LaunchConfig(grid=grid, block=_THREADS, shmem_size=shared), kernel, *arguments
+            self.cuda_stream, LaunchConfig(grid=grid, block=threads, shmem_size=shared), kernel, *arguments
         )
 
     def _each(self, kernel: Kernel, elements: int, *arguments: Any) -> None:
@@ -413,35 +422,111 @@ class CudaDevice:
 
     def _make_taps(self, *geometry: Any) -> _Taps:
         indices, weights = taps(*geometry)
-        return _Taps(self.upload(indices), self.upload(weights), _tile(indices))
+        return _Taps(self.upload(indices), self.upload(weights))
+
+    def _make_frame_tables(
+        self,
+        source_height: int,
+        source_width: int,
+        resized_height: int,
+        resized_width: int,
+        top: int,
+        left: int,
+        height: int,
+        width: int,
+        antialias: bool,
+    ) -> _FrameTables:
+        rows = _dense(*taps(source_height, resized_height, top, height, antialias), source_height)
+        columns = _dense(*taps(source_width, resized_width, left, width, antialias), source_width)
+        row_first, row_weights = _row_table(*rows, source_height)
+        count = columns[1].shape[1]
+        return _FrameTables(
+            self.upload(row_first),
+            self.upload(row_weights),
+            self.upload(_column_table(*columns)),
+            count,
+            *_tile(columns[0], count),
+        )
 
 
 @dataclass(frozen=True)
 class _Taps:
-    """Geometry of one axis of a resize on the device, and how its pixels are cut into blocks."""
+    """Geometry of one axis of a resize on the device."""
 
     indices: CudaArray  # [count, K] int32
     weights: CudaArray  # [count, K] float32
-    tile: tuple[int, int]
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         return self.indices.pointer, self.weights.pointer, _int(self.indices.shape[1])
 
 
-def _tile(indices: npt.NDArray[np.int32]) -> tuple[int, int]:
+@dataclass(frozen=True)
+class _FrameTables:
+    """What prepare_frame in pixels.cu needs to know of a geometry."""
+
+    row_first: CudaArray
+    row_weights: CudaArray
+    columns: CudaArray
+    taps: int
+    tile: int
+    shared_row: int
+
+
+def _dense(
+    indices: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], size: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Taps as a first source pixel and the weights ``[count, K]`` of K neighbours, K as small as it can be."""
+    counts = weights != 0
+    first = np.where(counts, indices, size).min(axis=1)
+    last = np.where(counts, indices, -1).max(axis=1)
+    number = int((last - first).max()) + 1
+    first = np.minimum(first, size - number)
+    dense = np.zeros((len(indices), number), np.float32)
+    places = np.nonzero(counts)
+    np.add.at(dense, (places[0], indices[places] - first[places[0]]), weights[places])
+    return first.astype(np.int32), dense
+
+
+def _row_table(
+    first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], size: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """First source row of each block of rows, and ``[blocks, source rows, rows of a block]`` weights."""
+    blocks = -(-len(first) // _FRAME_ROWS)
+    number = weights.shape[1]
+    starts = np.pad(first, (0, blocks * _FRAME_ROWS - len(first)), "edge").reshape(blocks, _FRAME_ROWS)
+    span = int((starts.max(axis=1) - starts.min(axis=1)).max()) + number
+    block_first = np.minimum(starts.min(axis=1), size - span)
+    table = np.zeros((blocks, span, _FRAME_ROWS), np.float32)
+    for row, (start, values) in enumerate(zip(first, weights, strict=True)):
+        block, place = divmod(row, _FRAME_ROWS)
+        begin = start - block_first[block]
+        table[block, begin : begin + number, place] = values
+    return block_first.astype(np.int32), table
+
+
+def _column_table(first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """``[count, 4 n]``: the first source pixel's bits, then the weights that take bytes to -1..1."""
+    count, number = weights.shape
+    table = np.zeros((count, -(-(number + 1) // 4) * 4), np.float32)
+    table[:, 0] = first.view(np.float32)
+    table[:, 1 : number + 1] = weights * np.float32(2 / 255)
+    return table
+
+
+def _tile(first: npt.NDArray[np.int32], number: int) -> tuple[int, int]:
     """Columns that a block of prepare_frame makes, and the floats that a row of their source pixels needs.
 
     Raises:
-        ValueError: even one column is made of more pixels than a block can hold.
+        ValueError: even two columns are made of more pixels than a block can hold.
     """
-    count = len(indices)
-    for tile in (256, 128, 64, 32, 16, 8, 4, 2, 1):
+    count = len(first)
+    for tile in (256, 128, 64, 32, 16, 8, 4, 2):
         lefts = np.arange(0, count, tile)
-        first = indices[lefts, 0] * 3 & ~3
-        end = indices[np.minimum(lefts + tile, count) - 1, -1] * 3 + 3
-        shared_row = int(-(-(end - first).max() // 4) * 4)
-        if _ROWS * shared_row * 4 <= _SHARED_BYTES:
+        begin = first[lefts] * 3 & ~3
+        end = (first[np.minimum(lefts + tile, count) - 1] + number) * 3
+        shared_row = int(-(-(end - begin).max() // 4) * 4)
+        if _FRAME_ROWS * shared_row * 4 <= _SHARED_BYTES:
             return tile, shared_row
     raise ValueError("the picture is scaled down further than a GPU block can hold: resize it before")
 

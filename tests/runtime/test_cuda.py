@@ -108,19 +108,46 @@ def test_without_a_gpu_the_message_says_what_to_check():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize(("source", "target"), [(640, 1280), (1280, 1280), (3840, 1280), (8192, 100), (7, 5)])
-def test_a_block_of_a_resize_holds_what_its_pixels_are_made_of(source, target):
+def test_a_block_of_a_resize_holds_what_its_pixels_are_made_of(source, target, antialias):
     cuda = pytest.importorskip("v2v.runtime.device.cuda", exc_type=EngineError)
     from v2v.runtime.device.resize import taps
 
-    indices, _ = taps(source, target, -3, target + 6, True)
-    tile, shared_row = cuda._tile(indices)
-    assert cuda._ROWS * shared_row * 4 <= cuda._SHARED_BYTES and shared_row % 4 == 0
-    for left in range(0, len(indices), tile):
-        part = indices[left : left + tile]
-        first = part[0, 0] * 3 // 4 * 4
-        assert part.min() * 3 >= first
-        assert part.max() * 3 + 3 - first <= shared_row
+    first, weights = cuda._dense(*taps(source, target, -3, target + 6, antialias), source)
+    number = weights.shape[1]
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
+    assert first.min() >= 0 and first.max() + number <= source
+    tile, shared_row = cuda._tile(first, number)
+    assert cuda._FRAME_ROWS * shared_row * 4 <= cuda._SHARED_BYTES and shared_row % 4 == 0
+    for left in range(0, len(first), tile):
+        part = first[left : left + tile]
+        assert (np.diff(part) >= 0).all()
+        begin = part[0] * 3 // 4 * 4
+        assert (part[-1] + number) * 3 - begin <= shared_row
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("source", "target"), [(36, 72), (72, 72), (100, 30), (3, 50), (1, 9), (270, 90)])
+def test_tables_of_rows_and_columns_say_what_the_taps_say(source, target, antialias):
+    cuda = pytest.importorskip("v2v.runtime.device.cuda", exc_type=EngineError)
+    from v2v.runtime.device.resize import taps
+
+    geometry = taps(source, target, -5, target + 9, antialias)
+    picture = np.random.default_rng(1).random(source).astype(FLOAT)
+    expected = (picture[geometry[0]] * geometry[1]).sum(axis=1)
+    first, weights = cuda._dense(*geometry, source)
+    block_first, table = cuda._row_table(first, weights, source)
+    assert block_first.min() >= 0 and block_first.max() + table.shape[1] <= source
+    rows = picture[block_first[:, None] + np.arange(table.shape[1])]
+    by_rows = (rows[..., None] * table).sum(axis=1).ravel()[: len(expected)]
+    np.testing.assert_allclose(by_rows, expected, atol=1e-6)
+    columns = cuda._column_table(first, weights)
+    start = columns[:, :1].view(np.int32)
+    by_columns = (picture[start + np.arange(weights.shape[1])] * columns[:, 1 : weights.shape[1] + 1]).sum(
+        axis=1
+    )
+    np.testing.assert_allclose(by_columns * 255 / 2, expected, atol=1e-5)
 
 
 # Memory -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,17 @@ __device__ __forceinline__ void from_float(float value, half& result) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
 }
 
+// Two neighbours at once; `pointer` is aligned to both.
+__device__ __forceinline__ void store_pair(float* pointer, float a, float b) {
+    *reinterpret_cast<float2*>(pointer) = make_float2(a, b);
+}
+
+__device__ __forceinline__ void store_pair(half* pointer, float a, float b) {
+    uint32 word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+    *reinterpret_cast<uint32*>(pointer) = word;
+}
+
 __device__ __forceinline__ bool is_finite(float value) {
     return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
 }
@@ -83,12 +94,8 @@ __device__ __forceinline__ void store(float* pointer, const Group& g) {
 __device__ __forceinline__ void store(half* pointer, const Group& g) {
     uint32 words[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        half low, high;
-        from_float(g.v[2 * i], low);
-        from_float(g.v[2 * i + 1], high);
-        words[i] = low.bits | (static_cast<uint32>(high.bits) << 16);
-    }
+    for (int i = 0; i < 4; i++)
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(g.v[2 * i + 1]), "f"(g.v[2 * i]));
     *reinterpret_cast<uint4*>(pointer) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 

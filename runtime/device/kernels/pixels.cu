@@ -10,19 +10,14 @@ __device__ __forceinline__ float byte_to_float(uint32 word, int k) {
 
 // Bilinear resize of bytes [source_height, source_width, 3] into [3, height, width], scaled to -1..1.
 //
-// A block makes ROWS rows of `tile` pixels. First it weighs the source rows into shared memory, all the bytes between
-// the tile's first and last source pixel; then each pixel weighs its columns of those. Indices rise along an axis, so
-// the span of a tile follows from its ends. `shared_row` floats hold a row of a span. TAPS is the number of source
-// pixels behind a pixel along each axis where it is known (2: no antialiasing), else 0. All that a thread needs from
-// memory is asked for before the first answer is used: with a dozen loads under way at once it is bandwidth that
-// counts, not latency.
+// A block makes ROWS rows of `tile` pixels. First it weighs `source_rows` rows of bytes into shared memory, all between
+// the tile's first and last source pixel: each word is loaded and converted once for all ROWS. Then each pixel weighs
+// its `taps` neighbours there. The geometry comes in tables:
+//   row_first[block]                   the first source row of a block
+//   row_weights[block][source_rows]    a row's weight in each of the block's ROWS rows
+//   columns[pixel][stride]             the first source pixel as an integer, then weights, those times 2 / 255
+// `shared_row` floats hold a row of a span. TAPS is `taps` where it is at most 3 (2: no antialiasing), else 0.
 constexpr int ROWS = 4;
-
-struct Axis {
-    const int* index;     // [count, taps]
-    const float* weight;  // [count, taps]
-    int taps;
-};
 
 // Four bytes of a source row, those before `end`.
 __device__ __forceinline__ uint32 four_bytes(const uint8* row, int at, int end, bool aligned) {
@@ -34,48 +29,66 @@ __device__ __forceinline__ uint32 four_bytes(const uint8* row, int at, int end, 
     return word;
 }
 
-__device__ __forceinline__ void add_bytes(float4& sum, float weight, uint32 word) {
-    sum.x += weight * byte_to_float(word, 0);
-    sum.y += weight * byte_to_float(word, 1);
-    sum.z += weight * byte_to_float(word, 2);
-    sum.w += weight * byte_to_float(word, 3);
+// ROWS rows of one pixel from the weighed bytes.
+template <int TAPS>
+__device__ __forceinline__ void weigh_columns(
+    float (&sums)[ROWS][3], const float* shared, int shared_row, int first, const float4* column, int taps) {
+    const float4 head = __ldg(column);
+    const float* at = shared + __float_as_int(head.x) * 3 - first;
+    const float weights[3] = {head.y, head.z, head.w};
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int c = 0; c < 3; c++) sums[r][c] = -1.0f;
+    const auto add = [&](int k, float weight) {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int c = 0; c < 3; c++) sums[r][c] += weight * at[r * shared_row + k * 3 + c];
+    };
+    if (TAPS) {
+#pragma unroll
+        for (int k = 0; k < TAPS; k++) add(k, weights[k]);
+    } else {
+        const float* more = reinterpret_cast<const float*>(column) + 1;
+        for (int k = 0; k < taps; k++) add(k, __ldg(more + k));
+    }
 }
 
 template <int TAPS, typename T>
 __device__ __forceinline__ void prepare_frame(
-    const uint8* source, int source_width, T* out, int height, int width, const Axis& y, const Axis& x, int tile,
+    const uint8* source, int source_width, T* out, int height, int width, const int* row_first,
+    const float4* row_weights, int source_rows, const float4* columns, int stride, int taps, int tile,
     int shared_row) {
     extern __shared__ float4 shared4[];
     float* shared = reinterpret_cast<float*>(shared4);
-    constexpr int AT_ONCE = TAPS ? TAPS : 2;
-    const int y_taps = TAPS ? TAPS : y.taps, x_taps = TAPS ? TAPS : x.taps;
     const int left = blockIdx.x * tile;
-    const int columns = min(tile, width - left);
+    const int right = min(left + tile, width);
     const int top = blockIdx.y * ROWS;
     const uint64 pitch = static_cast<uint64>(source_width) * 3;
 
     // Whole words of four bytes where rows allow it, single bytes otherwise.
     const bool aligned = pitch % 4 == 0 && (reinterpret_cast<uint64>(source) & 3) == 0;
-    const int first = x.index[left * x_taps] * 3 & ~3;
-    const int end = x.index[(left + columns) * x_taps - 1] * 3 + 3;
+    const int first = __float_as_int(__ldg(columns + left * stride).x) * 3 & ~3;
+    const int end = (__float_as_int(__ldg(columns + (right - 1) * stride).x) + (TAPS ? TAPS : taps)) * 3;
+    const uint8* rows = source + __ldg(row_first + blockIdx.y) * pitch;
+    row_weights += blockIdx.y * source_rows;
     for (int at = first + static_cast<int>(threadIdx.x) * 4; at < end; at += blockDim.x * 4) {
         float4 sums[ROWS] = {};
-        for (int k = 0; k < y_taps; k += AT_ONCE) {
-            uint32 words[ROWS][AT_ONCE];
-            float weights[ROWS][AT_ONCE];
+#pragma unroll 4
+        for (int k = 0; k < source_rows; k++) {
+            const uint32 word = four_bytes(rows + k * pitch, at, end, aligned);
+            const float4 weight = __ldg(row_weights + k);
+            const float weights[ROWS] = {weight.x, weight.y, weight.z, weight.w};
+            const float4 bytes = make_float4(
+                byte_to_float(word, 0), byte_to_float(word, 1), byte_to_float(word, 2), byte_to_float(word, 3));
 #pragma unroll
-            for (int r = 0; r < ROWS; r++)
-#pragma unroll
-                for (int i = 0; i < AT_ONCE; i++) {
-                    const bool counts = TAPS || k + i < y_taps;
-                    const int tap = min(top + r, height - 1) * y_taps + (counts ? k + i : k);
-                    weights[r][i] = counts ? __ldg(y.weight + tap) : 0.0f;
-                    words[r][i] = four_bytes(source + __ldg(y.index + tap) * pitch, at, end, aligned);
-                }
-#pragma unroll
-            for (int r = 0; r < ROWS; r++)
-#pragma unroll
-                for (int i = 0; i < AT_ONCE; i++) add_bytes(sums[r], weights[r][i], words[r][i]);
+            for (int r = 0; r < ROWS; r++) {
+                sums[r].x += weights[r] * bytes.x;
+                sums[r].y += weights[r] * bytes.y;
+                sums[r].z += weights[r] * bytes.z;
+                sums[r].w += weights[r] * bytes.w;
+            }
         }
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
@@ -83,26 +96,28 @@ __device__ __forceinline__ void prepare_frame(
     }
     __syncthreads();
 
+    // Two neighbouring pixels a thread, stored together where they are aligned.
     const uint64 plane = static_cast<uint64>(height) * width;
-    T* to = out + static_cast<uint64>(top) * width + left;
-    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
-        const int tap = (left + column) * x_taps;
-        float sums[ROWS][3] = {};
-#pragma unroll AT_ONCE
-        for (int k = 0; k < x_taps; k++) {
-            const float weight = __ldg(x.weight + tap + k);
-            const float* at = shared + __ldg(x.index + tap + k) * 3 - first;
+    const bool pairs = width % 2 == 0 && tile % 2 == 0 && (reinterpret_cast<uint64>(out) % (2 * sizeof(T))) == 0;
+    for (int x = left + static_cast<int>(threadIdx.x) * 2; x < right; x += blockDim.x * 2) {
+        const bool two = x + 1 < right;
+        float a[ROWS][3], b[ROWS][3];
+        weigh_columns<TAPS>(a, shared, shared_row, first, columns + x * stride, taps);
+        weigh_columns<TAPS>(b, shared, shared_row, first, columns + (two ? x + 1 : x) * stride, taps);
 #pragma unroll
-            for (int r = 0; r < ROWS; r++)
+        for (int c = 0; c < 3; c++) {
+            T* to = out + c * plane + static_cast<uint64>(top) * width + x;
 #pragma unroll
-                for (int c = 0; c < 3; c++) sums[r][c] += weight * at[r * shared_row + c];
+            for (int r = 0; r < ROWS; r++, to += width) {
+                if (top + r >= height) break;
+                if (pairs) {
+                    store_pair(to, a[r][c], b[r][c]);
+                } else {
+                    from_float(a[r][c], to[0]);
+                    if (two) from_float(b[r][c], to[1]);
+                }
+            }
         }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-#pragma unroll
-            for (int c = 0; c < 3; c++)
-                if (top + r < height)
-                    from_float(sums[r][c] * (2.0f / 255.0f) - 1.0f, to[c * plane + r * width + column]);
     }
 }
 
@@ -165,15 +180,22 @@ __device__ __forceinline__ void image_to_bytes(const T* image, uint8* out, uint6
 }
 
 #define KERNELS(T, NAME)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(256, 3) prepare_frame_##NAME(                                \
-        const uint8* source, int source_width, T* out, int height, int width, const int* row_index,           \
-        const float* row_weight, int row_taps, const int* column_index, const float* column_weight,           \
-        int column_taps, int tile, int shared_row) {                                                          \
-        const Axis y = {row_index, row_weight, row_taps}, x = {column_index, column_weight, column_taps};     \
-        if (row_taps == 2 && column_taps == 2)                                                                \
-            prepare_frame<2>(source, source_width, out, height, width, y, x, tile, shared_row);               \
+    extern "C" __global__ void __launch_bounds__(128, 7) prepare_frame_##NAME(                                \
+        const uint8* source, int source_width, T* out, int height, int width, const int* row_first,           \
+        const float4* row_weights, int source_rows, const float4* columns, int stride, int taps, int tile,    \
+        int shared_row) {                                                                                     \
+        if (taps == 1)                                                                                        \
+            prepare_frame<1>(source, source_width, out, height, width, row_first, row_weights, source_rows,   \
+                             columns, stride, taps, tile, shared_row);                                        \
+        else if (taps == 2)                                                                                   \
+            prepare_frame<2>(source, source_width, out, height, width, row_first, row_weights, source_rows,   \
+                             columns, stride, taps, tile, shared_row);                                        \
+        else if (taps == 3)                                                                                   \
+            prepare_frame<3>(source, source_width, out, height, width, row_first, row_weights, source_rows,   \
+                             columns, stride, taps, tile, shared_row);                                        \
         else                                                                                                  \
-            prepare_frame<0>(source, source_width, out, height, width, y, x, tile, shared_row);               \
+            prepare_frame<0>(source, source_width, out, height, width, row_first, row_weights, source_rows,   \
+                             columns, stride, taps, tile, shared_row);                                        \
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) resize_##NAME(                                          \
         const T* source, int source_height, int source_width, T* out, int height, int width, uint64 size,     \
