@@ -55,8 +55,10 @@ def openers(plan: Plan) -> list[Opener]:
             source = plan.weights or recipe.weights.source
             baselines.setdefault(name, OpenBaseline(name, kind, recipe.model, recipe.window, source, device))
         name = f"{_BACKENDS[recipe.backend.name]} {recipe.options.precision}{where} ({device})"
-        if name in sets:
-            name = f"{name} {found.name}"
+        if (
+            name in sets
+        ):  # told apart by its folder, or where that is one of the store's long names, by its hash
+            name = f"{name} {found.name if len(found.name) < 30 else recipe.identity[:8]}"
         sets[name] = OpenEngineSet(name, found.path, device)
     return [*baselines.values(), *sets.values()]
 

@@ -36,7 +36,7 @@ function fill(made, attributes, children) {
     else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return made;
 }
 
@@ -108,7 +108,7 @@ function ticks(from, to, wanted) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find((m) => m * power >= raw * 0.999);
   const found = [];
-  for (let k = Math.ceil(from / step - 1e-9); k * step <= to + step * 1e-9; k += 1) found.push(k * step);
+  for (let k = Math.ceil(from / step - 1e-9); k * step <= to + step * 1e-9; k += 1) found.push(k * step || 0); // never -0
   return found;
 }
 
@@ -322,6 +322,20 @@ function zoomable(svg, timeAt, cover, [from, to], zoom) {
   svg.onpointercancel = () => { start = null; cover.setAttribute("width", 0); };
 }
 
+/** Powers of ten, and between them 2 and 5 where that leaves few. */
+function logTicks(from, to) {
+  const steps = to / from < 200 ? [1, 2, 5] : [1];
+  const found = [];
+  for (let p = Math.floor(Math.log10(from)); p <= Math.log10(to); p += 1) found.push(...steps.map((m) => m * 10 ** p));
+  return found.filter((value) => value >= from && value <= to);
+}
+
+/** A power of ten with the prefix of its unit. */
+function power(value) {
+  const [factor, prefix] = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"]].find(([least]) => value >= least * 0.999) ?? [1, ""];
+  return `${parseFloat((value / factor).toPrecision(3))} ${prefix}`;
+}
+
 function marker(shape, x, y, size, attributes) {
   const r = size / 2;
   if (shape === "circle") return draw("circle", { cx: x, cy: y, r, ...attributes });
@@ -349,25 +363,24 @@ function roofline(device) {
   if (!ceilings || !points.length) return null;
   const copy = ceilings.copy_bytes_per_second.median, product = ceilings.product_flops_per_second?.median ?? Infinity;
   const roof = (intensity) => Math.min(copy * intensity, product);
-  const span = (values) => [10 ** Math.floor(Math.log10(Math.min(...values) * 0.7)), 10 ** Math.ceil(Math.log10(Math.max(...values) * 1.4))];
   const ridge = product / copy;
-  const [x0, x1] = span([...points.map((p) => p.intensity), ...(Number.isFinite(ridge) ? [ridge] : [])]);
-  const [y0, y1] = span([...points.map((p) => p.speed), ...points.map((p) => roof(p.intensity)), roof(x0)]);
+  const around = (values) => [Math.min(...values) / 1.8, Math.max(...values) * 1.8];
+  const [x0, x1] = around([...points.map((p) => p.intensity), ...(Number.isFinite(ridge) ? [ridge] : [])]);
+  const [y0, y1] = around(points.flatMap((p) => [p.speed, roof(p.intensity)]));
   const picture = plot(`roofline of the ${device}`, (svg, width) => {
-    const left = 62, right = 16, top = 12, height = Math.round(Math.min(Math.max(width * 0.5, 260), 420)), bottom = height - 46;
+    const left = 50, right = 16, top = 24, height = Math.round(Math.min(Math.max(width * 0.5, 260), 420)), bottom = height - 46;
     const x = (value) => left + Math.log10(value / x0) / Math.log10(x1 / x0) * (width - left - right);
     const y = (value) => bottom - Math.log10(value / y0) / Math.log10(y1 / y0) * (bottom - top);
-    const powers = (from, to) => { const all = []; for (let p = Math.round(Math.log10(from)); p <= Math.round(Math.log10(to)); p += 1) all.push(10 ** p); return all; };
-    for (const value of powers(x0, x1)) {
+    for (const value of logTicks(x0, x1)) {
       svg.append(draw("line", { class: "axis", x1: x(value), x2: x(value), y1: top, y2: bottom }),
         draw("text", { x: x(value), y: bottom + 18, "text-anchor": "middle" }, count(value)));
     }
-    for (const value of powers(y0, y1)) {
+    for (const value of logTicks(y0, y1)) {
       svg.append(draw("line", { class: "axis", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
-        draw("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, scaled(value, [[1e6, "M"], [1e9, "G"], [1e12, "T"], [1e15, "P"]])));
+        draw("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, power(value)));
     }
     svg.append(draw("text", { x: width - right, y: bottom + 38, "text-anchor": "end" }, "arithmetic intensity, FLOP per byte"),
-      draw("text", { x: left + 6, y: top + 12 }, "FLOP/s"));
+      draw("text", { x: 0, y: 11 }, "FLOP/s"));
     // The slope is left where it would leave the plot.
     const low = Math.max(x0, y0 / copy), high = Math.min(Number.isFinite(ridge) ? Math.max(ridge, low) : x1, x1);
     const flat = Number.isFinite(product) && high < x1 ? `L${x(x1)} ${y(product)}` : "";
@@ -375,7 +388,7 @@ function roofline(device) {
     if (flat) svg.append(draw("text", { class: "strong", x: width - right - 2, y: y(product) - 7, "text-anchor": "end" }, `matrix product ${rate(product, "FLOP/s")}`));
     const middle = Math.sqrt(low * high);
     const angle = Math.atan2(y(roof(high)) - y(copy * low), x(high) - x(low)) * 180 / Math.PI;
-    svg.append(draw("text", { class: "strong", "text-anchor": "middle", transform: `translate(${x(middle)} ${y(copy * middle) - 8}) rotate(${angle.toFixed(1)})` }, `copy ${rate(copy, "B/s")}`));
+    svg.append(draw("text", { class: "strong", "text-anchor": "middle", dy: 17, transform: `translate(${x(middle)} ${y(copy * middle)}) rotate(${angle.toFixed(1)})` }, `copy ${rate(copy, "B/s")}`));
     for (const p of points) {
       svg.append(marker(COMPONENT_SHAPES[p.component], x(p.intensity), y(p.speed), 13, {
         fill: subjectColor(p.measured), stroke: "var(--card)", "stroke-width": 1.5,
@@ -414,11 +427,11 @@ function scaling(over) {
     const left = 48, right = 18, top = 22, height = 250, bottom = height - 46;
     const x = (value) => left + value / furthest * (width - left - right);
     const y = (value) => bottom - value / (most * 1.05) * (bottom - top);
-    for (const tick of ticks(0, most * 1.05, 5)) {
+    for (const tick of ticks(0, most * 1.05, 6)) {
       svg.append(draw("line", { class: "axis", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }),
         draw("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, unit.text(tick)));
     }
-    for (const tick of ticks(0, furthest, Math.min((width - left - right) / 70, 8))) {
+    for (const tick of ticks(0, furthest, Math.min((width - left - right) / 55, 8))) {
       svg.append(draw("line", { class: "axis", x1: x(tick), x2: x(tick), y1: bottom, y2: bottom + 4 }),
         draw("text", { x: x(tick), y: bottom + 18, "text-anchor": "middle" }, scaledCount(tick)));
     }
@@ -451,7 +464,7 @@ function law(sweep) {
   const [mx, my] = [mean(xs), mean(ys)];
   const slope = xs.reduce((sum, value, k) => sum + (value - mx) * (ys[k] - my), 0) / xs.reduce((sum, value) => sum + (value - mx) ** 2, 0);
   const [unit, name] = { frames: [1, "frame"], pixels: [1e6, "megapixel"], steps: [1, "step"] }[sweep.over];
-  return `${slope > 0 ? seconds(slope * unit) : "nothing"} a ${name} more`;
+  return slope > 0 ? `each further ${name} ${seconds(slope * unit)}` : `further ${name}s cost nothing`;
 }
 
 function sweeps() {
@@ -503,5 +516,5 @@ function footer() {
 }
 
 document.title = `v2v benchmark, ${R.created.slice(0, 10)}`;
-PAGE.replaceChildren(...[header(), tiles(), comparison(), shares(), timeline(), rooflines(), sweeps(), sets(), method(), footer()].flat().filter(Boolean));
+PAGE.replaceChildren(...[header(), tiles(), comparison(), shares(), timeline(), rooflines(), sweeps(), sets(), method(), footer()].flat(Infinity).filter(Boolean));
 document.documentElement.dataset.drawn = "yes";
