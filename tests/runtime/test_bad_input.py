@@ -312,7 +312,8 @@ def test_disk_really_full(stand_in_engines: Path, tmp_path: Path) -> None:
         )
         out, err = process.communicate(timeout=120)
         assert "No space left on device" in the_one_line(Result(process.returncode, out, err))
-        assert list(disk.iterdir()) == []
+        # segments that were finished before the disk was full are kept, to go on with
+        assert {path.name for path in disk.iterdir()} <= {".out.mp4.v2v"}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
