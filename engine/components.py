@@ -55,7 +55,7 @@ class Window:
     @property
     def row_remainder(self) -> int:
         """Pixels by which a legal height exceeds a multiple of :attr:`step`."""
-        return self.factor * _LATENT_ROWS_REMAINDER
+        return self.factor * _LATENT_ROWS_REMAINDER % self.step
 
     @property
     def latent_height(self) -> int:
