@@ -23,16 +23,16 @@ def test_without_a_gpu_it_is_onnxruntime_in_fp32_on_the_cpu(monkeypatch: pytest.
 
 
 def test_with_a_gpu_it_is_the_first_backend_that_runs_there_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(BACKENDS):
-        monkeypatch.delitem(BACKENDS, name)
     monkeypatch.setitem(BACKENDS, "absent", "no_such_module:Backend")
     install(CopyBackend("on-cpu"), monkeypatch)
+    monkeypatch.setattr(module, "BACKENDS", ["absent", "on-cpu"])
     monkeypatch.setattr(module, "cuda_devices", lambda: 1)
     assert default_device() == "cpu"
     with pytest.raises(EngineError, match=r"absent.*is not installed here.*on-cpu does not run on cuda here"):
         default_backend("cuda")
     install(CopyBackend("first", devices=("cuda", "cpu")), monkeypatch)
     install(CopyBackend("second", devices=("cuda",)), monkeypatch)
+    monkeypatch.setattr(module, "BACKENDS", ["absent", "on-cpu", "first", "second"])
     assert default_device() == "cuda"
     assert default_backend("cuda") == "first"
     assert default_precision("cuda") == "fp16"
