@@ -130,6 +130,7 @@ MODELS = {
                 width=32, multipliers=(1, 1, 2), blocks=1, latent_channels=16, groups=0, attention=False
             ),
             text_encoder=TextEncoderConfig(width=64, heads=2, layers=3),
+            latent_scale=0.923257,
             defaults=Defaults(
                 steps=1,
                 strength=0.03,
