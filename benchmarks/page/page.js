@@ -69,7 +69,7 @@ function plot(label, paint) {
   };
   new ResizeObserver(([entry]) => {
     const now = Math.round(entry.contentRect.width);
-    if (now && now !== width) { width = now; made.repaint(); }
+    if (now && now !== width) { width = now; requestAnimationFrame(made.repaint); }
   }).observe(made);
   return made;
 }

@@ -1,0 +1,78 @@
+"""The baselines compute what the engines compute, and their work is counted as it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from v2v.benchmarks.baselines import TorchEngines, _Traffic, _WholeAttention, work  # noqa: E402
+from v2v.engine.backend import EngineError  # noqa: E402
+from v2v.engine.build import window_for  # noqa: E402
+from v2v.engine.components import COMPONENTS  # noqa: E402
+from v2v.engine.verify import random_inputs, relative_error  # noqa: E402
+from v2v.export.models.configs import MODELS  # noqa: E402
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_eager_pytorch_gives_what_the_engine_gives(small_engine_set, tmp_path, name):
+    recipe = small_engine_set.manifest.recipe
+    baseline = TorchEngines.make(
+        tmp_path, "eager", recipe.model, recipe.window, recipe.weights.source, "cpu"
+    )
+    assert baseline.manifest.recipe.weights.identity == recipe.weights.identity
+    component = small_engine_set.component(name)
+    inputs = random_inputs(component, recipe.model.text_encoder.vocabulary)
+    found = []
+    for engines in (small_engine_set, baseline):
+        outputs = {t.name: np.empty(t.shape, t.dtype) for t in component.outputs}
+        engine = engines.load(name, "cpu")
+        engine.run(inputs, outputs)
+        engine.close()
+        found.append(outputs)
+    assert relative_error(found[1], found[0]) < 1e-4
+
+
+def test_a_baseline_on_cuda_without_cuda_is_refused(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    model = MODELS["small"]
+    with pytest.raises(EngineError, match="cannot use CUDA"):
+        TorchEngines.make(tmp_path, "eager", model, window_for(model), "random:0", "cuda")
+
+
+def test_a_closed_engine_says_so(small_engine_set, tmp_path):
+    recipe = small_engine_set.manifest.recipe
+    baseline = TorchEngines.make(tmp_path, "eager", recipe.model, recipe.window, "random:0", "cpu")
+    engine = baseline.load("text_encoder", "cpu")
+    engine.close()
+    component = engine.component
+    outputs = {t.name: np.empty(t.shape, t.dtype) for t in component.outputs}
+    with pytest.raises(EngineError, match="closed"):
+        engine.run(random_inputs(component, 100), outputs)
+
+
+def test_a_full_size_evaluation_is_185_tflop():
+    """Measured independently: convolutions 71.9, linear 64.4, attention 49.6, together 185.8 TFLOP."""
+    model = MODELS["ms-vid2vid-xl"]
+    found = {counted.component: counted for counted in work(model, window_for(model), "fp16")}
+    assert found["unet"].flops == pytest.approx(185.8e12, rel=0.005)
+    weights = 2 * 1_411_233_860
+    assert found["unet"].bytes > weights
+
+
+def test_traffic_is_inputs_and_result():
+    a, b = torch.empty(10, 30, device="meta"), torch.empty(30, 20, device="meta")
+    with _Traffic() as traffic:
+        a @ b
+    assert traffic.flops == 2 * 10 * 20 * 30
+    assert traffic.bytes == 4 * (10 * 30 + 30 * 20 + 10 * 20)
+
+
+def test_scores_of_attention_are_no_traffic():
+    q = torch.empty(1, 2, 1000, 16, device="meta")
+    with torch.no_grad(), _Traffic() as traffic, _WholeAttention(traffic):
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert traffic.flops == 2 * 2 * 2 * 1000 * 1000 * 16
+    assert traffic.bytes == 4 * 4 * q.numel()
