@@ -304,6 +304,11 @@ def _build_component(
     graph: Graph = exporter.export_component(
         name, recipe.model, weights, recipe.window, recipe.options.precision, graphs, report
     )
+    if recipe.options.frames is not None and name == "unet" and made.name == "tensorrt":
+        from v2v.export.frames import open_frame_axis
+
+        report("tracing", 0.0)
+        open_frame_axis(graph.path, name, recipe.model, recipe.window, recipe.options.precision)
     report("compiling", 0.0)
     started = time.monotonic()
     files = made.build(component, graph.path, target, recipe.options, report)

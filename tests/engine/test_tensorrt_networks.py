@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 
 from tests.conftest import SMALL_WINDOW
 from v2v.engine.backend import BuildOptions
 from v2v.engine.build import window_for
 from v2v.engine.components import COMPONENTS, Component, ComponentName, Window, components
-from v2v.export.models.configs import MODELS, AutoencoderConfig, ModelConfig
-
-pytest.importorskip("torch", reason="exporting graphs needs PyTorch")
-
 from v2v.engine.tensorrt import TensorRTBackend
 from v2v.engine.tensorrt_runner import PlanRecord
+from v2v.engine.verify import random_inputs
 from v2v.export import graphs
-from v2v.export.weights import load_weights
+from v2v.export.frames import open_frame_axis
+from v2v.export.models.configs import MODELS, AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from v2v.export.weights import load_weights, make_network
 
 FP16 = BuildOptions(precision="fp16", device="cuda")
 MEMORY = Path(__file__).parents[1] / "data" / "tensorrt_memory.json"
@@ -99,6 +101,45 @@ def test_the_reference_autoencoder_attends_without_iattention_and_norms_in_fp32(
     assert count(record, "ATTENTION_OUTPUT") == 0
     assert count(record, "SOFTMAX", "FLOAT") == 1
     assert count(record, "NORMALIZATION", "FLOAT") > 20
+
+
+def test_a_graph_with_an_open_frame_axis_serves_any_number_of_frames(
+    tensorrt: ModuleType, tmp_path: Path
+) -> None:
+    """The same graph for 4, 1 and 7 frames against PyTorch, and as one optimisation profile."""
+    model = ModelConfig(
+        "tiny",
+        unet=UNetConfig(
+            width=32, multipliers=(1, 1, 2), blocks=1, head_size=16, stem_heads=2, context_width=32,
+            attention=(True, False, False),
+        ),
+        autoencoder=AutoencoderConfig(width=32, multipliers=(1, 1, 1)),
+        text_encoder=TextEncoderConfig(width=32, heads=2, layers=2),
+    )  # fmt: skip
+    weights = load_weights("random:0", model)
+    window = window_for(model, (32, 40), 4)
+    graph = graphs.export_component("unet", model, weights, window, "fp16", tmp_path)
+    open_frame_axis(graph.path, "unet", model, window, "fp16")
+
+    session = onnxruntime.InferenceSession(graph.path)
+    network = make_network("unet", model)
+    network.load_state_dict(weights.state_dict("unet"), assign=True)
+    network.float()
+    for frames in (4, 1, 7):
+        component = components(model, replace(window, frames=frames), "fp16")["unet"]
+        inputs = random_inputs(component, 100)
+        with torch.inference_mode():
+            exact = network(*(torch.from_numpy(v).float() if v.dtype == np.float16 else torch.from_numpy(v)
+                              for v in inputs.values()))  # fmt: skip
+        found = session.run(None, inputs)[0].astype(np.float32)
+        assert np.linalg.norm(found - exact.numpy()) < 1e-2 * np.linalg.norm(exact.numpy())
+
+    options = replace(FP16, frames=(1, 8))
+    plan, record = TensorRTBackend().build(
+        components(model, window, "fp16")["unet"], graph.path, tmp_path, options, lambda phase, share: None
+    )
+    assert plan.exists()
+    check_layers(PlanRecord.read(record), operators(graph.path))
 
 
 # Full size ------------------------------------------------------------------------------------------------------
