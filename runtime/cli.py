@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -25,13 +26,24 @@ from v2v.engine.build import (
     window_for,
 )
 from v2v.engine.cli import seconds_text
-from v2v.engine.console import BuildDisplay, messages, new_app, one_of, parse_size, run_app, warn
+from v2v.engine.console import (
+    BuildDisplay,
+    UsageError,
+    messages,
+    new_app,
+    one_of,
+    parse_size,
+    run_app,
+    warn,
+)
 from v2v.engine.manifest import v2v_version
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
 from v2v.export.models.configs import MODELS
 from v2v.runtime.encoding import CODECS
 from v2v.runtime.film import Target, enhance_film
+from v2v.runtime.folders import check_folder
 from v2v.runtime.pipeline import Memory, Plan, Progress, Settings, VideoToVideo, plan
+from v2v.runtime.pipes import PIPE, input_path, output_path
 from v2v.runtime.solvers import SOLVERS
 from v2v.runtime.video import VideoReader, check_output, encoding_for
 
@@ -51,8 +63,18 @@ def main() -> NoReturn:
 
 @app.command()
 def command(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The video to enhance.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write: .mp4, .mkv, .mov, .m4v.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="A video, a folder of pictures, or - for the standard input."),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file (.mp4, .mkv, .mov, .m4v), a folder/ for PNG pictures, or - for stdout.",
+        ),
+    ],
     prompt: Annotated[str, typer.Option(help="What the video shows; quality words are added.")] = "",
     negative_prompt: Annotated[
         str | None, typer.Option(help="What it must not look like; default: the reference's words.")
@@ -84,11 +106,16 @@ def command(
     parity: Annotated[
         bool, typer.Option("--parity", help="As the reference: 1280x720, 32 frames, 8 a second, no sound.")
     ] = False,
-    codec: Annotated[str, typer.Option(help=f"One of {', '.join(CODECS)}.")] = "h264",
+    codec: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(CODECS)}; default: h264, for a folder/ png.")
+    ] = None,
     crf: Annotated[
         int | None, typer.Option(help="Constant quality, lower is better; default: the codec's.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="The encoder's speed, as FFmpeg names it.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Pictures per second of a folder, as 25 or 30000/1001.")
+    ] = None,
     cuts: Annotated[bool, typer.Option(help="Find cuts, so that shots do not run into each other.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     restart: Annotated[
@@ -118,23 +145,35 @@ def command(
         device=None if device is None else one_of("--device", device, ("cpu", "cuda")),
     )
     high_or_low = one_of("--memory", memory, _MEMORY)
-    with _warnings_shown() as told, _Display(quiet) as display:
-        check_output(output, source, overwrite=overwrite)
-        with VideoReader(source, parity=parity, find_cuts=cuts and not parity) as reader:
+    codec = codec or ("png" if output.endswith("/") else "h264")
+    if output == PIPE and as_json:
+        raise UsageError("--json and -o - both write to the standard output; leave one of them out")
+    with (
+        _warnings_shown() as told,
+        _Display(quiet) as display,
+        input_path(source) as read_from,
+        output_path(Path(output)) as written_to,
+    ):
+        if codec == "png":
+            check_folder(written_to)
+        else:
+            check_output(written_to, read_from, overwrite=overwrite)
+        with VideoReader(
+            read_from, parity=parity, find_cuts=cuts and not parity, rate=_parse_rate(rate)
+        ) as reader:
             encoding = encoding_for(reader.info, codec=codec, crf=crf, preset=preset, parity=parity)
             engine_set = choose_engines(engines, wanted, display)
             made = plan_for(reader, settings, engine_set)
-            encoding.check(output, *made.size)
+            encoding.check(written_to, *made.size)
             note = json.dumps(describe(engine_set, made))
             v2v = VideoToVideo.load(engine_set, device or "auto", high_or_low)
+            target = Target(written_to, encoding, overwrite, restart, note)
             started = time.monotonic()
-            frames = enhance_film(
-                v2v, reader, Target(output, encoding, overwrite, restart, note), made, display.show
-            )
+            frames = enhance_film(v2v, reader, target, made, display.show)
             seconds = time.monotonic() - started
     summary = {
         "input": str(source),
-        "output": str(output),
+        "output": output,
         "frames": frames,
         "seconds": round(seconds, 3),
         "engine_set": str(engine_set.path),
@@ -148,6 +187,18 @@ def command(
         messages.print(
             f"{output}: {frames} frames of {width}x{height} in {seconds_text(seconds)}", markup=False
         )
+
+
+def _parse_rate(text: str | None) -> Fraction | None:
+    if text is None:
+        return None
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= 1000:
+        raise UsageError(f"--rate must be pictures per second, as 25 or 30000/1001, not '{text}'")
+    return rate
 
 
 def choose_engines(named: str | None, wanted: Wanted, display: _Display) -> EngineSet:

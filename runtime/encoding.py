@@ -33,7 +33,7 @@ class Codec:
 
     library: str  # FFmpeg's name of the encoder
     formats: tuple[str, str]  # pixel formats for 8 bits and for more
-    containers: tuple[str, ...]  # endings of files that can hold it
+    containers: tuple[str, ...]  # endings of files that can hold it; none: a folder of pictures
     segment: str  # FFmpeg's name of the container of a lone segment
     quality: str | None = None  # name of the encoder's constant-quality option
     crf: int | None = None  # its default
@@ -69,6 +69,7 @@ CODECS: dict[str, Codec] = {
         "ffv1", ("yuv444p", "yuv444p10le"), (".mkv",), "matroska", options={"level": "3", "g": "1"}, chroma=1
     ),
     "prores": Codec("prores_ks", ("yuv422p10le",) * 2, (".mov", ".mkv"), "mov", options={"profile": "hq"}),
+    "png": Codec("png", ("rgb24", "rgb24"), (), "mov", chroma=1),
     "h264_nvenc": Codec("h264_nvenc", ("yuv420p", "yuv420p"), _ANY, "mp4", "cq", 19, _NVENC_PRESETS),
     "hevc_nvenc": Codec("hevc_nvenc", ("yuv420p", "p010le"), _ANY, "mp4", "cq", 21, _NVENC_PRESETS),
     "av1_nvenc": Codec("av1_nvenc", ("yuv420p", "p010le"), (".mp4", ".mkv"), "mp4", "cq", 26, _NVENC_PRESETS),
@@ -120,6 +121,11 @@ class Encoding:
             raise EncodingError(f"--preset {self.preset}: codec {self.codec} takes {choices}")
 
     @property
+    def makes_folder(self) -> bool:
+        """Whether the output is a folder of pictures instead of a file."""
+        return not self.library.containers
+
+    @property
     def library(self) -> Codec:
         """The codec's entry in :data:`CODECS`."""
         return CODECS[self.codec]
@@ -130,7 +136,7 @@ class Encoding:
         Raises:
             EncodingError: it cannot; names the way out.
         """
-        if path.suffix.lower() not in self.library.containers:
+        if self.library.containers and path.suffix.lower() not in self.library.containers:
             endings = ", ".join(self.library.containers)
             raise EncodingError(
                 f"cannot write {path}: codec {self.codec} needs a name that ends in {endings}"
@@ -166,8 +172,9 @@ class Encoding:
         if not self.parity:
             context.sample_aspect_ratio = self.aspect
             context.color_primaries, context.color_trc = self.colors.primaries, self.colors.transfer
-            context.colorspace = self.colors.matrix
-            context.color_range = 2 if self.colors.full_range else 1
+            stored_rgb = codec.formats[self.deep].startswith("rgb")
+            context.colorspace = 0 if stored_rgb else self.colors.matrix
+            context.color_range = 2 if stored_rgb or self.colors.full_range else 1
         return stream
 
     def picture(self, frame: npt.NDArray[np.uint8], stream: Any) -> av.VideoFrame:

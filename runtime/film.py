@@ -14,8 +14,10 @@ from pathlib import Path
 
 from v2v.engine.manifest import v2v_version
 from v2v.engine.store import EngineSet
+from v2v.runtime import folders
 from v2v.runtime.background import ahead, behind
 from v2v.runtime.encoding import Encoding, SegmentEncoder
+from v2v.runtime.folders import FolderWriter
 from v2v.runtime.journal import Journal
 from v2v.runtime.pipeline import PARITY_FRAMES, Plan, Progress, Report, VideoToVideo
 from v2v.runtime.video import Timestamp, VideoReader, VideoWriter, writing
@@ -73,17 +75,23 @@ def enhance_film(
                     write(picture)
                     report.frames_done += 1
             journal.finish(segment.index, encoder.result, carry)
-        with VideoWriter(
-            target.path,
-            reader,
-            overwrite=target.overwrite,
-            note=target.note,
-            encoding=target.encoding,
-            parity=plan.parity,
-        ) as writer:
+        with _writer(target, reader, parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
         journal.discard()
     return len(stamps)
+
+
+def _writer(target: Target, reader: VideoReader, *, parity: bool) -> VideoWriter | FolderWriter:
+    if target.encoding.makes_folder:
+        return FolderWriter(target.path, reader.path, target.note)
+    return VideoWriter(
+        target.path,
+        reader,
+        overwrite=target.overwrite,
+        note=target.note,
+        encoding=target.encoding,
+        parity=parity,
+    )
 
 
 def facts_of(source: Path, plan: Plan, engine_set: EngineSet, target: Target) -> dict[str, str]:
@@ -102,6 +110,8 @@ def facts_of(source: Path, plan: Plan, engine_set: EngineSet, target: Target) ->
 
 def fingerprint(path: Path) -> str:
     """Size and digest of a file's beginning and end: enough to notice another file without reading all of it."""
+    if path.is_dir():
+        return folders.fingerprint(path)
     block = 1 << 20
     size = path.stat().st_size
     digest = hashlib.sha256()

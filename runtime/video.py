@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
-from v2v.runtime import pixels
+from v2v.runtime import folders, pixels
 from v2v.runtime.encoding import EncodedSegment, Encoding
 from v2v.runtime.pixels import Colors
 from v2v.runtime.shots import ShotDetector
@@ -79,7 +79,9 @@ class VideoReader:
         MediaError: no such file, not a video, no video stream, or no picture that can be decoded.
     """
 
-    def __init__(self, path: Path, *, parity: bool = False, find_cuts: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, parity: bool = False, find_cuts: bool = False, rate: Fraction | None = None
+    ) -> None:
         self.path = path
         self._find_cuts = find_cuts
         self.cuts: set[int] = set()
@@ -87,7 +89,8 @@ class VideoReader:
         self.timestamps: deque[Timestamp] = deque()
         """Of pictures given out by :meth:`frames` and not yet written."""
         self._damaged = 0
-        self._container = _open(path)
+        self._opened = contextlib.ExitStack()
+        self._container = _open(path, rate, self._opened)
         try:
             self._stream = self._find_stream()
             self._stream.thread_type = "AUTO"
@@ -95,14 +98,14 @@ class VideoReader:
             self._first = self._decode_first()
             self.info, self._to_rgb = self._describe(self._first, parity)
         except BaseException:
-            self._container.close()
+            self._opened.close()
             raise
 
     def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._container.close()
+        self._opened.close()
 
     def frames(self) -> Iterator[Frame]:
         """Every picture in order, ``[H, W, 3]``, once; its time stamp goes to :attr:`timestamps`."""
@@ -312,7 +315,8 @@ class VideoWriter:
         if not self.parity:
             copy_stream_tags(self.source._stream, pictures)
             skip = self.source.info.stream_index
-            self._copier = StreamCopier(self.source.path, skip, self._output, self.path)
+            if not self.source.path.is_dir():
+                self._copier = StreamCopier(self.source.path, skip, self._output, self.path)
         _add_note(self._output.metadata, self.note)
 
     def join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:
@@ -469,15 +473,19 @@ def _format_for(path: Path) -> str:
         ) from None
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def _open(path: Path, rate: Fraction | None, opened: contextlib.ExitStack) -> av.container.InputContainer:
     if not path.exists():
         raise MediaError(f"{path}: no such file")
-    if path.is_dir():
-        raise MediaError(f"{path} is a folder; give a video file")
+    if rate is not None and not path.is_dir():
+        raise MediaError(f"--rate is for folders of pictures; {path} has a frame rate of its own")
     try:
+        if path.is_dir():
+            return opened.enter_context(folders.opened_folder(path, rate or folders.RATE))
         if path.is_file() and not path.stat().st_size:
             raise MediaError(f"{path} is empty (0 bytes); give a video file")
-        container = av.open(str(path), metadata_errors="replace")
+        container: av.container.InputContainer = opened.enter_context(
+            av.open(str(path), metadata_errors="replace")
+        )
     except (av.FFmpegError, OSError) as error:
         reasons = {
             ValueError: "it is not a video, or cut off too early",
@@ -486,7 +494,7 @@ def _open(path: Path) -> av.container.InputContainer:
         reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), error.strerror)
         raise MediaError(f"{path} cannot be read: {reason}; check that the file plays") from error
     if container.format.name in _SUSPICIOUS_FORMATS:
-        container.close()
+        opened.close()
         raise MediaError(f"{path} cannot be read: it is not a video but text")
     return container
 

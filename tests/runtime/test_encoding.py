@@ -11,7 +11,7 @@ from v2v.runtime.encoding import CODECS, Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.pixels import Colors
 from v2v.runtime.video import Timestamp, VideoReader, VideoWriter, encoding_for
 
-SOFTWARE = [name for name in CODECS if "nvenc" not in name]
+SOFTWARE = [name for name, codec in CODECS.items() if codec.containers and "nvenc" not in name]
 
 
 def encode(folder, frames, lengths, encoding):
