@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.engine.backend import Engine
+from v2v.engine.build import window_for
 from v2v.engine.components import Component, ComponentName, Precision, Window, components
 from v2v.engine.store import EngineSet, packaged_tokenizer
 from v2v.export.models.configs import MODELS, ModelConfig
@@ -146,6 +147,7 @@ def reference(arguments: argparse.Namespace) -> None:
         source=np.stack(frames),
         enhanced=out,
         window=(window.frames, window.height, window.width),
+        model=json.dumps(engine_set.manifest.recipe.model.to_json()),
     )
     print(f"{len(frames)} frames, {out.shape[2]}x{out.shape[1]}, into {arguments.output}")
 
@@ -157,13 +159,15 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     from v2v.runtime.device.cuda import CudaDevice
 
     torch.backends.cudnn.allow_tf32 = False
-    model, rows = MODELS["small"], []
+    rows = []
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:
-        networks = small_networks(model, precision)
         for path in arguments.reference:
             kept = np.load(path)
-            window = Window(*map(int, kept["window"]))
+            model = ModelConfig.from_json(json.loads(str(kept["model"])))
+            networks = small_networks(model, precision)
+            frames, height, width = map(int, kept["window"])
+            window = window_for(model, (width, height), frames)
             outputs: dict[str, Frames] = {}
             refused: str | None = None
             for how in ("captured", "again", "eager"):
@@ -210,7 +214,8 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
     from v2v.runtime.device.cuda import CudaDevice
 
     model = MODELS["ms-vid2vid-xl"]
-    window = Window(*model.defaults.window)
+    frame_count, height, width = model.defaults.window
+    window = window_for(model, (width, height), frame_count)
     rng = np.random.default_rng(0)
     frames = list(rng.integers(0, 256, (window.frames, 360, 640, 3), np.uint8))
     memory: list[dict[str, int]] = []

@@ -521,7 +521,7 @@ def _tile(first: npt.NDArray[np.int32], number: int) -> tuple[int, int]:
         ValueError: even two columns are made of more pixels than a block can hold.
     """
     count = len(first)
-    for tile in (256, 128, 64, 32, 16, 8, 4, 2):
+    for tile in (2 * _FRAME_THREADS, 128, 64, 32, 16, 8, 4, 2):  # two columns a thread
         lefts = np.arange(0, count, tile)
         begin = first[lefts] * 3 & ~3
         end = (first[np.minimum(lefts + tile, count) - 1] + number) * 3

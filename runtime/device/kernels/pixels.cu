@@ -17,23 +17,62 @@ __device__ __forceinline__ float byte_to_float(uint32 word, int k) {
 //   row_weights[block][source_rows]    a row's weight in each of the block's ROWS rows
 //   columns[pixel][stride]             the first source pixel as an integer, then weights, those times 2 / 255
 // `shared_row` floats hold a row of a span. TAPS is `taps` where it is at most 3 (2: no antialiasing), else 0.
+//
+// Loads are asked for in batches before the first of them is used, and no branch stands between them: otherwise each
+// would wait for the one before.
 constexpr int ROWS = 4;
 
-// Four bytes of a source row, those before `end`.
-__device__ __forceinline__ uint32 four_bytes(const uint8* row, int at, int end, bool aligned) {
-    if (aligned) return __ldg(reinterpret_cast<const uint32*>(row + at));
+// Four bytes of a source row, those before `end`. Rows that start at any byte are read byte by byte.
+template <bool ALIGNED>
+__device__ __forceinline__ uint32 four_bytes(const uint8* row, int at, int end) {
+    if (ALIGNED) return __ldg(reinterpret_cast<const uint32*>(row + at));
     uint32 word = 0;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        if (at + i < end) word |= static_cast<uint32>(__ldg(row + at + i)) << (8 * i);
+        word |= static_cast<uint32>(__ldg(row + min(at + i, end - 1))) << (8 * i);
     return word;
 }
 
-// ROWS rows of one pixel from the weighed bytes.
+// The bytes first..end of `source_rows` rows, weighed for each of ROWS rows.
+template <bool ALIGNED>
+__device__ __forceinline__ void weigh_rows(
+    const uint8* rows, uint64 pitch, const float4* row_weights, int source_rows, int first, int end, float* shared,
+    int shared_row) {
+    constexpr int BATCH = ALIGNED ? 4 : 1;
+    for (int at = first + static_cast<int>(threadIdx.x) * 4; at < end; at += blockDim.x * 4) {
+        float4 sums[ROWS] = {};
+        for (int k = 0; k < source_rows; k += BATCH) {
+            uint32 words[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; i++)
+                words[i] = four_bytes<ALIGNED>(rows + min(k + i, source_rows - 1) * pitch, at, end);
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                // A small table that all blocks of a row read: it is near, unlike the picture.
+                const float4 weight = k + i < source_rows ? __ldg(row_weights + k + i) : float4{};
+                const float bytes[4] = {byte_to_float(words[i], 0), byte_to_float(words[i], 1),
+                                        byte_to_float(words[i], 2), byte_to_float(words[i], 3)};
+                const float weights[ROWS] = {weight.x, weight.y, weight.z, weight.w};
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    sums[r].x += weights[r] * bytes[0];
+                    sums[r].y += weights[r] * bytes[1];
+                    sums[r].z += weights[r] * bytes[2];
+                    sums[r].w += weights[r] * bytes[3];
+                }
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            *reinterpret_cast<float4*>(shared + r * shared_row + (at - first)) = sums[r];
+    }
+}
+
+// ROWS rows of one pixel from the weighed bytes; `head` is the start of the pixel's entry in `columns`.
 template <int TAPS>
 __device__ __forceinline__ void weigh_columns(
-    float (&sums)[ROWS][3], const float* shared, int shared_row, int first, const float4* column, int taps) {
-    const float4 head = __ldg(column);
+    float (&sums)[ROWS][3], const float* shared, int shared_row, int first, const float4& head, const float4* column,
+    int taps) {
     const float* at = shared + __float_as_int(head.x) * 3 - first;
     const float weights[3] = {head.y, head.z, head.w};
 #pragma unroll
@@ -65,57 +104,41 @@ __device__ __forceinline__ void prepare_frame(
     const int left = blockIdx.x * tile;
     const int right = min(left + tile, width);
     const int top = blockIdx.y * ROWS;
-    const uint64 pitch = static_cast<uint64>(source_width) * 3;
+    // A thread makes two neighbouring pixels; what it needs to know of them is on its way from here on.
+    const int x = left + static_cast<int>(threadIdx.x) * 2;
+    const float4* column_a = columns + min(x, right - 1) * stride;
+    const float4* column_b = columns + min(x + 1, right - 1) * stride;
+    const float4 head_a = __ldg(column_a), head_b = __ldg(column_b);
 
-    // Whole words of four bytes where rows allow it, single bytes otherwise.
-    const bool aligned = pitch % 4 == 0 && (reinterpret_cast<uint64>(source) & 3) == 0;
+    const uint64 pitch = static_cast<uint64>(source_width) * 3;
     const int first = __float_as_int(__ldg(columns + left * stride).x) * 3 & ~3;
     const int end = (__float_as_int(__ldg(columns + (right - 1) * stride).x) + (TAPS ? TAPS : taps)) * 3;
     const uint8* rows = source + __ldg(row_first + blockIdx.y) * pitch;
     row_weights += blockIdx.y * source_rows;
-    for (int at = first + static_cast<int>(threadIdx.x) * 4; at < end; at += blockDim.x * 4) {
-        float4 sums[ROWS] = {};
-#pragma unroll 4
-        for (int k = 0; k < source_rows; k++) {
-            const uint32 word = four_bytes(rows + k * pitch, at, end, aligned);
-            const float4 weight = __ldg(row_weights + k);
-            const float weights[ROWS] = {weight.x, weight.y, weight.z, weight.w};
-            const float4 bytes = make_float4(
-                byte_to_float(word, 0), byte_to_float(word, 1), byte_to_float(word, 2), byte_to_float(word, 3));
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                sums[r].x += weights[r] * bytes.x;
-                sums[r].y += weights[r] * bytes.y;
-                sums[r].z += weights[r] * bytes.z;
-                sums[r].w += weights[r] * bytes.w;
-            }
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            *reinterpret_cast<float4*>(shared + r * shared_row + (at - first)) = sums[r];
-    }
+    if (pitch % 4 == 0 && (reinterpret_cast<uint64>(source) & 3) == 0)
+        weigh_rows<true>(rows, pitch, row_weights, source_rows, first, end, shared, shared_row);
+    else
+        weigh_rows<false>(rows, pitch, row_weights, source_rows, first, end, shared, shared_row);
     __syncthreads();
+    if (x >= right) return;
 
-    // Two neighbouring pixels a thread, stored together where they are aligned.
+    float a[ROWS][3], b[ROWS][3];
+    weigh_columns<TAPS>(a, shared, shared_row, first, head_a, column_a, taps);
+    weigh_columns<TAPS>(b, shared, shared_row, first, head_b, column_b, taps);
     const uint64 plane = static_cast<uint64>(height) * width;
-    const bool pairs = width % 2 == 0 && tile % 2 == 0 && (reinterpret_cast<uint64>(out) % (2 * sizeof(T))) == 0;
-    for (int x = left + static_cast<int>(threadIdx.x) * 2; x < right; x += blockDim.x * 2) {
-        const bool two = x + 1 < right;
-        float a[ROWS][3], b[ROWS][3];
-        weigh_columns<TAPS>(a, shared, shared_row, first, columns + x * stride, taps);
-        weigh_columns<TAPS>(b, shared, shared_row, first, columns + (two ? x + 1 : x) * stride, taps);
+    const bool pairs = width % 2 == 0 && (reinterpret_cast<uint64>(out) % (2 * sizeof(T))) == 0;
+    T* to = out + static_cast<uint64>(top) * width + x;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        if (top + r >= height) return;
 #pragma unroll
         for (int c = 0; c < 3; c++) {
-            T* to = out + c * plane + static_cast<uint64>(top) * width + x;
-#pragma unroll
-            for (int r = 0; r < ROWS; r++, to += width) {
-                if (top + r >= height) break;
-                if (pairs) {
-                    store_pair(to, a[r][c], b[r][c]);
-                } else {
-                    from_float(a[r][c], to[0]);
-                    if (two) from_float(b[r][c], to[1]);
-                }
+            T* pixel = to + c * plane + r * width;
+            if (pairs) {
+                store_pair(pixel, a[r][c], b[r][c]);
+            } else {
+                from_float(a[r][c], pixel[0]);
+                if (x + 1 < right) from_float(b[r][c], pixel[1]);
             }
         }
     }
