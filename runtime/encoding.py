@@ -58,7 +58,11 @@ _ANY = (".mp4", ".m4v", ".mov", ".mkv")
 _8_AND_10 = ("yuv420p", "yuv420p10le")
 
 CODECS: dict[str, Codec] = {
-    "h264": Codec("libx264", _8_AND_10, _ANY, "mp4", "crf", 17, _X264_PRESETS),
+    # Without cpu-independent, x264's look-ahead gave other bytes for the same pictures in about one of 300 short
+    # encodes on a busy machine with AVX-512: a resumed film would then differ from an undisturbed one.
+    "h264": Codec(
+        "libx264", _8_AND_10, _ANY, "mp4", "crf", 17, _X264_PRESETS, {"x264-params": "cpu-independent=1"}
+    ),
     "hevc": Codec(
         "libx265", _8_AND_10, _ANY, "mp4", "crf", 19, _X264_PRESETS, {"x265-params": "log-level=error"}
     ),
