@@ -11,9 +11,10 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from v2v.engine.components import Component, Precision
+from v2v.export.models.configs import ModelConfig
 
 Progress = Callable[[str, float], None]
 """Called with a phase's name and the share of it that is done, 0..1."""
@@ -102,6 +103,35 @@ class Backend(Protocol):
         """Load what :meth:`build` made and check its inputs and outputs against ``component``.
 
         Raises ``EngineError`` when the files do not hold that component.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CompiledModule:
+    """What :meth:`ModuleCompiler.build_module` made."""
+
+    files: list[Path]  # the one to load first
+    error: float  # relative L2 error against the plain network, on random input
+    export_seconds: float  # of the build, before the compiler began
+
+
+@runtime_checkable
+class ModuleCompiler(Protocol):
+    """A backend that compiles PyTorch networks instead of graphs; a build asks for this before exporting any."""
+
+    def build_module(
+        self,
+        component: Component,
+        model: ModelConfig,
+        weights: Any,
+        folder: Path,
+        options: BuildOptions,
+        progress: Progress,
+    ) -> CompiledModule:
+        """Compile one of ``model``'s components into files inside ``folder``, and compare it with PyTorch.
+
+        ``weights`` is a :class:`v2v.export.weights.Weights`. Raises ``BuildError`` as :meth:`Backend.build` does.
         """
         ...
 

@@ -473,9 +473,10 @@ def _launch_product(
     tokens = x.numel() // depth
     width = w.shape[0] // 2 if gated else w.shape[0]
     block_m, block_n, extra_n = blocks
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
     _launch(
         "product",
-        (_up(tokens, block_m) * _up(width, block_n + extra_n),),
+        (min(_up(tokens, block_m) * _up(width, block_n + extra_n), processors),),
         warps=warps,
         stages=stages,
         tiles={"x": [block_m, 64], "w": [block_n, 64], "w_extra": [extra_n or block_n, 64]},
@@ -611,9 +612,9 @@ def text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
 def convolution(
     x: Tensor, weight: Tensor, height: int, *, stride: int = 1, padding: tuple[int, int] = (1, 1)
 ) -> tuple[Tensor, int]:
-    """Spatial convolution without bias: ``x [F, R, I]``, ``weight [O, I, k, k]`` channels-last -> ``[F, R', O]``, height."""
+    """Spatial convolution without bias: ``x [F, R, I]``, ``weight [O, k, k, I]`` -> ``[F, R', O]``, height."""
     image = x.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
-    y = F.conv2d(image, weight, stride=stride, padding=padding)
+    y = F.conv2d(image, weight.permute(0, 3, 1, 2), stride=stride, padding=padding)
     return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), y.shape[2]
 
 
@@ -635,7 +636,7 @@ def temporal_convolution(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @triton_op("v2v::interleave", mutates_args=())
-def _interleave(phases: Tensor, top: Tensor, bottom: Tensor, height: int, width: int) -> Tensor:
+def _interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
     frames, channels = phases.shape[0], top.shape[-1] // 2
     out = phases.new_empty((frames, (2 * height - 2) * 2 * width, channels))
     lines = frames * (2 * height - 2)
@@ -646,6 +647,7 @@ def _interleave(phases: Tensor, top: Tensor, bottom: Tensor, height: int, width:
         phases=phases,
         top=top,
         bottom=bottom,
+        bias=bias,
         out=out,
         height=height,
         width=width,
@@ -656,7 +658,7 @@ def _interleave(phases: Tensor, top: Tensor, bottom: Tensor, height: int, width:
     return out
 
 
-def interleave(phases: Tensor, top: Tensor, bottom: Tensor, height: int, width: int) -> Tensor:
+def interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
     """Assemble a doubled map without its first and last row.
 
     Args:
@@ -664,12 +666,15 @@ def interleave(phases: Tensor, top: Tensor, bottom: Tensor, height: int, width: 
             (2i - a, 2j - b) of the doubled map.
         top: ``[F, width + 1, 2C]``: the first row that stays, phases b in the columns.
         bottom: the last row that stays.
+        bias: ``[C]``, added.
+        height: of the map that is doubled.
+        width: of the same.
 
     Returns:
         ``[F, (2 height - 2) * 2 width, C]``.
     """
     if phases.is_cuda:
-        return _interleave(phases, top, bottom, height, width)
+        return _interleave(phases, top, bottom, bias, height, width)
 
     def columns(rows: Tensor) -> Tensor:
         """``[..., width + 1, 2, C] -> [..., 2 width, C]``."""
@@ -679,4 +684,4 @@ def interleave(phases: Tensor, top: Tensor, bottom: Tensor, height: int, width: 
     even, odd = columns(split[:, :-1, :, 0]), columns(split[:, 1:, :, 1])
     rows = torch.stack([even, odd], 2).flatten(1, 2)[:, 2:-2]
     edges = [columns(edge.unflatten(-1, (2, -1)))[:, None] for edge in (top, bottom)]
-    return torch.cat([edges[0], rows, edges[1]], 1).flatten(1, 2)
+    return torch.cat([edges[0], rows, edges[1]], 1).flatten(1, 2) + bias

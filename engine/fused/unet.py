@@ -47,6 +47,11 @@ def like(reference: Tensor, value: Tensor) -> Tensor:
     return value.to(reference.dtype)
 
 
+def positions_first(weight: Tensor) -> Tensor:
+    """A convolution's ``[O, I, k, k]`` as ``[O, k, k, I]``: how a GPU reads it beside channels-last maps."""
+    return weight.permute(0, 2, 3, 1).contiguous()
+
+
 class Norm(Weights):
     """Group norm with SiLU where asked, over frames or over the whole clip."""
 
@@ -82,7 +87,7 @@ class Convolution(Weights):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.register_buffer("weight", conv.weight.detach().clone(memory_format=torch.channels_last))
+        self.keep("weight", positions_first(conv.weight))
         self.keep("bias", conv.bias)
         self.stride, self.padding = conv.stride[0], (int(conv.padding[0]), int(conv.padding[1]))
 
@@ -289,12 +294,12 @@ class Upsample(Weights):
             return [torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)]
 
         def stack(kernels: list[Tensor]) -> Tensor:
-            return like(weight, torch.cat(kernels)).clone(memory_format=torch.channels_last)
+            return like(weight, positions_first(torch.cat(kernels)))
 
-        self.register_buffer("phases", stack([w for rows in pair(wide, 2) for w in pair(rows, 3)]))
+        self.keep("phases", stack([w for rows in pair(wide, 2) for w in pair(rows, 3)]))
         # Beside the rows that are dropped the convolution sees zeros instead of their repetition.
-        self.register_buffer("top", stack(pair(wide[:, :, 1:], 3)))
-        self.register_buffer("bottom", stack(pair(wide[:, :, :2], 3)))
+        self.keep("top", stack(pair(wide[:, :, 1:], 3)))
+        self.keep("bottom", stack(pair(wide[:, :, :2], 3)))
         self.keep("bias", block.conv.bias)
 
     def forward(self, part: Map) -> Map:
@@ -304,7 +309,7 @@ class Upsample(Weights):
         phases, _ = ops.convolution(x, self.phases, height, padding=(1, 1))
         top, _ = ops.convolution(x[:, : 2 * width].contiguous(), self.top, 2, padding=(0, 1))
         bottom, _ = ops.convolution(x[:, -2 * width :].contiguous(), self.bottom, 2, padding=(0, 1))
-        y = ops.interleave(phases, top, bottom, height, width) + self.bias
+        y = ops.interleave(phases, top, bottom, self.bias, height, width)
         return Map(y, ops.moments(y), 2 * height - 2)
 
 
@@ -350,14 +355,15 @@ class FusedUNet(Weights):
 
         first = unet.input_blocks[0][0]
         assert isinstance(first, nn.Conv2d)
-        self.register_buffer("stem", first.weight.detach().clone(memory_format=torch.channels_last))
+        self.keep("stem", positions_first(first.weight))
         self.keep("stem_bias", first.bias)
         self.stem_transformer = TemporalTransformer(unet.input_blocks[0][1])
         self.down = nn.ModuleList(convert_all(stage) for stage in list(unet.input_blocks)[1:])
         self.middle = convert_all(unet.middle_block)
         self.up = nn.ModuleList(convert_all(stage) for stage in unet.output_blocks)
         self.last_norm = Norm(unet.out[0], whole=False)
-        self.register_buffer("last", unet.out[2].weight.detach().clone(memory_format=torch.channels_last))
+        # [9 * Z, C]: what each position gives to itself and its eight neighbours.
+        self.keep("last", unet.out[2].weight.permute(2, 3, 0, 1).flatten(0, 2))
         self.keep("last_bias", unet.out[2].bias)
         self.keep("times", torch.cat(time_weights))
         self.keep("times_bias", torch.cat(time_biases))
@@ -395,6 +401,11 @@ class FusedUNet(Weights):
         part = run(self.middle, [part])
         for stage in self.up:
             part = run(stage, [part, skips.pop()])
-        y, _ = ops.convolution(self.last_norm([part.x], [part.moments]), self.last, height)
-        y = (y + self.last_bias).unflatten(1, (height, width))
-        return y.permute(3, 0, 1, 2)[None].contiguous()
+        # So few channels come out that a convolution would mostly multiply padding: one product, nine sums.
+        given = F.linear(self.last_norm([part.x], [part.moments]), self.last)
+        padded = F.pad(given.unflatten(-1, (9, -1)).unflatten(1, (height, width)), (0, 0, 0, 0, 1, 1, 1, 1))
+        y = self.last_bias.float()
+        for tap in range(9):
+            row, column = divmod(tap, 3)
+            y = y + padded[:, row : row + height, column : column + width, tap].float()
+        return y.permute(3, 0, 1, 2)[None].to(latents.dtype).contiguous()

@@ -1,0 +1,410 @@
+"""PyTorch's compiler ahead of time (AOTInductor): the GPU backend where there is no TensorRT.
+
+It compiles networks, not graphs: on a GPU the UNet and the autoencoder are the fused ones of
+:mod:`v2v.engine.fused`, whose kernels no graph format has names for. A component becomes two files: ``<name>.pt2``,
+machine code that nothing compiles again, and ``<name>.safetensors``, its weights, which go from the disk to the device
+without a detour.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from v2v.engine.backend import (
+    BuildError,
+    BuildOptions,
+    Compatibility,
+    CompiledModule,
+    EngineError,
+    Progress,
+    cuda_devices,
+)
+from v2v.engine.components import Component, ComponentName
+from v2v.export.models.configs import ModelConfig
+
+if TYPE_CHECKING:
+    from v2v.export.weights import Weights
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+"""Relative L2 error, against the plain network in FP32, past which a component is refused."""
+
+_OPTIONS = {
+    "aot_inductor.package_constants_in_so": False,
+    # The code around the kernels only queues them; optimising it takes longer than compiling all kernels.
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+    # Kernels that read tiles are launched with descriptors, which the one-pass way cannot make of views (2.11).
+    "triton.autotune_at_compile_time": False,
+}
+
+
+class InductorBackend:
+    """Satisfies :class:`v2v.engine.backend.Backend` and :class:`v2v.engine.backend.ModuleCompiler`."""
+
+    name = "inductor"
+
+    def __init__(self) -> None:
+        self.version = torch.__version__.partition("+")[0]
+        gpu = cuda_devices() > 0 and torch.cuda.is_available()
+        self.devices: tuple[str, ...] = ("cuda", "cpu") if gpu else ("cpu",)
+
+    def build(
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+    ) -> list[Path]:
+        """Refuse: see :meth:`build_module`.
+
+        Raises:
+            BuildError: always.
+        """
+        raise BuildError(f"backend inductor compiles networks, not graphs such as {graph.name}")
+
+    def build_module(
+        self,
+        component: Component,
+        model: ModelConfig,
+        weights: Weights,
+        folder: Path,
+        options: BuildOptions,
+        progress: Progress,
+    ) -> CompiledModule:
+        """Compile one of ``model``'s components and compare it with the plain network in FP32.
+
+        Raises:
+            BuildError: no such device here, the compiler fails, or its numbers are wrong.
+        """
+        if options.device not in self.devices:
+            raise BuildError(f"PyTorch {torch.__version__} has no {options.device} here to compile for")
+        started = time.monotonic()
+        plain = _plain(component.name, model, weights)
+        inputs = _sample_inputs(component, model, options.device)
+        module = _to_compile(component.name, model, plain, options)
+        path = folder / f"{component.name}.pt2"
+        try:
+            with torch.inference_mode(False), torch.no_grad(), _quiet(), _remembered_analyses():
+                progress("tracing", 0.0)
+                program = torch.export.export(module, inputs, strict=False)
+                exported = time.monotonic()
+                progress("compiling", 0.0)
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(path), inductor_configs=_OPTIONS
+                )
+        except Exception as error:  # a compiler's errors have no common class
+            raise BuildError(f"{component.name} does not compile in PyTorch: {_first_line(error)}") from error
+        constants = {**program.state_dict, **program.constants}
+        named = {name: value for name, value in constants.items() if isinstance(value, Tensor)}
+        del program, module
+        weights_path = _save(component, path, named)
+        del named, constants
+        progress("checking", 0.0)
+        engine = self.load(component, [path, weights_path], options.device)
+        found = engine.evaluate(inputs)
+        engine.close()
+        error = _relative_error(found, _reference(plain, inputs, options.device))
+        if not error <= TOLERANCE[options.precision]:
+            raise BuildError(
+                f"{component.name}: the compiled component differs from PyTorch by {error:.1e} (relative), "
+                f"more than the {TOLERANCE[options.precision]:.0e} allowed; it was not kept"
+            )
+        progress("checking", 1.0)
+        return CompiledModule([path, weights_path], error, exported - started)
+
+    def facts(self, options: BuildOptions) -> dict[str, Any]:
+        """Machine code needs the PyTorch it was made by, and the GPU or the CPU's instructions."""
+        if options.device == "cuda" and "cuda" in self.devices:
+            capability = ".".join(map(str, torch.cuda.get_device_capability()))
+            return {
+                "torch": torch.__version__,
+                "gpu": torch.cuda.get_device_name(),
+                "compute_capability": capability,
+                "label": f"sm{capability.replace('.', '')}",
+            }
+        return {"torch": torch.__version__, "cpu": _cpu(), "label": _cpu().split()[-1].lower()}
+
+    def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
+        """Whether the machine code of a set runs here."""
+        if device not in self.devices:
+            return Compatibility(False, f"PyTorch {torch.__version__} does not run on {device} here")
+        if ("gpu" in facts) != (device == "cuda"):
+            return Compatibility(False, f"it was compiled for {'cuda' if 'gpu' in facts else 'cpu'}")
+        here = self.facts(BuildOptions(device=device))
+        for fact, what in (
+            ("torch", "PyTorch"),
+            ("compute_capability", "compute capability"),
+            ("cpu", "CPU instructions"),
+        ):
+            if facts.get(fact) != here.get(fact):
+                return Compatibility(False, f"it needs {what} {facts.get(fact)}, here is {here.get(fact)}")
+        return Compatibility(True)
+
+    def load(self, component: Component, files: list[Path], device: str) -> InductorEngine:
+        """Load machine code and weights.
+
+        Raises:
+            EngineError: the files do not hold ``component``, or PyTorch cannot load them.
+        """
+        return InductorEngine(component, files, device)
+
+
+class InductorEngine:
+    """Satisfies :class:`v2v.engine.backend.Engine`.
+
+    On CUDA the first run on a stream asks for memory and chooses kernels; later ones find both, so that they can be
+    captured in a CUDA graph. That memory is the engine's own until it is closed: a captured graph may keep using it.
+    """
+
+    def __init__(self, component: Component, files: list[Path], device: str) -> None:
+        self.component = component
+        self._device = device
+        code, weights = files
+        try:
+            with _quiet():
+                self._runner: Any = torch._inductor.aoti_load_package(str(code), run_single_threaded=True)
+                self._weights = _load(component, weights, device)
+                self._runner.load_constants(self._weights, check_full_update=True, user_managed=True)
+        except (RuntimeError, SafetensorError, OSError) as error:
+            raise EngineError(f"{code} does not load in PyTorch: {_first_line(error)}") from error
+        self._pool: Any = torch.cuda.MemPool() if device == "cuda" else None
+        self._tensor = functools.lru_cache(maxsize=64)(_device_tensor)
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """See :class:`v2v.engine.backend.Engine`.
+
+        Raises:
+            EngineError: an array is missing or has another type or shape; the engine is closed; or PyTorch
+                fails, for want of memory for example.
+        """
+        tensors = tuple(self._wrap(tensor, inputs) for tensor in self.component.inputs)
+        targets = [self._wrap(tensor, outputs) for tensor in self.component.outputs]
+        try:
+            with self._queued_on(stream):
+                for target, result in zip(targets, self._call(tensors), strict=True):
+                    target.copy_(result)
+        except RuntimeError as error:
+            raise EngineError(f"{self.component.name} failed in PyTorch: {_first_line(error)}") from error
+
+    def evaluate(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Run on tensors of the engine's device; the only output."""
+        (output,) = self._call(inputs)
+        return output
+
+    def close(self) -> None:
+        """Free code, weights and scratch memory."""
+        self._runner = None
+        self._weights = {}
+        self._pool = None
+
+    def _call(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        if self._runner is None:
+            raise EngineError(f"the engine {self.component.name} is closed")
+        with torch.inference_mode():
+            results = self._runner(*tensors)
+        return [results] if isinstance(results, Tensor) else list(results)
+
+    @contextmanager
+    def _queued_on(self, stream: int) -> Iterator[None]:
+        if self._device != "cuda":
+            yield
+            return
+        outside = torch.cuda.ExternalStream(stream) if stream else torch.cuda.default_stream()
+        with torch.cuda.stream(outside), torch.cuda.use_mem_pool(self._pool):
+            yield
+
+    def _wrap(self, tensor: Any, arrays: Mapping[str, Any]) -> Tensor:
+        """The caller's memory as a tensor."""
+        array = arrays.get(tensor.name)
+        if array is None:
+            raise EngineError(f"{self.component.name} needs an array for '{tensor.name}'")
+        if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+            raise EngineError(
+                f"'{tensor.name}' of {self.component.name} must be {tensor.dtype} {list(tensor.shape)}, "
+                f"not {array.dtype} {list(array.shape)}"
+            )
+        if self._device == "cuda":
+            wrapped: Tensor = self._tensor(int(array.pointer), tensor.shape, tensor.dtype)
+            return wrapped
+        if not array.flags.c_contiguous:
+            raise EngineError(f"'{tensor.name}' of {self.component.name} must be C-contiguous")
+        return torch.from_numpy(array)
+
+
+# Building ---------------------------------------------------------------------------------------------------
+
+
+def _plain(name: ComponentName, model: ModelConfig, weights: Weights) -> nn.Module:
+    """The component as ``v2v.export`` defines it, in FP32 on the CPU."""
+    from v2v.export.graphs import NETWORK_OF
+    from v2v.export.weights import make_network
+
+    network = make_network(NETWORK_OF[name], model)
+    network.load_state_dict(weights.state_dict(NETWORK_OF[name]), strict=True, assign=True)
+    return _Method(network.float().requires_grad_(False).eval(), name)
+
+
+class _Method(nn.Module):
+    """One method of a network as a module."""
+
+    def __init__(self, network: nn.Module, name: ComponentName) -> None:
+        super().__init__()
+        self.network = network
+        self.method = {"vae_encoder": "encode", "vae_decoder": "decode"}.get(name, "forward")
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = getattr(self.network, self.method)(*inputs)
+        return output
+
+
+def _to_compile(
+    name: ComponentName, model: ModelConfig, plain: nn.Module, options: BuildOptions
+) -> nn.Module:
+    """What the compiler gets: on a GPU the fused network, where there is one."""
+    network = plain.network
+    precision = torch.float16 if options.precision == "fp16" else torch.float32
+    fused: nn.Module | None = None
+    if options.device == "cuda" and name == "unet" and model.unet.groups:
+        from v2v.engine.fused.unet import FusedUNet
+
+        fused = FusedUNet(network)
+    if options.device == "cuda" and name in ("vae_encoder", "vae_decoder") and model.autoencoder.groups:
+        from v2v.engine.fused.autoencoder import FusedDecoder, FusedEncoder
+
+        fused = FusedEncoder(network) if name == "vae_encoder" else FusedDecoder(network)
+    if fused is None:
+        import copy
+
+        fused = _Method(copy.deepcopy(network), name)
+    return fused.to(options.device, precision).requires_grad_(False).eval()
+
+
+def _sample_inputs(component: Component, model: ModelConfig, device: str) -> tuple[Tensor, ...]:
+    from v2v.export.graphs import sample_inputs
+
+    made = sample_inputs(component, model.text_encoder.vocabulary)
+    return tuple(torch.from_numpy(made[tensor.name]).to(device) for tensor in component.inputs)
+
+
+def _reference(plain: nn.Module, inputs: tuple[Tensor, ...], device: str) -> Tensor:
+    """The plain network's output in FP32; in half where a GPU has no room for FP32 (full size takes 40 GB)."""
+    plain = plain.to(device)
+    try:
+        return _evaluate(plain, inputs, torch.float32)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return _evaluate(plain.half(), inputs, torch.float16)
+
+
+def _evaluate(module: nn.Module, inputs: tuple[Tensor, ...], precision: torch.dtype) -> Tensor:
+    with torch.inference_mode():
+        output: Tensor = module(*(x.to(precision) if x.is_floating_point() else x for x in inputs))
+    return output
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    difference = found.double() - expected.double()
+    return float(difference.norm() / expected.double().norm())
+
+
+@contextmanager
+def _remembered_analyses() -> Iterator[None]:
+    """Let PyTorch find out only once what a Triton kernel writes to, not at each of its hundreds of calls."""
+    from torch._higher_order_ops import triton_kernel_wrap as wrap
+
+    names = [n for n in ("identify_mutated_tensors", "identify_accessed_tensors") if hasattr(wrap, n)]
+    originals = {name: getattr(wrap, name) for name in names}
+
+    def remembering(analyse: Any) -> Any:
+        known: dict[Any, Any] = {}
+
+        def look_up(kernel: Any, arguments: Any, descriptors: Any) -> Any:
+            function = kernel
+            while not hasattr(function, "params"):
+                function = function.fn
+            constants = {p.name for p in function.params if p.is_constexpr}
+            described = tuple(
+                (name, value if name in constants else str(type(value))) for name, value in arguments.items()
+            )
+            key = (id(kernel), described, str(descriptors))
+            if key not in known:
+                known[key] = analyse(kernel, arguments, descriptors)
+            return known[key]
+
+        return look_up
+
+    for name in names:
+        setattr(wrap, name, remembering(originals[name]))
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(wrap, name, originals[name])
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+
+def _save(component: Component, code: Path, constants: Mapping[str, Tensor]) -> Path:
+    """Write the weights that ``code`` asks for, in the order it names them, and what they belong to."""
+    with _quiet():
+        runner = torch._inductor.aoti_load_package(str(code), run_single_threaded=True)
+    names = runner.get_constant_fqns()
+    path = code.with_suffix(".safetensors")
+    described = json.dumps(asdict(component))
+    save_file({name: constants[name].contiguous() for name in names}, path, metadata={"component": described})
+    return path
+
+
+def _load(component: Component, path: Path, device: str) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt", device=device) as file:
+        found = (file.metadata() or {}).get("component")
+        if found != json.dumps(asdict(component)):
+            raise EngineError(f"{path} is not the {component.name} expected: it was built for {found}")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+
+
+# Small things -----------------------------------------------------------------------------------------------
+
+
+class _Memory:
+    """Device memory in the form that PyTorch takes without copying."""
+
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "data": (pointer, False),
+            "strides": None,
+            "version": 2,  # no stream: the caller queues everything on one
+        }
+
+
+def _device_tensor(pointer: int, shape: tuple[int, ...], dtype: str) -> Tensor:
+    return torch.as_tensor(_Memory(pointer, shape, dtype), device="cuda")
+
+
+def _cpu() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch's remarks on its own interfaces from the user's terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
