@@ -19,6 +19,7 @@ from v2v.engine.backend import (
     BuildError,
     BuildOptions,
     EngineError,
+    ModuleCompiler,
     Progress,
     backend,
     cuda_devices,
@@ -297,9 +298,14 @@ def _build_component(
     """Export one component, compile it into ``folder/<name>`` and describe what came out."""
     name: ComponentName = component.name
     graphs, target = folder / "graphs", folder / name
-    graphs.mkdir()
     target.mkdir()
     report: Progress = lambda phase, share: progress(name, phase, share)  # noqa: E731
+    if isinstance(made, ModuleCompiler):
+        started = time.monotonic()
+        module = made.build_module(component, recipe.model, weights, target, recipe.options, report)
+        seconds = time.monotonic() - started - module.export_seconds
+        return _record(folder, component, module.files, module.error, module.export_seconds, seconds, report)
+    graphs.mkdir()
     report("exporting", 0.0)
     graph: Graph = exporter.export_component(
         name, recipe.model, weights, recipe.window, recipe.options.precision, graphs, report
@@ -314,7 +320,20 @@ def _build_component(
     files = made.build(component, graph.path, target, recipe.options, report)
     seconds = time.monotonic() - started
     shutil.rmtree(graphs)
-    for path in target.rglob("*"):
+    return _record(folder, component, files, graph.error, graph.seconds, seconds, report)
+
+
+def _record(
+    folder: Path,
+    component: Component,
+    files: list[Path],
+    error: float,
+    export_seconds: float,
+    compile_seconds: float,
+    report: Progress,
+) -> ComponentRecord:
+    """Describe what a backend made in ``folder/<name>`` and remove what it left there besides."""
+    for path in (folder / component.name).rglob("*"):
         if path.is_file() and path not in files:
             path.unlink()
     report("hashing", 0.0)
@@ -322,9 +341,9 @@ def _build_component(
         files=tuple(stored_file(file, folder) for file in files),
         inputs=component.inputs,
         outputs=component.outputs,
-        error=graph.error,
-        export_seconds=round(graph.seconds, 3),
-        compile_seconds=round(seconds, 3),
+        error=error,
+        export_seconds=round(export_seconds, 3),
+        compile_seconds=round(compile_seconds, 3),
     )
     report("done", 1.0)
     return record
