@@ -11,6 +11,7 @@ import argparse
 import datetime
 import json
 import platform
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -214,7 +215,7 @@ def run(device: CudaDevice) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device.gpu.name,
         "compute_capability": ".".join(map(str, device.capability)),
-        "driver": _driver(),
+        "driver": driver_version(),
         "versions": {name: version(name) for name in ("cuda-core", "cuda-bindings", "numpy")}
         | {"python": platform.python_version()},
         "copy_gigabytes_per_second": round(ceiling, 1),
@@ -226,9 +227,11 @@ def run(device: CudaDevice) -> dict[str, Any]:
     }
 
 
-def _driver() -> str:
+def driver_version() -> str:
+    """Of NVIDIA's kernel module on this machine."""
     path = Path("/proc/driver/nvidia/version")
-    return path.read_text().splitlines()[0] if path.exists() else "unknown"
+    found = re.search(r"\d+\.\d+(\.\d+)?", path.read_text()) if path.exists() else None
+    return found.group() if found else "unknown"
 
 
 def _timing() -> Any:

@@ -291,10 +291,12 @@ def label() -> dict[str, Any]:
     """Where and when figures were taken."""
     import torch
 
+    from v2v.benchmarks.gpu_device import driver_version
+
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(),
-        "driver": Path("/proc/driver/nvidia/version").read_text().splitlines()[0],
+        "driver": driver_version(),
         "versions": {name: version(name) for name in ("torch", "cuda-core", "cuda-bindings", "numpy")}
         | {"python": platform.python_version(), "cudnn": torch.backends.cudnn.version()},  # type: ignore[no-untyped-call]
         "weights": "random",
