@@ -143,6 +143,7 @@ class DenoisingLoop:
             else:
                 step(guided)
                 self._steps[guided] = device.capture(partial(step, guided))
+            supply.refill()  # the device has work now: the host may take its time
             pace.mark(k)
 
     def _run_windowed(
@@ -181,6 +182,7 @@ class DenoisingLoop:
 
         def next_noise(k: int) -> Array:
             supply.next()
+            supply.refill()
             return self.noise
 
         def after(k: int, denoised: Array) -> None:
@@ -244,16 +246,18 @@ class _Supply:
     ) -> None:
         self._feed, self._out, self._noise = feed, out, noise
         self._draws = deque(draws)
-        for _ in range(2):
-            self._put()
+        self._waiting = 0
+        self.refill()
 
     def next(self) -> None:
         self._feed.take(self._out)
-        self._put()
+        self._waiting -= 1
 
-    def _put(self) -> None:
-        if self._draws:
+    def refill(self) -> None:
+        """Draw until two are on their way; best called when the device has work."""
+        while self._draws and self._waiting < 2:
             self._feed.put(self._noise(self._draws.popleft()))
+            self._waiting += 1
 
 
 class _Pace:
