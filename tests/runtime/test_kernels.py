@@ -113,3 +113,25 @@ def test_with_a_cuda_compiler_the_package_gets_code_under_the_names_it_looks_for
     installed = (tmp_path / "cmake_install.cmake").read_text()
     for name in kernels.FILES:
         assert kernels.prebuilt(name).name in installed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not driver_is_there(), reason="no NVIDIA driver")
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no CUDA compiler")
+@pytest.mark.parametrize("fits", [True, False])
+def test_prebuilt_code_is_loaded_where_it_fits_and_made_anew_where_not(tmp_path, monkeypatch, fits):
+    from cuda.core import Device
+
+    device = Device()
+    device.set_current()
+    capability = device.compute_capability.major, device.compute_capability.minor
+    number = capability[0] * 10 + capability[1] if fits else 75
+    made = tmp_path / "latents.fatbin"
+    command = ["nvcc", "-std=c++17", "-fatbin", f"-gencode=arch=compute_{number},code=sm_{number}"]
+    subprocess.run([*command, "-o", made, kernels._FOLDER / "latents.cu"], check=True)
+    monkeypatch.setattr(kernels, "prebuilt", lambda name: made)
+    monkeypatch.setattr(kernels.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    code = kernels.load("latents", capability)
+    assert code.code_type == ("fatbin" if fits else "cubin")
+    assert (tmp_path / "cache").exists() != fits
+    assert code.get_kernel("combine_5").attributes.num_regs > 0

@@ -82,9 +82,11 @@ def load(name: str, capability: tuple[int, int]) -> ObjectCode:
 
     file = prebuilt(name)
     if file.exists():
-        code = ObjectCode.from_fatbin(file.read_bytes(), name=name)
         try:
-            code.get_kernel(_entry(name))
+            code = ObjectCode.from_fatbin(file.read_bytes(), name=name)
+            assert code.get_kernel(
+                _entry(name)
+            ).attributes.num_regs  # asks the driver to load it for this GPU
             return code
         except Exception:  # no code for this GPU, or PTX newer than the driver: compile it here
             pass
