@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-import v2v.export
+from v2v.engine import prebuilt
 from v2v.engine.backend import (
     BACKENDS,
     Backend,
@@ -54,9 +54,6 @@ from v2v.engine.store import (
 )
 from v2v.export.models.configs import ModelConfig
 
-PACKAGED_WEIGHTS = Path(v2v.export.__file__).parent / "data"
-"""Folder of weights that come with the package, ``<model>.safetensors``."""
-
 BuildProgress = Callable[[str, str, float], None]
 """Called with a component's name (or "weights"), its phase, and the share of that phase done, 0..1."""
 
@@ -94,6 +91,15 @@ class Exporter:
     load_weights: Callable[..., Any]
     export_component: Callable[..., Any]
     save_safetensors: Callable[..., Any]
+
+    @classmethod
+    def prebuilt(cls) -> Exporter:
+        """The packaged graphs; needs neither PyTorch nor ONNX."""
+        return cls(prebuilt.load_weights, prebuilt.export_component, cls._no_weights_to_save)
+
+    @staticmethod
+    def _no_weights_to_save(weights: Any, folder: Path) -> None:
+        raise BuildError(f"these weights come with v2v, as {weights.source}: there is no need to save them")
 
     @classmethod
     def default(cls) -> Exporter:
@@ -175,7 +181,7 @@ def default_weights(model: ModelConfig) -> str:
     Raises:
         BuildError: they do not come with this package.
     """
-    packaged = PACKAGED_WEIGHTS / f"{model.name}.safetensors"
+    packaged = prebuilt.FOLDER / f"{model.name}.safetensors"
     if packaged.is_file():
         return str(packaged)
     if model.name == "small":

@@ -32,7 +32,14 @@ Rng = np.random.Generator
 
 FRAMES, HEIGHT, WIDTH = 10, 272, 256  # of a clip; training takes smaller pieces of it
 
-QUALITY_WORDS = ("highly detailed", "4k render", "hyper sharpness", "ultra HD", "High Contrast", "hyper detailed photo")
+QUALITY_WORDS = (
+    "highly detailed",
+    "4k render",
+    "hyper sharpness",
+    "ultra HD",
+    "High Contrast",
+    "hyper detailed photo",
+)
 DEFECT_WORDS = ("worst quality", "normal quality", "low quality", "low res", "blurry", "jpeg artifacts")
 
 
@@ -126,7 +133,9 @@ def liveliest(paths: Sequence[npt.NDArray[np.float64]], picture: Image.Image) ->
     def detail(path: npt.NDArray[np.float64]) -> float:
         row = path[len(path) // 2]
         row = (2 * row[0], 2 * row[1], row[2], 2 * row[3], 2 * row[4], row[5])
-        seen = picture.transform((WIDTH // 2, HEIGHT // 2), Image.Transform.AFFINE, row, Image.Resampling.NEAREST)
+        seen = picture.transform(
+            (WIDTH // 2, HEIGHT // 2), Image.Transform.AFFINE, row, Image.Resampling.NEAREST
+        )
         grey = np.asarray(seen.convert("L"), np.float32)
         return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
@@ -144,7 +153,9 @@ def shape_mask(rng: Rng) -> Image.Image:
     centre, radius = rng.uniform(0.25, 0.75, 2) * (2 * WIDTH, 2 * HEIGHT), rng.uniform(50, 220)
     angles = np.sort(rng.uniform(0, 2 * math.pi, rng.integers(3, 12)))
     radii = radius * rng.uniform(0.5, 1.2, len(angles))
-    points = [(centre[0] + r * math.cos(a), centre[1] + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
+    points = [
+        (centre[0] + r * math.cos(a), centre[1] + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)
+    ]
     ImageDraw.Draw(mask).polygon(points, fill=255)
     soft = float(rng.choice([0.0, 1.0, 6.0], p=[0.4, 0.4, 0.2]))
     return mask.resize((WIDTH, HEIGHT), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(soft))
@@ -154,7 +165,9 @@ def good_clip(rng: Rng, album: Album) -> tuple[Bytes, str]:
     """A clip ``[FRAMES, HEIGHT, WIDTH, 3]`` and what it shows."""
     picture, shows = album.draw(rng)
     speed = float(rng.choice([0.0, 0.3, 1.0], p=[0.1, 0.4, 0.5]))
-    frames = move(picture, liveliest([camera(rng, picture, speed) for _ in range(int(rng.integers(1, 5)))], picture))
+    frames = move(
+        picture, liveliest([camera(rng, picture, speed) for _ in range(int(rng.integers(1, 5)))], picture)
+    )
     for _ in range(int(rng.choice([0, 1, 2], p=[0.55, 0.3, 0.15]))):
         other, also = album.draw(rng)
         layer = move(other, camera(rng, other, speed))

@@ -68,7 +68,8 @@ def sharpness(frames: Tensor) -> float:
 
 def flicker(made: Tensor, true: Tensor) -> float:
     """What changes from frame to frame although it does not in the true clip: mean absolute difference between the
-    two clips' luma changes, in 0..255; lower is steadier."""
+    two clips' luma changes, in 0..255; lower is steadier.
+    """
     return float((luma(made).diff(dim=0) - luma(true).diff(dim=0)).abs().mean() * 255)
 
 

@@ -116,7 +116,13 @@ CONTENT: dict[str, tuple[str, float]] = {
 }
 
 # Never trained on: the training run is watched on these.
-VALIDATION = ("Dragonfly_by_Bolly", "EveningGlow", "SafeLanding/contents/images/5120x2880", "LadyBird", "Grey")
+VALIDATION = (
+    "Dragonfly_by_Bolly",
+    "EveningGlow",
+    "SafeLanding/contents/images/5120x2880",
+    "LadyBird",
+    "Grey",
+)
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,23 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from v2v.export.models.autoencoder import Autoencoder, ResnetBlock
-from v2v.export.models.configs import MODELS, ModelConfig
-from v2v.export.models.text_encoder import TextEncoder
-from v2v.export.models.unet import ResBlock, SpatialTransformer, TemporalConvolution, TemporalTransformer, UNet
-from v2v.runtime.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, START, clean
-from v2v.runtime.schedule import Schedule
 
 from training.clips import DEFECT_WORDS, FRAMES, HEIGHT, QUALITY_WORDS, WIDTH, ClipStream
 from training.losses import Discriminator, divergence, feature_distance, gradient_loss, hinge
+from v2v.export.models.autoencoder import Autoencoder, ResnetBlock
+from v2v.export.models.configs import MODELS, ModelConfig
+from v2v.export.models.text_encoder import TextEncoder
+from v2v.export.models.unet import (
+    ResBlock,
+    SpatialTransformer,
+    TemporalConvolution,
+    TemporalTransformer,
+    UNet,
+)
+from v2v.runtime.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, START, clean
+from v2v.runtime.schedule import Schedule
 
 SEED = 20240
 CROP = (136, 128)  # pixels; the UNet takes heights of 8 modulo 16 and widths of 0 modulo 16
@@ -103,7 +108,9 @@ class Captions:
         subject = shows if rng.random() < 0.5 else ""
         if rng.random() < 0.6:
             return self.ids(subject + POSITIVE_PROMPT)
-        return self.ids(", ".join([subject, *rng.permutation(QUALITY_WORDS)[: rng.integers(1, 4)]]).strip(", "))
+        return self.ids(
+            ", ".join([subject, *rng.permutation(QUALITY_WORDS)[: rng.integers(1, 4)]]).strip(", ")
+        )
 
     def bad(self, rng: np.random.Generator, shows: str) -> Tensor:
         """Words for a bad clip."""
@@ -218,7 +225,10 @@ class Run:
         """Let the average follow the weights of ``parts``, at first closely."""
         decay = min(0.999, (1 + self.step) / (10 + self.step))
         for name in parts:
-            ours, theirs = list(getattr(self.average, name).parameters()), list(getattr(self.networks, name).parameters())
+            ours, theirs = (
+                list(getattr(self.average, name).parameters()),
+                list(getattr(self.networks, name).parameters()),
+            )
             torch._foreach_lerp_(ours, theirs, 1 - decay)
 
 
@@ -235,8 +245,12 @@ def steps(run: Run, arguments: argparse.Namespace, rates: dict[str, float]) -> I
         gone = (time.monotonic() - began) / max(arguments.until - began, 1e-9)
         if gone >= 1:
             break
-        run.progress = run.step / arguments.steps if math.isinf(arguments.until) else low + (high - low) * gone
-        share = min(1.0, (run.step - first + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * run.progress)))
+        run.progress = (
+            run.step / arguments.steps if math.isinf(arguments.until) else low + (high - low) * gone
+        )
+        share = min(1.0, (run.step - first + 1) / 100) * (
+            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * run.progress))
+        )
         for name, optimizer in run.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rates[name] * share
@@ -258,12 +272,19 @@ class Log:
     def add(self, step: int, buffer: ClipBuffer, **values: Tensor) -> None:
         """Add one step's values."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+            self.sums[name] = (
+                self.sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+            )
         if (step + 1) % self.every:
             return
         means = {name: round(float(value) / self.every, 5) for name, value in self.sums.items()}
         seconds = time.monotonic() - self.began
-        entry = {"step": step + 1, "per_second": round(self.every / seconds, 2), "clips": buffer.count, **means}
+        entry = {
+            "step": step + 1,
+            "per_second": round(self.every / seconds, 2),
+            "clips": buffer.count,
+            **means,
+        }
         print(json.dumps(entry), flush=True)
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
@@ -337,7 +358,9 @@ def train_unet(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> N
     }
     run.restore()
     rates = {"unet": arguments.rate, "decoder": arguments.rate / 2, "discriminator": 2e-4}
-    encode, decode, predict = compiled(arguments, networks.autoencoder.encode, networks.autoencoder.decode, networks.unet)
+    encode, decode, predict = compiled(
+        arguments, networks.autoencoder.encode, networks.autoencoder.decode, networks.unet
+    )
     judge = compiled(arguments, run.discriminator)[0]
     captions = Captions(arguments.tokenizer)
     validate = Validation(arguments, captions, device)
@@ -352,7 +375,10 @@ def train_unet(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> N
         wants_bad = torch.from_numpy(rng.random(batch) < 0.4).to(device)
         wants_bad[:seen] = False
         ids = torch.stack(
-            [captions.bad(rng, s) if b else captions.good(rng, s) for s, b in zip(shows, wants_bad.tolist(), strict=True)]
+            [
+                captions.bad(rng, s) if b else captions.good(rng, s)
+                for s, b in zip(shows, wants_bad.tolist(), strict=True)
+            ]
         ).to(device)
         with torch.no_grad(), autocast(device):
             both = sample(encode(torch.cat([good, bad]).flatten(0, 1))) * scale
@@ -389,7 +415,12 @@ def train_unet(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> N
             + 0.5 * loss_flicker
             + 0.25 * kept
         )
-        values = {"latents": loss_latents, "pixels": loss_pixels, "differences": loss_differences, "flicker": loss_flicker}
+        values = {
+            "latents": loss_latents,
+            "pixels": loss_pixels,
+            "differences": loss_differences,
+            "flicker": loss_flicker,
+        }
 
         middle = bad[:seen, f + 1]
         if run.progress >= arguments.adversarial_from:
@@ -524,12 +555,16 @@ def import_weights(networks: Networks, source: Path) -> None:
 
 def main() -> None:
     """Train one stage, or export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("stage", choices=["autoencoder", "unet", "export"])
     parser.add_argument("--pictures", type=Path, help="folder that training.pictures made")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--target", type=Path, help="safetensors file that export writes")
-    parser.add_argument("--start", type=Path, help="exported weights to start from where there is no checkpoint")
+    parser.add_argument(
+        "--start", type=Path, help="exported weights to start from where there is no checkpoint"
+    )
     parser.add_argument("--tokenizer", type=Path, default=Path("engine/data/tokenizer.json.xz"))
     parser.add_argument("--log", type=Path, default=Path("training.jsonl"))
     parser.add_argument("--steps", type=int, default=3000)
@@ -538,9 +573,13 @@ def main() -> None:
     parser.add_argument("--divergence", type=float, default=3e-4)
     parser.add_argument("--latents", type=float, default=0.05, help="weight of the loss in latents")
     parser.add_argument("--adversarial", type=float, default=0.02)
-    parser.add_argument("--adversarial-from", type=float, default=0.3, help="point of the curve where it starts")
+    parser.add_argument(
+        "--adversarial-from", type=float, default=0.3, help="point of the curve where it starts"
+    )
     parser.add_argument("--features", type=float, default=0.2)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop and keep a checkpoint after this long")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop and keep a checkpoint after this long"
+    )
     parser.add_argument("--span", type=float, nargs=2, default=(0.0, 1.0), help="part of the decay curve")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--capacity", type=int, default=2000, help="clips kept on the device")
