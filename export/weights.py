@@ -31,6 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
 from v2v.engine.backend import Progress, V2VError
 from v2v.export.models.autoencoder import Autoencoder
 from v2v.export.models.configs import ModelConfig

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+
 from v2v.export.models.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
