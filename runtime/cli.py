@@ -39,6 +39,7 @@ from v2v.engine.console import (
 from v2v.engine.manifest import v2v_version
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
 from v2v.export.models.configs import MODELS
+from v2v.runtime.compare import check_page, write_page
 from v2v.runtime.encoding import CODECS
 from v2v.runtime.film import Target, enhance_film
 from v2v.runtime.folders import check_folder
@@ -90,6 +91,9 @@ def command(
     guidance_rescale: Annotated[
         float | None, typer.Option(help="How much of guidance's added contrast to take back, 0 to 1.")
     ] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(help="Noise levels at which guidance acts, as 0.2:0.5: spares evaluations.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = Settings.seed,
     size: Annotated[str | None, typer.Option(help="Output's width x height, as 1280x720.")] = None,
     scale: Annotated[float | None, typer.Option(help="Output's size over input's; --size wins.")] = None,
@@ -117,6 +121,9 @@ def command(
         str | None, typer.Option(help="Pictures per second of a folder, as 25 or 30000/1001.")
     ] = None,
     cuts: Annotated[bool, typer.Option(help="Find cuts, so that shots do not run into each other.")] = True,
+    compare: Annotated[
+        Path | None, typer.Option(help="Also write a page with a slider between before and after: page.html.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew instead of going on with an unfinished run.")
@@ -137,6 +144,8 @@ def command(
         "color": color,
     }
     given |= {"guidance_rescale": guidance_rescale, "size": height_width, "scale": scale}
+    if guidance_interval is not None:
+        given["guidance_interval"] = parse_interval(guidance_interval)
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = Settings(prompt, negative_prompt, seed=seed, parity=parity, **chosen)
     wanted = Wanted(
@@ -146,6 +155,8 @@ def command(
     )
     high_or_low = one_of("--memory", memory, _MEMORY)
     codec = codec or ("png" if output.endswith("/") else "h264")
+    if compare is not None and (output == PIPE or codec == "png" or source == PIPE):
+        raise UsageError("--compare needs files: name a video for INPUT and for -o")
     if output == PIPE and as_json:
         raise UsageError("--json and -o - both write to the standard output; leave one of them out")
     with (
@@ -154,6 +165,8 @@ def command(
         input_path(source) as read_from,
         output_path(Path(output)) as written_to,
     ):
+        if compare is not None:
+            check_page(compare, overwrite=overwrite)
         if codec == "png":
             check_folder(written_to)
         else:
@@ -171,6 +184,9 @@ def command(
             started = time.monotonic()
             frames = enhance_film(v2v, reader, target, made, display.show)
             seconds = time.monotonic() - started
+        if compare is not None:
+            facts = {**describe(engine_set, made), "seconds": round(seconds, 1), "frames": frames}
+            write_page(compare, read_from, written_to, facts)
     summary = {
         "input": str(source),
         "output": output,
@@ -199,6 +215,21 @@ def _parse_rate(text: str | None) -> Fraction | None:
     if not 0 < rate <= 1000:
         raise UsageError(f"--rate must be pictures per second, as 25 or 30000/1001, not '{text}'")
     return rate
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Two shares of the noise levels, as ``0.2:0.5``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise UsageError(
+            f"--guidance-interval {text}: give two noise levels from 0 to 1, as 0.2:0.5"
+        ) from None
+    return low, high
 
 
 def choose_engines(named: str | None, wanted: Wanted, display: _Display) -> EngineSet:
