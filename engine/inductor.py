@@ -47,8 +47,6 @@ _OPTIONS = {
     "aot_inductor.package_constants_in_so": False,
     # The code around the kernels only queues them; optimising it takes longer than compiling all kernels.
     "aot_inductor.compile_wrapper_opt_level": "O0",
-    # Kernels that read tiles are launched with descriptors, which the one-pass way cannot make of views (2.11).
-    "triton.autotune_at_compile_time": False,
 }
 
 

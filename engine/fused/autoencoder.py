@@ -41,9 +41,9 @@ class ResnetBlock(Weights):
 
     def forward(self, part: Map) -> Map:
         """``[1, R, I] -> [1, R, O]``."""
-        h, _ = self.convolutions[0](self.norms[0]([part.x], [part.moments]), part.height)
+        h, _ = self.convolutions[0](self.norms[0]([part.x], [part.moments]), 1, part.height)
         normed = self.norms[1]([h], [ops.moments(h)], self.convolutions[0].bias)
-        h, _ = self.convolutions[1](normed, part.height)
+        h, _ = self.convolutions[1](normed, 1, part.height)
         x = F.linear(part.x, self.shortcut) if self.has_shortcut else part.x
         return Map(*ops.add_moments(x, [h], self.last_bias), part.height)
 
@@ -74,9 +74,9 @@ class Attention(Weights):
         """``[1, R, C] -> [1, R, C]``."""
         normed = self.norm([part.x], [part.moments])
         q, k, v = F.linear(normed, self.qkv, self.qkv_bias).chunk(3, -1)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)
+        scores = (q * q.shape[-1] ** -0.5) @ k.t()
         mixed = torch.softmax(scores, -1) @ v  # in FP32 inside, whatever the type
-        return Map(*ops.add_moments(part.x, [F.linear(mixed, self.out)], self.out_bias), part.height)
+        return Map(*ops.add_moments(part.x, [F.linear(mixed, self.out)[None]], self.out_bias), part.height)
 
 
 class Resample(Weights):
@@ -100,7 +100,9 @@ class Resample(Weights):
         else:
             image = F.pad(image, (0, 0, 0, 1, 0, 1))
             height, stride, padding = part.height + 1, 2, (0, 0)
-        y, height = ops.convolution(image.flatten(1, 2), self.weight, height, stride=stride, padding=padding)
+        y, height = ops.convolution(
+            image.flatten(0, 2), self.weight, 1, height, stride=stride, padding=padding
+        )
         return mapped(y + self.bias, height)
 
 
@@ -116,11 +118,11 @@ class Chain(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """``[1, I, h, w] -> [1, O, h', w']``."""
         height = image.shape[2]
-        x = image.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
-        part = mapped(self.first(x, height)[0] + self.first.bias, height)
+        x = image.permute(0, 2, 3, 1).flatten(0, 2)
+        part = mapped(self.first(x, 1, height)[0] + self.first.bias, height)
         for block in self.blocks:
             part = block(part)
-        y, _ = self.last(self.norm([part.x], [part.moments]), part.height)
+        y, _ = self.last(self.norm([part.x], [part.moments]), 1, part.height)
         return (y + self.last.bias).unflatten(1, (part.height, -1)).permute(0, 3, 1, 2)
 
 

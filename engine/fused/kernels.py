@@ -437,7 +437,7 @@ def _attend_block(
     MASK: tl.constexpr,
 ):
     """One step of online softmax (Milakov and Gimelshein 2018) over BLOCK_N keys."""
-    k = kv.load([frame, first, width + head * SIZE]).reshape(BLOCK_N, SIZE)
+    k = kv.load([frame * rows + first, width + head * SIZE])
     scores = tl.dot(q, k.T)
     if MASK:
         key = first + tl.arange(0, BLOCK_N)
@@ -447,15 +447,15 @@ def _attend_block(
     shrink = tl.exp2(top - new)
     total = total * shrink + tl.sum(weights, 1)
     acc = acc * shrink[:, None]
-    v = kv.load([frame, first, 2 * width + head * SIZE]).reshape(BLOCK_N, SIZE)
+    v = kv.load([frame * rows + first, 2 * width + head * SIZE])
     acc = tl.dot(weights.to(v.dtype), v, acc)
     return new, total, acc
 
 
 @triton.jit
 def spatial_attention(
-    queries,  # tiles [1, BLOCK_M, SIZE] of [frames, rows, 3 * heads * SIZE]
-    kv,  # tiles [1, BLOCK_N, SIZE] of the same
+    queries,  # tiles [BLOCK_M, SIZE] of [frames * rows, 3 * heads * SIZE]
+    kv,  # tiles [BLOCK_N, SIZE] of the same
     out,  # [frames, rows, heads * SIZE]
     rows,
     heads,
@@ -470,7 +470,7 @@ def spatial_attention(
     frame = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
     width = heads * SIZE
-    q = queries.load([frame, first, head * SIZE]).reshape(BLOCK_M, SIZE)
+    q = queries.load([frame * rows + first, head * SIZE])
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, SIZE], tl.float32)

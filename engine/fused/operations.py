@@ -1,7 +1,8 @@
 """Operations on feature maps in token layout: a plain PyTorch form for any device, a Triton kernel for CUDA.
 
-A map is ``[F, R, C]``: frames, positions of a frame (rows of the image one after the other), channels. It is what a
-channels-last tensor ``[F, C, H, W]`` holds, so convolutions see it through a view and matrix products need none.
+A map is ``[F, R, C]``: frames, positions of a frame (rows of the image one after the other), channels; where frames do
+not matter, tokens ``[F * R, C]``. It is what a channels-last tensor ``[F, C, H, W]`` holds, so convolutions see it
+through a view and matrix products need none.
 
 Norms over groups of channels are split in three: moments of each channel over chunks of rows (mean, sum of squared
 deviations), which whoever writes a map last can compute on the way; one scale and offset per channel out of them; and
@@ -263,7 +264,7 @@ def norm_coefficients(
 def _scale_offset(parts: list[Tensor], coefficients: Tensor, silu: bool) -> Tensor:
     frames, rows, _ = parts[0].shape
     segments, channels = coefficients.shape[1:]
-    out = parts[0].new_empty((frames, rows, channels))
+    out = parts[0].new_empty((frames * rows, channels))
     start = 0
     for part in parts:
         width = part.shape[2]
@@ -288,11 +289,11 @@ def _scale_offset(parts: list[Tensor], coefficients: Tensor, silu: bool) -> Tens
 
 
 def scale_offset(parts: list[Tensor], coefficients: Tensor, *, silu: bool) -> Tensor:
-    """Maps one after the other along the channels, scaled and shifted, then SiLU where asked: ``[F, R, C]``."""
+    """Maps one after the other along the channels, scaled and shifted, then SiLU where asked: ``[F * R, C]``."""
     if parts[0].is_cuda:
         return _scale_offset(parts, coefficients, silu)
     scale, offset = coefficients[:, :, None, :]
-    y = torch.cat(parts, 2).float() * scale + offset
+    y = (torch.cat(parts, 2).float() * scale + offset).flatten(0, 1)
     return (F.silu(y) if silu else y).to(parts[0].dtype)
 
 
@@ -468,9 +469,11 @@ def _launch_product(
     step: int = 0,
     gated: bool = False,
 ) -> None:
-    """Fill the last columns of ``out`` with ``x @ w.T``; see the kernel for taps and gate."""
-    depth = x.shape[-1]
-    tokens = x.numel() // depth
+    """Fill the last columns of ``out`` with ``x @ w.T``; see the kernel for taps and gate.
+
+    ``x`` and ``w`` are not views: PyTorch 2.11 cannot compile ahead of time what reads tiles of a view.
+    """
+    tokens, depth = x.shape
     width = w.shape[0] // 2 if gated else w.shape[0]
     block_m, block_n, extra_n = blocks
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count
@@ -480,7 +483,7 @@ def _launch_product(
         warps=warps,
         stages=stages,
         tiles={"x": [block_m, 64], "w": [block_n, 64], "w_extra": [extra_n or block_n, 64]},
-        x=x.view(tokens, depth),
+        x=x,
         w=w,
         w_extra=w,
         bias=x if bias is None else bias,
@@ -505,10 +508,11 @@ def _launch_product(
 
 
 @triton_op("v2v::temporal_attention", mutates_args=())
-def _temporal_attention(qkv: Tensor, size: int) -> Tensor:
-    frames, rows, three = qkv.shape
+def _temporal_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
+    tokens, three = qkv.shape
+    rows = tokens // frames
     heads = three // (3 * size)
-    out = qkv.new_empty((frames, rows, three // 3))
+    out = qkv.new_empty((tokens, three // 3))
     _launch(
         "temporal_attention",
         (rows * heads,),
@@ -526,12 +530,13 @@ def _temporal_attention(qkv: Tensor, size: int) -> Tensor:
     return out
 
 
-def temporal_attention(qkv: Tensor, size: int) -> Tensor:
-    """Attention of each position among its frames: ``qkv [F, R, 3C]`` -> ``[F, R, C]``; heads of ``size`` channels."""
+def temporal_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
+    """Attention of each position among its frames: ``qkv [F * R, 3C]`` -> ``[F * R, C]``, heads of ``size``."""
     if qkv.is_cuda:
-        return _temporal_attention(qkv, size)
-    q, k, v = (part.unflatten(-1, (-1, size)).permute(1, 2, 0, 3) for part in qkv.chunk(3, -1))
-    return F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2)
+        return _temporal_attention(qkv, frames, size)
+    parts = qkv.unflatten(0, (frames, -1)).chunk(3, -1)
+    q, k, v = (part.unflatten(-1, (-1, size)).permute(1, 2, 0, 3) for part in parts)
+    return F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2).flatten(0, 1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -541,16 +546,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @triton_op("v2v::spatial_attention", mutates_args=())
-def _spatial_attention(qkv: Tensor, size: int) -> Tensor:
-    frames, rows, three = qkv.shape
+def _spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
+    tokens, three = qkv.shape
+    rows = tokens // frames
     heads = three // (3 * size)
-    out = qkv.new_empty((frames, rows, three // 3))
+    out = qkv.new_empty((tokens, three // 3))
     _launch(
         "spatial_attention",
         (_up(rows, 64), frames * heads),
         warps=4,
         stages=2,
-        tiles={"queries": [1, 64, size], "kv": [1, 128, size]},
+        tiles={"queries": [64, size], "kv": [128, size]},
         queries=qkv,
         kv=qkv,
         out=out,
@@ -565,11 +571,12 @@ def _spatial_attention(qkv: Tensor, size: int) -> Tensor:
     return out
 
 
-def spatial_attention(qkv: Tensor, size: int) -> Tensor:
-    """Attention among the positions of each frame: ``qkv [F, R, 3C]`` -> ``[F, R, C]``; heads of ``size`` channels."""
+def spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
+    """Attention among the positions of each frame: ``qkv [F * R, 3C]`` -> ``[F * R, C]``, heads of ``size``."""
     if qkv.is_cuda and qkv.dtype == torch.float16:
-        return _spatial_attention(qkv, size)
-    return _attend(*(part.unflatten(-1, (-1, size)) for part in qkv.chunk(3, -1)))
+        return _spatial_attention(qkv, frames, size)
+    parts = qkv.unflatten(0, (frames, -1)).chunk(3, -1)
+    return _attend(*(part.unflatten(-1, (-1, size)) for part in parts)).flatten(0, 1)
 
 
 @triton_op("v2v::text_attention", mutates_args=())
@@ -599,40 +606,48 @@ def _text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
 
 
 def text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
-    """Every position attends to the prompt: ``q [F, R, C]``, ``kv [tokens, 2C]`` -> ``[F, R, C]``."""
+    """Every position attends to the prompt: ``q [F * R, C]``, ``kv [tokens, 2C]`` -> ``[F * R, C]``."""
     if q.is_cuda:
         return _text_attention(q, kv, size)
     k, v = (part.unflatten(-1, (-1, size))[None] for part in kv.chunk(2, -1))
-    return _attend(q.flatten(0, 1)[None].unflatten(-1, (-1, size)), k, v).view_as(q)
+    return _attend(q[None].unflatten(-1, (-1, size)), k, v)[0]
 
 
 # Convolutions -----------------------------------------------------------------------------------------------
 
 
 def convolution(
-    x: Tensor, weight: Tensor, height: int, *, stride: int = 1, padding: tuple[int, int] = (1, 1)
+    x: Tensor,
+    weight: Tensor,
+    frames: int,
+    height: int,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, int]:
-    """Spatial convolution without bias: ``x [F, R, I]``, ``weight [O, k, k, I]`` -> ``[F, R', O]``, height."""
-    image = x.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+    """Spatial convolution without bias: ``x [F * R, I]``, ``weight [O, k, k, I]`` -> ``[F, R', O]``, height."""
+    image = x.unflatten(0, (frames, height, -1)).permute(0, 3, 1, 2)
     y = F.conv2d(image, weight.permute(0, 3, 1, 2), stride=stride, padding=padding)
     return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), y.shape[2]
 
 
 @triton_op("v2v::temporal_convolution", mutates_args=())
-def _temporal_convolution(x: Tensor, weight: Tensor) -> Tensor:
-    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+def _temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
+    rows, width = x.shape[0] // frames, weight.shape[0]
+    out = x.new_empty((frames, rows, width))
     # 320 columns in one tile where that is the width: the input is read once.
-    blocks = (128, 256, 64) if weight.shape[0] % 320 == 0 and weight.shape[0] % 128 else (128, 128, 0)
-    _launch_product(x, weight, None, out, blocks, warps=8, stages=3, taps=3, step=x.shape[1])
+    blocks = (128, 256, 64) if width % 320 == 0 and width % 128 else (128, 128, 0)
+    _launch_product(x, weight, None, out, blocks, warps=8, stages=3, taps=3, step=rows)
     return out
 
 
-def temporal_convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution over three frames without bias: ``x [F, R, I]``, ``weight [O, 3 * I]`` -> ``[F, R, O]``."""
+def temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
+    """Convolution over three frames without bias: ``x [F * R, I]``, ``weight [O, 3 * I]`` -> ``[F, R, O]``."""
     if x.is_cuda and x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
-        return _temporal_convolution(x, weight)
-    padded = F.pad(x, (0, 0, 0, 0, 1, 1))
-    return F.linear(torch.cat([padded[:-2], x, padded[2:]], -1), weight)
+        return _temporal_convolution(x, weight, frames)
+    middle = x.unflatten(0, (frames, -1))
+    padded = F.pad(middle, (0, 0, 0, 0, 1, 1))
+    return F.linear(torch.cat([padded[:-2], middle, padded[2:]], -1), weight)
 
 
 @triton_op("v2v::interleave", mutates_args=())

@@ -65,7 +65,7 @@ class Norm(Weights):
         self.groups, self.eps, self.silu, self.whole = norm.num_groups, norm.eps, norm.silu, whole
 
     def forward(self, xs: list[Tensor], moments: list[Tensor], shift: Tensor | None = None) -> Tensor:
-        """``xs [F, R, C']``, together C channels -> ``[F, R, C]``."""
+        """``xs [F, R, C']``, together C channels -> tokens ``[F * R, C]``."""
         coefficients = ops.norm_coefficients(
             moments,
             xs[0].shape[1],
@@ -91,9 +91,9 @@ class Convolution(Weights):
         self.keep("bias", conv.bias)
         self.stride, self.padding = conv.stride[0], (int(conv.padding[0]), int(conv.padding[1]))
 
-    def forward(self, x: Tensor, height: int) -> tuple[Tensor, int]:
-        """``[F, R, I] -> [F, R', O]`` and the new height."""
-        return ops.convolution(x, self.weight, height, stride=self.stride, padding=self.padding)
+    def forward(self, x: Tensor, frames: int, height: int) -> tuple[Tensor, int]:
+        """``[F * R, I] -> [F, R', O]`` and the new height."""
+        return ops.convolution(x, self.weight, frames, height, stride=self.stride, padding=self.padding)
 
 
 class TemporalStage(Weights):
@@ -111,7 +111,7 @@ class TemporalStage(Weights):
 
     def forward(self, x: Tensor, moments: Tensor, shift: Tensor | None) -> Tensor:
         """``shift [C]``: what the input still lacks."""
-        return ops.temporal_convolution(self.norm([x], [moments], shift), self.weight)
+        return ops.temporal_convolution(self.norm([x], [moments], shift), self.weight, x.shape[0])
 
 
 class ResBlock(Weights):
@@ -139,8 +139,9 @@ class ResBlock(Weights):
     def forward(self, parts: list[Map], shift: Tensor) -> Map:
         """``shift [O]``: time embedding and bias of the first convolution."""
         xs, height = [part.x for part in parts], parts[0].height
-        h, _ = self.first(self.first_norm(xs, [part.moments for part in parts]), height)
-        h, _ = self.second(self.second_norm([h], [ops.moments(h)], shift), height)
+        frames = xs[0].shape[0]
+        h, _ = self.first(self.first_norm(xs, [part.moments for part in parts]), frames, height)
+        h, _ = self.second(self.second_norm([h], [ops.moments(h)], shift), frames, height)
         others = [h]
         if self.has_shortcut:
             widths = [x.shape[-1] for x in xs]
@@ -201,22 +202,24 @@ class Transformer(Weights):
 
     def transform(self, part: Map, context: Tensor | None) -> Map:
         """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
+        frames = part.x.shape[0]
         tokens = F.linear(self.norm([part.x], [part.moments]), self.proj_in)
         normed = ops.layer_norm(tokens, self.proj_in_bias, *self.norm1)
-        mixed = self.first_attention(F.linear(normed, self.qkv))
+        mixed = self.first_attention(F.linear(normed, self.qkv), frames)
         tokens, normed = ops.add_layer_norm(tokens, F.linear(mixed, self.out1), self.out1_bias, *self.norm2)
-        mixed = F.linear(self.second_attention(normed, context), self.out2)
+        mixed = F.linear(self.second_attention(normed, frames, context), self.out2)
         projected = ops.feed_forward(
             tokens, mixed, self.out2_bias, *self.norm3, self.expand, self.expand_bias, self.contract
         )
-        return Map(*ops.add_moments(part.x, [projected], self.contract_bias), part.height)
+        total = ops.add_moments(part.x, [projected.view_as(part.x)], self.contract_bias)
+        return Map(*total, part.height)
 
-    def first_attention(self, qkv: Tensor) -> Tensor:
-        """``qkv [F, R, 3C] -> [F, R, C]``."""
+    def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
+        """``qkv [F * R, 3C] -> [F * R, C]``."""
         raise NotImplementedError
 
-    def second_attention(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """``x [F, R, C] -> [F, R, C]``."""
+    def second_attention(self, x: Tensor, frames: int, context: Tensor | None) -> Tensor:
+        """``x [F * R, C] -> [F * R, C]``."""
         raise NotImplementedError
 
 
@@ -233,11 +236,11 @@ class SpatialTransformer(Transformer):
         super().__init__(block, whole=False)
         self.keep("query", block.transformer_blocks[0].attn2.to_q.weight)
 
-    def first_attention(self, qkv: Tensor) -> Tensor:
+    def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """Among the positions of a frame."""
-        return ops.spatial_attention(qkv, self.size)
+        return ops.spatial_attention(qkv, frames, self.size)
 
-    def second_attention(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def second_attention(self, x: Tensor, frames: int, context: Tensor | None) -> Tensor:
         """To the prompt: ``context [tokens, 2C]``."""
         assert context is not None
         return ops.text_attention(F.linear(x, self.query), context, self.size)
@@ -252,13 +255,13 @@ class TemporalTransformer(Transformer):
         super().__init__(block, whole=True)
         self.keep("qkv2", _stack(block.transformer_blocks[0].attn2))
 
-    def first_attention(self, qkv: Tensor) -> Tensor:
+    def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """Among the frames of a position."""
-        return ops.temporal_attention(qkv, self.size)
+        return ops.temporal_attention(qkv, frames, self.size)
 
-    def second_attention(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def second_attention(self, x: Tensor, frames: int, context: Tensor | None) -> Tensor:
         """Among the frames of a position, again."""
-        return ops.temporal_attention(F.linear(x, self.qkv2), self.size)
+        return ops.temporal_attention(F.linear(x, self.qkv2), frames, self.size)
 
 
 class Downsample(nn.Module):
@@ -270,7 +273,7 @@ class Downsample(nn.Module):
 
     def forward(self, part: Map) -> Map:
         """Convolve every second position."""
-        y, height = self.conv(part.x, part.height)
+        y, height = self.conv(part.x.flatten(0, 1), part.x.shape[0], part.height)
         y = y + self.conv.bias
         return Map(y, ops.moments(y), height)
 
@@ -305,10 +308,11 @@ class Upsample(Weights):
     def forward(self, part: Map) -> Map:
         """Double."""
         x, height = part.x, part.height
-        width = x.shape[1] // height
-        phases, _ = ops.convolution(x, self.phases, height, padding=(1, 1))
-        top, _ = ops.convolution(x[:, : 2 * width].contiguous(), self.top, 2, padding=(0, 1))
-        bottom, _ = ops.convolution(x[:, -2 * width :].contiguous(), self.bottom, 2, padding=(0, 1))
+        frames, width = x.shape[0], x.shape[1] // height
+        edges = x[:, : 2 * width].flatten(0, 1), x[:, -2 * width :].flatten(0, 1)
+        phases, _ = ops.convolution(x.flatten(0, 1), self.phases, frames, height, padding=(1, 1))
+        top, _ = ops.convolution(edges[0], self.top, frames, 2, padding=(0, 1))
+        bottom, _ = ops.convolution(edges[1], self.bottom, frames, 2, padding=(0, 1))
         y = ops.interleave(phases, top, bottom, self.bias, height, width)
         return Map(y, ops.moments(y), 2 * height - 2)
 
@@ -373,7 +377,7 @@ class FusedUNet(Weights):
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``."""
-        height, width = latents.shape[-2:]
+        frames, height, width = latents.shape[2:]
         embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(latents.dtype))
         shifts = F.linear(F.silu(embedding), self.times, self.times_bias)[0].split(self.time_widths)
         prompts = F.linear(context[0], self.prompts).split(self.prompt_widths, 1)
@@ -391,8 +395,8 @@ class FusedUNet(Weights):
                     parts = [module(parts[0])]
             return parts[0]
 
-        x = latents[0].permute(1, 2, 3, 0).flatten(1, 2).contiguous()
-        x = ops.convolution(x, self.stem, height)[0] + self.stem_bias
+        x = latents[0].permute(1, 2, 3, 0).flatten(0, 2)
+        x = ops.convolution(x, self.stem, frames, height)[0] + self.stem_bias
         part = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
         skips = [part]
         for stage in self.down:
@@ -403,7 +407,9 @@ class FusedUNet(Weights):
             part = run(stage, [part, skips.pop()])
         # So few channels come out that a convolution would mostly multiply padding: one product, nine sums.
         given = F.linear(self.last_norm([part.x], [part.moments]), self.last)
-        padded = F.pad(given.unflatten(-1, (9, -1)).unflatten(1, (height, width)), (0, 0, 0, 0, 1, 1, 1, 1))
+        padded = F.pad(
+            given.unflatten(-1, (9, -1)).unflatten(0, (frames, height, width)), (0, 0, 0, 0, 1, 1, 1, 1)
+        )
         y = self.last_bias.float()
         for tap in range(9):
             row, column = divmod(tap, 3)
