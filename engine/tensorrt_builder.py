@@ -38,7 +38,7 @@ class Limits:
 def limits(gpu_memory: int | None, options: BuildOptions) -> Limits:
     """Limits for a card with ``gpu_memory`` bytes (None: built without one), unless ``options`` say otherwise.
 
-    TensorRT compiles a network like the UNet as one region, whose whole scratch (over 7 GB at full size) counts as
+    TensorRT compiles a network like the UNet as one region, whose whole scratch (gigabytes at full size) counts as
     workspace: so everything may be used but what the weights and the driver need, about 4 GiB. Cards of 16 and
     24 GB search at TensorRT's own level 3; from 40 GB on there is room for level 4, which tries more kernels.
     """
