@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 import typer
 
-from v2v.benchmarks.compare import Comparison, compare
+from v2v.benchmarks.compare import Change, Comparison, compare
 from v2v.benchmarks.report import PAGE, check_output, size_text, spread_text, time_text, write
 from v2v.benchmarks.results import Axis, Kind, Results
 from v2v.benchmarks.session import Plan, run_session
@@ -47,6 +47,8 @@ from v2v.export.models.configs import MODELS, ModelConfig
 
 app = new_app()
 results_console = rich.console.Console(highlight=False, soft_wrap=True)
+if not results_console.is_terminal:  # a log is as wide as the tables need
+    results_console.width = 120
 
 _AXES: tuple[Axis, ...] = get_args(Axis)
 _BASELINES: tuple[Kind, ...] = ("eager", "compile")
@@ -130,16 +132,12 @@ def command(
         model, window, device = "small", [_QUICK_WINDOW], "cpu"
         steps, baseline, sweep = steps or _QUICK_STEPS, baseline or _QUICK_BASELINES, sweep or _QUICK_SWEEPS
     config = MODELS[one_of("--model", model, tuple(MODELS))]
-    chosen = device and one_of("--device", device, _DEVICES)
-    plan = Plan(
-        sets=tuple(map(EngineSet.open, named)) or sets_for(config, window, backend, chosen, weights),
-        baselines=choose_baselines(baseline),
-        device=chosen,
-        weights=weights,
-        repeats=repeats,
-        steps=steps,
-        sweeps=tuple(dict.fromkeys(one_of("--sweep", axis, _AXES) for axis in sweep or ())),
-    )
+    chosen = one_of("--device", device, _DEVICES) if device else None
+    baselines = choose_baselines(baseline)
+    sweeps = tuple(dict.fromkeys(one_of("--sweep", axis, _AXES) for axis in sweep or ()))
+    # Building comes last: no one should wait for it to learn of a misspelt option.
+    sets = tuple(map(EngineSet.open, named)) or sets_for(config, window, backend, chosen, weights)
+    plan = Plan(sets, baselines, chosen, weights, repeats, steps, sweeps)
     with BuildDisplay() as display:
         results = run_session(plan, _command_line(), lambda name: partial(display, name))
     if folder is not None:
@@ -234,10 +232,7 @@ def find_or_build(
 
 def show(results: Results) -> None:
     """The table at the end of a session."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for column in ("whole run", "UNet evaluation", "first step", "memory"):
-        table.add_column(column, justify="right")
+    table = _table("", "whole run", "UNet evaluation", "first step", "memory")
     for measured in results.measured:
         unet = next(stage for stage in measured.stages if stage.name == "UNet evaluation")
         table.add_row(
@@ -268,22 +263,22 @@ def show_comparison(found: Comparison, as_json: bool) -> None:
 
 
 def _print_comparison(found: Comparison) -> None:
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "", "old", "new", "change", "verdict"):
-        table.add_column(column, justify="left" if not column else "right", overflow="fold")
-    rank = {change: place for place, change in enumerate(found.worse)}
-    for change in sorted(found.changes, key=lambda c: rank.get(c, len(rank))):
-        text = time_text if change.unit == "s" else size_text
-        table.add_row(
-            change.subject,
-            change.quantity,
-            spread_text(change.old, text),
-            spread_text(change.new, text),
-            f"{100 * (change.ratio - 1):+.1f} %",
-            "within the spread" if change.verdict == "same" else change.verdict,
-            style="red" if change.worse else "dim" if change.verdict == "same" else "green",
-        )
-    results_console.print(table)
+    by_subject: dict[str, list[Change]] = {}
+    for change in sorted(found.changes, key=lambda c: -c.ratio if c.worse else 0):
+        by_subject.setdefault(change.subject, []).append(change)
+    for subject, changes in by_subject.items():
+        table = _table(subject, "old", "new", "change", "")
+        for change in changes:
+            text = time_text if change.unit == "s" else size_text
+            table.add_row(
+                change.quantity,
+                spread_text(change.old, text),
+                spread_text(change.new, text),
+                f"{100 * (change.ratio - 1):+.1f} %",
+                "within the spread" if change.verdict == "same" else change.verdict,
+                style="red" if change.worse else "dim" if change.verdict == "same" else "green",
+            )
+        results_console.print(table)
     for difference in found.differences:
         results_console.print(f"differs: {difference}", markup=False)
     for when, names in (("old", found.only_old), ("new", found.only_new)):
@@ -291,5 +286,12 @@ def _print_comparison(found: Comparison) -> None:
             results_console.print(f"only in the {when} file: {name}", markup=False)
     worse = len(found.worse)
     results_console.print(
-        f"{worse} of {len(found.changes)} figures got worse" if worse else "nothing got slower"
+        f"{worse} of {len(found.changes)} figures got worse" if worse else "nothing got worse"
     )
+
+
+def _table(*columns: str) -> rich.table.Table:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    return table

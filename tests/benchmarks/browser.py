@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import escape
 
 import pytest
 
@@ -38,7 +39,8 @@ setTimeout(() => {
     const frame = plot.getBoundingClientRect();
     const texts = [...plot.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
     texts.forEach(([name, box], k) => {
-      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1) outside.push(name);
+      const beside = box.left < frame.left - 1 || box.right > frame.right + 1;
+      if (beside || box.top < frame.top - 1 || box.bottom > frame.bottom + 1) outside.push(name);
       for (const [other, second] of texts.slice(k + 1)) if (inner(box, second)) overlaps.push(`${name} | ${other}`);
     });
   }
@@ -67,16 +69,27 @@ def browser():
     return found
 
 
+# Browsers have a least window width that is wider than a phone; a frame has none.
+_FRAME = """<!DOCTYPE html><iframe width="{width}" height="1000" style="border: 0" srcdoc="{page}"></iframe>
+<script>
+setInterval(() => {{
+  const note = document.querySelector("iframe").contentDocument.getElementById("found");
+  if (note && !document.getElementById("found")) document.body.append(document.importNode(note, true));
+}}, 100);
+</script>"""
+
+
 def look_at(html, folder, width=1100):
     """Open a page and tell what is seen: title, headings, text, problems, overlapping labels."""
+    watched = html.replace("<title>", _WATCH + "<title>", 1).replace("</body>", _LOOK + "</body>")
     page = folder / f"page-{width}.html"
-    page.write_text(html.replace("<title>", _WATCH + "<title>", 1).replace("</body>", _LOOK + "</body>"))
+    page.write_text(_FRAME.format(width=width, page=escape(watched, quote=True)), encoding="utf-8")
     command = [
         browser(),
         "--headless",
         *_QUIET,
         f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},1000",
+        "--window-size=1300,1100",
         "--virtual-time-budget=5000",
         "--dump-dom",
         page.as_uri(),

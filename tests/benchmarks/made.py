@@ -119,7 +119,9 @@ def results(*found, **changed):
         or (
             measured("PyTorch eager", "eager", "pytorch", 0.25),
             measured("torch.compile", "compile", "pytorch", 0.16),
-            measured(sweeps=(sweep(), sweep("frames", (4, 8, 32)), sweep("pixels", (1440, 5760, 23040), 1e-4))),
+            measured(
+                sweeps=(sweep(), sweep("frames", (4, 8, 32)), sweep("pixels", (1440, 5760, 23040), 1e-4))
+            ),
         ),
         failed=(Failed("TensorRT fp16 (cuda)", "it does not run here"),),
     )

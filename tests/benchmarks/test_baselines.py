@@ -18,9 +18,7 @@ from v2v.export.models.configs import MODELS  # noqa: E402
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_eager_pytorch_gives_what_the_engine_gives(small_engine_set, tmp_path, name):
     recipe = small_engine_set.manifest.recipe
-    baseline = TorchEngines.make(
-        tmp_path, "eager", recipe.model, recipe.window, recipe.weights.source, "cpu"
-    )
+    baseline = TorchEngines.make(tmp_path, "eager", recipe.model, recipe.window, recipe.weights.source, "cpu")
     assert baseline.manifest.recipe.weights.identity == recipe.weights.identity
     component = small_engine_set.component(name)
     inputs = random_inputs(component, recipe.model.text_encoder.vocabulary)

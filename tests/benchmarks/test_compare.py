@@ -58,9 +58,7 @@ def test_the_same_results_hold_no_change():
 
 
 def test_points_of_sweeps_are_compared():
-    old, new = (
-        made.results(made.measured(sweeps=(made.sweep(each=each),))) for each in (0.2, 0.4)
-    )
+    old, new = (made.results(made.measured(sweeps=(made.sweep(each=each),))) for each in (0.2, 0.4))
     assert {c.quantity for c in compare(old, new).worse} == {"1 steps", "5 steps", "10 steps"}
 
 
