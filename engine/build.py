@@ -94,12 +94,12 @@ class Exporter:
 
     @classmethod
     def prebuilt(cls) -> Exporter:
-        """The packaged graphs; needs neither PyTorch nor ONNX."""
-        return cls(prebuilt.load_weights, prebuilt.export_component, cls._no_weights_to_save)
+        """The packaged graphs, for builds that save no weights; needs neither PyTorch nor ONNX."""
 
-    @staticmethod
-    def _no_weights_to_save(weights: Any, folder: Path) -> None:
-        raise BuildError(f"these weights come with v2v, as {weights.source}: there is no need to save them")
+        def save(weights: Any, folder: Path) -> None:
+            raise BuildError(f"these weights come with v2v: take {weights.source}")
+
+        return cls(prebuilt.load_weights, prebuilt.export_component, save)
 
     @classmethod
     def default(cls) -> Exporter:
@@ -226,7 +226,11 @@ def build_engine_set(
     asked = time.time()
     made = backend(backend_name)
     compiled_by = BackendRecord(made.name, made.version, made.facts(options))
-    exporter = exporter or Exporter.default()
+    if exporter is None:
+        ready = (
+            prebuilt.fits(model, weights, window, options.precision, backend_name) and save_weights is None
+        )
+        exporter = Exporter.prebuilt() if ready else Exporter.default()
     if Path(weights).expanduser().exists():  # the manifest's rebuild command must work from any folder
         weights = str(Path(weights).expanduser().resolve())
     progress("weights", "reading", 0.0)

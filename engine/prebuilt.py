@@ -57,7 +57,7 @@ class PackagedGraph:
 def fits(model: ModelConfig, weights: str, window: Window, precision: Precision, backend: str) -> bool:
     """Whether the packaged graphs are what an export of all this would give."""
     index = FOLDER / model.name / INDEX
-    if not index.is_file() or Path(weights) != FOLDER / f"{model.name}.safetensors":
+    if not index.is_file() or not _is_packaged(weights, model):
         return False
     described = json.loads(index.read_text(encoding="utf-8"))
     return bool(
@@ -65,6 +65,10 @@ def fits(model: ModelConfig, weights: str, window: Window, precision: Precision,
         and described["model"] == json.loads(json.dumps(model.to_json()))
         and described["window"] == str(window)
     )
+
+
+def _is_packaged(weights: str, model: ModelConfig) -> bool:
+    return Path(weights).expanduser().resolve() == (FOLDER / f"{model.name}.safetensors").resolve()
 
 
 def load_weights(source: str, model: ModelConfig, progress: Progress | None = None) -> PackagedWeights:
