@@ -41,6 +41,9 @@ def limits(gpu_memory: int | None, options: BuildOptions) -> Limits:
     TensorRT compiles a network like the UNet as one region, whose whole scratch (gigabytes at full size) counts as
     workspace: so everything may be used but what the weights and the driver need, about 4 GiB. Cards of 16 and
     24 GB search at TensorRT's own level 3; from 40 GB on there is room for level 4, which tries more kernels.
+
+    Raises:
+        BuildError: an extra option is not a number.
     """
     room = None if gpu_memory is None else max(gpu_memory - 4 * GIB, gpu_memory // 2)
     large = gpu_memory is not None and gpu_memory >= 40 * GIB
@@ -322,9 +325,9 @@ class TimingCache:
     def __init__(self, path: Path, config: Any) -> None:
         self._path = path
         self._config = config
-        known = path.read_bytes() if path.is_file() else b""
-        # False: made by another version or on another GPU. Then start afresh.
-        if not config.set_timing_cache(config.create_timing_cache(known), False):
+        known = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        # Damaged, made by another version or on another GPU? Then start afresh.
+        if known is None or not config.set_timing_cache(known, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self) -> None:
@@ -334,7 +337,9 @@ class TimingCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(self._path.with_suffix(".lock"), timeout=10):
                 if self._path.is_file():
-                    cache.combine(self._config.create_timing_cache(self._path.read_bytes()), False)
+                    there = self._config.create_timing_cache(self._path.read_bytes())
+                    if there is not None:
+                        cache.combine(there, False)
                 fresh = self._path.with_suffix(f".{os.getpid()}")
                 fresh.write_bytes(memoryview(cache.serialize()))
                 fresh.replace(self._path)

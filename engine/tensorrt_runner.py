@@ -209,9 +209,12 @@ class TensorRTEngine:
                 raise EngineError(_failure(self.component, "failed", messages))
 
     def close(self) -> None:
-        """Free weights and context, and the scratch with the last engine."""
+        """Free weights and context, and the scratch with the last engine, once queued runs are done."""
         if self._engine is None:
             return
+        from cuda.bindings import driver as cu
+
+        cu.cuCtxSynchronize()
         self._save_jit()
         self._context = self._jit = None  # before the engine that they refer to
         self._engine = self._scratch = None

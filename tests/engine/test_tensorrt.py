@@ -588,6 +588,11 @@ class FakeMemory:
     def __init__(self) -> None:
         self.blocks: dict[int, int] = {}
         self.next = 4096
+        self.waits = 0
+
+    def synchronize(self) -> tuple[int]:
+        self.waits += 1
+        return (0,)
 
     def allocate(self, size: int) -> tuple[int, int]:
         self.blocks[self.next] = size
@@ -613,6 +618,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
     fake = FakeMemory()
     monkeypatch.setattr(driver, "cuMemAlloc", fake.allocate)
     monkeypatch.setattr(driver, "cuMemFree", fake.free)
+    monkeypatch.setattr(driver, "cuCtxSynchronize", fake.synchronize)
     return fake
 
 
@@ -744,6 +750,12 @@ def test_a_failed_run_passes_on_what_tensorrt_logged(engines: Any, memory: FakeM
     fake.context.execute_async_v3 = fail  # type: ignore[method-assign]
     with pytest.raises(EngineError, match=r"unet failed: .*out of memory; run with --memory low"):
         engine.run(arrays(component.inputs, 0), arrays(component.outputs, 0))
+
+
+def test_closing_waits_for_queued_runs_before_it_frees(engines: Any, memory: FakeMemory) -> None:
+    engine = engines(FakeEngine(TOYS["unet"], 1000))
+    engine.close()
+    assert memory.waits == 1
 
 
 def test_a_closed_engine_says_so(engines: Any, memory: FakeMemory) -> None:

@@ -188,6 +188,8 @@ def test_the_full_size_set_builds_and_fits_a_12_gb_card(
     tensorrt: ModuleType, tmp_path: Path, full_size: Any
 ) -> None:
     """Sizes are compared with the recorded ones; ``V2V_RECORD_MEMORY=1`` records them anew."""
+    if (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) < 15 * GB:
+        pytest.skip(f"compiling at full size takes 12 GB of memory, here are {memory / GB:.0f} in all")
     model = MODELS["ms-vid2vid-xl"]
     window = window_for(model)
     found: dict[str, dict[str, int]] = {}
