@@ -7,6 +7,7 @@ joined (:meth:`v2v.runtime.video.VideoWriter.join`), exact whatever the time bas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -159,6 +160,7 @@ class Encoding:
             EncodingError: this machine has no such encoder (no NVIDIA GPU, for the hardware ones).
         """
         codec = self.library
+        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 would write pages to stderr; 1 is errors alone
         try:
             stream: Any = container.add_stream(codec.library, rate=self.rate)
         except (av.FFmpegError, ValueError) as error:

@@ -312,6 +312,14 @@ class VideoWriter:
 
     def _declare_others(self, pictures: Any) -> None:
         """Declare all that comes along with the stream of pictures."""
+        if self.encoding.codec.startswith("hevc") and self._format in ("mp4", "mov"):
+            pictures.codec_context.codec_tag = "hvc1"  # Apple's players know HEVC by this name alone
+        carries_aspect = self._format != "matroska" or self.encoding.codec.startswith(("h264", "hevc"))
+        if not self.parity and self.encoding.aspect != 1 and not carries_aspect:
+            warn(
+                f"{self.path}: its pixels are {self.encoding.aspect} as wide as high, which codec "
+                f"{self.encoding.codec} cannot say in Matroska; take another codec, or .mp4 or .mov where it goes"
+            )
         if not self.parity:
             copy_stream_tags(self.source._stream, pictures)
             skip = self.source.info.stream_index
@@ -341,6 +349,8 @@ class VideoWriter:
                         template = container.streams.video[0]
                         stream = self._output.add_stream_from_template(template, opaque=True)
                         stream.time_base = tick
+                        if not self.parity:  # a segment's file may hold it where the codec does not
+                            stream.codec_context.sample_aspect_ratio = self.encoding.aspect
                         self._declare_others(stream)
                     for packet, picture in zip(segment.packets(container), segment.order, strict=True):
                         stamp = stamps[first + picture]

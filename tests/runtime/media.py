@@ -126,6 +126,14 @@ def pixels_of(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
 
 
+def color_tags(path: Path) -> tuple[int, int, int, int]:
+    """(primaries, transfer, matrix, range) as a player sees them."""
+    with av.open(str(path)) as source:
+        next(source.decode(video=0))
+        codec = source.streams.video[0].codec_context
+        return codec.color_primaries, codec.color_trc, codec.colorspace, codec.color_range
+
+
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two pictures of bytes."""
     error = np.mean((one.astype(np.float64) - other) ** 2)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.engine import stand_in
 from tests.runtime.command import SAMPLE, WINDOW, Run, build_engines, start
-from tests.runtime.media import make_video, packets, pixels_of, psnr, times
+from tests.runtime.media import color_tags, make_video, packets, pixels_of, psnr, times
 from v2v.engine.build import Exporter
 from v2v.engine.components import Window
 from v2v.engine.store import EngineSet, list_sets
@@ -101,6 +101,53 @@ def test_a_rotated_phone_video_comes_out_upright(run: Run, stand_in_engines: Pat
     with av.open(str(source)) as opened:
         upright = np.rot90(next(opened.decode(video=0)).to_ndarray(format="rgb24"))
     assert psnr(pixels_of(output)[0], upright) > 20
+
+
+@pytest.mark.parametrize(
+    ("codec", "ending", "formats"),
+    [
+        ("h264", ".mp4", ("yuv420p", "yuv420p10le")),
+        ("hevc", ".mp4", ("yuv420p", "yuv420p10le")),
+        ("av1", ".mp4", ("yuv420p", "yuv420p10le")),
+        ("ffv1", ".mkv", ("yuv444p", "yuv444p10le")),
+    ],
+)
+@pytest.mark.parametrize("deep", [False, True], ids=["8-bit", "10-bit"])
+def test_color_tags_aspect_and_depth_survive(
+    run: Run,
+    stand_in_engines: Path,
+    tmp_path: Path,
+    codec: str,
+    ending: str,
+    formats: tuple[str, str],
+    deep: bool,
+) -> None:
+    tags = {"colorspace": 9, "color_primaries": 9, "color_trc": 16, "color_range": 1}
+    if not deep:
+        tags = {"colorspace": 1, "color_primaries": 1, "color_trc": 1, "color_range": 1}
+    pix_fmt = "yuv420p10le" if deep else "yuv420p"
+    source = make_video(
+        tmp_path / "in.mp4", frames=20, size=(128, 64), colors=tags, aspect=Fraction(4, 3), pix_fmt=pix_fmt
+    )
+    output = tmp_path / f"out{ending}"
+    done = run(
+        *(source, "-o", output, "--engines", stand_in_engines, "--codec", codec),
+        *("--scale", 1, "--steps", 1, "--strength", 0.001),
+    )
+    assert done.code == 0, done.err
+    assert color_tags(output) == color_tags(source)
+    assert [round(1000 * t) for t in times(output)] == [100 * n for n in range(20)]
+    with av.open(str(output)) as opened:
+        video = opened.streams.video[0]
+        assert video.pix_fmt == formats[deep]
+        if codec == "ffv1":
+            assert "out.mkv: its pixels are 4/3 as wide as high" in done.err
+        else:
+            assert video.sample_aspect_ratio == Fraction(4, 3)
+        if codec == "hevc":
+            assert video.codec_context.codec_tag == "hvc1"
+    assert psnr(pixels_of(output)[10], pixels_of(source)[10]) > 18
+    assert "Svt[" not in done.err
 
 
 def test_seed_and_settings_are_in_the_file(run: Run, stand_in_engines: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.media import SECOND, make_video, packets, picture, pixels_of, psnr, times
+from tests.runtime.media import SECOND, color_tags, make_video, packets, picture, pixels_of, psnr, times
 from v2v.runtime.streams import MediaWarning
 from v2v.runtime.video import VideoReader, VideoWriter
 
@@ -40,14 +40,6 @@ def _no_unexpected_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", MediaWarning)
         yield
-
-
-def color_tags(path: Path) -> tuple[int, int, int, int]:
-    """(primaries, transfer, matrix, range) as a player sees them."""
-    with av.open(str(path)) as source:
-        next(source.decode(video=0))
-        codec = source.streams.video[0].codec_context
-        return codec.color_primaries, codec.color_trc, codec.colorspace, codec.color_range
 
 
 # Pictures and time ----------------------------------------------------------------------------------------------
