@@ -21,8 +21,7 @@ from v2v.export.models.layers import LayerNorm, attention, group_norm
 
 RES_EPS = 1e-5  # group norms of residual blocks, temporal convolutions and the output
 TRANSFORMER_EPS = 1e-6  # group norms of the transformers
-# Pieces of the first level's feed-forwards. Compiled by TensorRT, activations are 9.0 GB with 1.
-FULL_RESOLUTION_PIECES = 4
+PIECES = 4  # of the feed-forwards on the first two levels
 
 
 def time_features(timestep: Tensor, width: int) -> Tensor:
@@ -192,7 +191,8 @@ class FeedForward(nn.Module):
     """Gated two-layer network on each token, hidden width 4C.
 
     Hidden states are the largest tensors of the UNet, 3.8 GB of FP16 in the stem at full size. With ``pieces`` the
-    tokens go through in that many pieces, one after the other, which changes no number.
+    tokens go through in that many pieces, one after the other, which changes no number. The activations of the
+    UNet as TensorRT compiles it are 9.0 GB without pieces (tests/data/tensorrt_memory.json has them with).
     """
 
     def __init__(self, width: int) -> None:
@@ -389,10 +389,11 @@ class UNet(nn.Module):
             nn.Identity(),
             nn.Conv2d(width, config.latent_channels, 3, padding=1),
         )
-        for stage in (*self.input_blocks[: config.blocks + 1], *self.output_blocks[-config.blocks - 1 :]):
+        two_levels = 2 * (config.blocks + 1)  # on the way down, and on the way up
+        for stage in (*self.input_blocks[:two_levels], *self.output_blocks[-two_levels:]):
             for module in stage.modules():
                 if isinstance(module, FeedForward):
-                    module.pieces = FULL_RESOLUTION_PIECES
+                    module.pieces = PIECES
 
     def _stage(self, channels: int, out_channels: int, *, attend: bool) -> Stage:
         """A residual block, and where ``attend`` attention within frames and then over frames."""
