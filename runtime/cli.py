@@ -155,7 +155,7 @@ def command(
     )
     high_or_low = one_of("--memory", memory, _MEMORY)
     codec = codec or ("png" if output.endswith("/") else "h264")
-    if compare is not None and (output == PIPE or codec == "png" or source == PIPE):
+    if compare is not None and (output == PIPE or codec == "png" or str(source) == PIPE):
         raise UsageError("--compare needs files: name a video for INPUT and for -o")
     if output == PIPE and as_json:
         raise UsageError("--json and -o - both write to the standard output; leave one of them out")
