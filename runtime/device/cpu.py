@@ -33,7 +33,8 @@ class CpuDevice:
 
     def upload(self, host: Array, out: Array | None = None) -> Array:
         if out is None:
-            return np.ascontiguousarray(host)
+            copied: Array = np.ascontiguousarray(host)
+            return copied
         np.copyto(out, host, casting="same_kind")
         return out
 

@@ -52,7 +52,8 @@ addEventListener("load", async () => {
   stage.dispatchEvent(new PointerEvent("pointerdown", at));
   told.cut = getComputedStyle(stage).getPropertyValue("--cut");
   told.clip = getComputedStyle(before).clipPath;
-  told.outside = performance.getEntriesByType("resource").map((r) => r.name).filter((n) => !n.startsWith("data:") && !n.endsWith("favicon.ico"));
+  const names = performance.getEntriesByType("resource").map((entry) => entry.name);
+  told.outside = names.filter((name) => !name.startsWith("data:") && !name.endsWith("favicon.ico"));
   fetch("/told", { method: "POST", body: JSON.stringify(told) });
 });
 </script>"""
