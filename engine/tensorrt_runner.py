@@ -118,7 +118,8 @@ def record_path(plan: Path) -> Path:
 def largest_scratch(plan: Path) -> int:
     """Bytes of scratch that the hungriest engine needs in the set that ``plan`` is part of, as recorded.
 
-    The engines of a set lie in folders side by side.
+    The engines of a set lie in folders side by side. A thirty-second more, because what an engine asks for when it
+    is loaded may be rounded differently from what the builder logged.
     """
     sizes = [0]
     for path in plan.parent.parent.glob("*/*.plan"):
@@ -126,7 +127,7 @@ def largest_scratch(plan: Path) -> int:
             sizes.append(PlanRecord.read(record_path(path)).scratch_bytes or 0)
         except EngineError:
             continue  # it will be told when that engine is loaded
-    return max(sizes)
+    return max(sizes) * 33 // 32
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
