@@ -425,8 +425,7 @@ def _run_onnx(name: ComponentName, path: Path, inputs: Mapping[str, npt.NDArray[
 
 def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     """L2 norm of the difference over that of ``expected``; infinite where something is not finite."""
-    if found.shape != expected.shape:
+    if found.shape != expected.shape or not np.isfinite(found).all() or not np.isfinite(expected).all():
         return math.inf
     difference = np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64))
-    error = float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))
-    return error if math.isfinite(error) else math.inf
+    return float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))
