@@ -39,7 +39,8 @@ class CpuDevice:
         return out
 
     def download(self, array: Array) -> Array:
-        return array.copy()
+        copied: Array = array.copy()
+        return copied
 
     def view(self, array: Array, index: int | slice) -> Array:
         part: Array = array[slice(index, index + 1) if isinstance(index, int) else index]
