@@ -10,6 +10,7 @@ import ftfy
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+
 from v2v.engine.backend import EngineError
 
 CONTEXT = 77  # token ids per prompt, start and end included

@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+import v2v.runtime.cli as cli
 from tests.engine import stand_in
 from tests.runtime.command import SAMPLE, WINDOW, Run, build_engines, start
 from tests.runtime.media import color_tags, make_video, packets, pixels_of, psnr, times
@@ -224,6 +225,9 @@ def test_a_first_run_builds_the_small_models_engines_once(
     small = ModelConfig("small", base.unet, base.autoencoder, base.text_encoder, defaults=defaults)
     monkeypatch.setitem(MODELS, "small", small)
     monkeypatch.setattr(Exporter, "default", classmethod(lambda cls: stand_in.ONNX))
+    monkeypatch.setattr(
+        cli, "default_weights", lambda model: "random:0"
+    )  # the packaged ones fit the real model
     source = make_video(tmp_path / "in.mp4", frames=2)
 
     first = run(source, "-o", tmp_path / "first.mp4", "--device", "cpu")

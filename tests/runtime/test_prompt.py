@@ -13,7 +13,9 @@ from v2v.engine.backend import EngineError
 from v2v.engine.store import packaged_tokenizer
 from v2v.runtime.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, PromptCut, Tokenizer
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden" / "tokenizer.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads(
+    (Path(__file__).parents[1] / "data" / "golden" / "tokenizer.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture(scope="module")
