@@ -47,6 +47,7 @@ from v2v.runtime.pipeline import Memory, Plan, Progress, Settings, VideoToVideo,
 from v2v.runtime.pipes import PIPE, input_path, output_path
 from v2v.runtime.solvers import SOLVERS
 from v2v.runtime.video import VideoReader, check_output, encoding_for
+from v2v.runtime.workers import Alone
 
 app = new_app()
 results = rich.console.Console(highlight=False, soft_wrap=True)
@@ -182,7 +183,7 @@ def command(
             v2v = VideoToVideo.load(engine_set, device or "auto", high_or_low)
             target = Target(written_to, encoding, overwrite, restart, note)
             started = time.monotonic()
-            frames = enhance_film(v2v, reader, target, made, display.show)
+            frames = enhance_film(Alone(v2v), reader, target, made, display.show)
             seconds = time.monotonic() - started
         if compare is not None:
             facts = {**describe(engine_set, made), "seconds": round(seconds, 1), "frames": frames}

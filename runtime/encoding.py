@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -26,6 +26,10 @@ from v2v.runtime.pixels import REFERENCE_COLORS, Colors
 
 class EncodingError(V2VError):
     """Pictures cannot be encoded as asked; the message names the flag and what it takes."""
+
+
+# Encoders give other bytes with another number of threads; with this one they are the same on every machine.
+_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ class Encoding:
             options["preset"] = self.preset
         stream.options = options
         context = stream.codec_context
-        context.time_base = self.time_base
+        context.time_base, context.thread_count = self.time_base, _THREADS
         if not self.parity:
             context.sample_aspect_ratio = self.aspect
             context.color_primaries, context.color_trc = self.colors.primaries, self.colors.transfer
@@ -215,20 +219,20 @@ class EncodedSegment:
 
 
 class SegmentEncoder:
-    """Encodes the pictures of one segment into ``path``, numbered from 0.
+    """Encodes the pictures of one segment into a file, numbered from 0.
 
-        with SegmentEncoder(path, encoding) as encoder:
+        with SegmentEncoder(file, encoding) as encoder:
             encoder.write(frame)
-        encoder.result
+        encoder.order  # as in EncodedSegment
 
     Raises:
         OSError, av.FFmpegError: the disk is full or fails.
     """
 
-    def __init__(self, path: Path, encoding: Encoding) -> None:
-        self._path, self._encoding = path, encoding
+    def __init__(self, file: BinaryIO, encoding: Encoding) -> None:
+        self._encoding = encoding
         self._container = av.open(
-            str(path), "w", format=encoding.library.segment, container_options={"fflags": "+bitexact"}
+            file, "w", format=encoding.library.segment, container_options={"fflags": "+bitexact"}
         )
         self._stream: Any = None
         self._count = 0
@@ -258,9 +262,9 @@ class SegmentEncoder:
         self._mux(self._stream.encode(picture))
 
     @property
-    def result(self) -> EncodedSegment:
-        """The segment, once the block has ended."""
-        return EncodedSegment(self._path, tuple(self._order))
+    def order(self) -> tuple[int, ...]:
+        """Each packet's picture, once the block has ended."""
+        return tuple(self._order)
 
     def _mux(self, packets: Sequence[Any]) -> None:
         for packet in packets:

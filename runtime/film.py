@@ -1,13 +1,14 @@
 """A whole film from file to file: segment by segment, each kept when it is done, joined at the end.
 
-However long the film, memory holds one segment. However the run ends, the same command goes on behind the last
-finished segment and gives the same bytes as a run that was never disturbed.
+However long the film, memory holds one segment, or with several workers a bounded number. However the run ends, the
+same command goes on with what is not finished and gives the same bytes as a run that was never disturbed.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +16,15 @@ from pathlib import Path
 from v2v.engine.manifest import v2v_version
 from v2v.engine.store import EngineSet
 from v2v.runtime import folders
-from v2v.runtime.background import ahead, behind
-from v2v.runtime.encoding import Encoding, SegmentEncoder
+from v2v.runtime.background import ahead
+from v2v.runtime.encoding import Encoding
 from v2v.runtime.folders import FolderWriter
 from v2v.runtime.journal import Journal
-from v2v.runtime.pipeline import PARITY_FRAMES, Plan, Progress, Report, VideoToVideo
+from v2v.runtime.pipeline import PARITY_FRAMES, Plan, Progress, Report, Segment, segments
 from v2v.runtime.video import Timestamp, VideoReader, VideoWriter, writing
+from v2v.runtime.workers import Done, Task, Team
 
-# Decoded frames that wait for the engines, and enhanced ones that wait for the encoder.
+# Decoded frames that wait for the engines.
 _AHEAD = 8
 
 
@@ -38,7 +40,7 @@ class Target:
 
 
 def enhance_film(
-    v2v: VideoToVideo,
+    team: Team,
     reader: VideoReader,
     target: Target,
     plan: Plan,
@@ -50,6 +52,7 @@ def enhance_film(
         MediaError: the output cannot be written.
         JournalError: an earlier run of other settings left its work beside the output.
         NumericalError: a latent or a picture became NaN or Inf.
+        WorkerError: no worker is left.
     """
     total = reader.info.frames
     report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total)
@@ -57,28 +60,87 @@ def enhance_film(
     with (
         writing(target.path),
         Journal(
-            target.path, facts_of(reader.path, plan, v2v.engine_set, target), restart=target.restart
+            target.path, facts_of(reader.path, plan, team.engine_set, target), restart=target.restart
         ) as journal,
         closing(ahead(reader.frames(), _AHEAD)) as frames,
     ):
-        carry = None
-        for segment in v2v.segments(frames, reader.cuts, parity=plan.parity):
-            stamps += [reader.timestamps.popleft() for _ in segment.frames]
-            if journal.finished(segment.index):
-                carry = journal.carry(segment.index)
-                report.frames_done += len(segment.frames)
-                continue
-            pictures, carry = v2v.enhance(segment, plan, carry, report)
-            encoder = SegmentEncoder(journal.partial(segment.index), target.encoding)
-            with encoder, behind(encoder.write, _AHEAD) as write:
-                for picture in pictures:
-                    write(picture)
-                    report.frames_done += 1
-            journal.finish(segment.index, encoder.result, carry)
+        window = team.engine_set.manifest.recipe.window
+        with _Chains(team, journal, plan, target.encoding, report) as chains:
+            for segment in segments(window, frames, reader.cuts, parity=plan.parity):
+                stamps += [reader.timestamps.popleft() for _ in segment.frames]
+                if journal.finished(segment.index):
+                    chains.skip(segment)
+                else:
+                    chains.add(segment)
+            chains.finish()
         with _writer(target, reader, parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
         journal.discard()
     return len(stamps)
+
+
+class _Chains:
+    """Hands segments to a team, each once the one whose shot it continues is done, and keeps what comes back.
+
+    Left by an exception, what has not begun is called off.
+    """
+
+    def __init__(self, team: Team, journal: Journal, plan: Plan, encoding: Encoding, report: Report) -> None:
+        self._team, self._journal = team, journal
+        self._plan, self._encoding, self._report = plan, encoding, report
+        self._at_work: dict[Future[Done], Segment] = {}
+        self._waiting: dict[int, Segment] = {}  # for the segment before them
+        self._frames_done = 0
+
+    def __enter__(self) -> _Chains:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for future in self._at_work:
+            future.cancel()
+        for segment in (*self._at_work.values(), *self._waiting.values()):
+            self._team.room.take(-_bytes_of(segment))
+
+    def skip(self, segment: Segment) -> None:
+        """A segment that an earlier run has finished."""
+        self._frames_done += len(segment.frames)
+        self._report.frames_done += len(segment.frames)
+
+    def add(self, segment: Segment) -> None:
+        """Take one more segment; returns when there is room for the next."""
+        self._team.room.take(_bytes_of(segment))
+        if segment.continues and not self._journal.finished(segment.index - 1):
+            self._waiting[segment.index] = segment
+        else:
+            self._start(segment)
+        while self._team.room.full and self._at_work:
+            self._keep_next()
+
+    def finish(self) -> None:
+        """Wait for all that was added."""
+        while self._at_work:
+            self._keep_next()
+
+    def _start(self, segment: Segment) -> None:
+        carry = self._journal.carry(segment.index - 1) if segment.continues else None
+        task = Task(segment, carry, self._plan, self._encoding)
+        self._at_work[self._team.submit(task, self._report)] = segment
+
+    def _keep_next(self) -> None:
+        """Wait until a segment is done; keep it and start the one that waits for it."""
+        for future in wait(self._at_work, return_when=FIRST_COMPLETED).done:
+            done = future.result()
+            segment = self._at_work.pop(future)
+            self._team.room.take(-_bytes_of(segment))
+            self._journal.finish(segment.index, done)
+            self._frames_done += len(segment.frames)
+            self._report.finished(segment.index, self._frames_done)
+            if (following := self._waiting.pop(segment.index + 1, None)) is not None:
+                self._start(following)
+
+
+def _bytes_of(segment: Segment) -> int:
+    return sum(frame.nbytes for frame in segment.frames)
 
 
 def _writer(target: Target, reader: VideoReader, *, parity: bool) -> VideoWriter | FolderWriter:

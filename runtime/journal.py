@@ -25,6 +25,7 @@ from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
 from v2v.runtime.encoding import EncodedSegment
 from v2v.runtime.pipeline import Carry
+from v2v.runtime.workers import Done
 
 _FACTS = "journal.json"
 
@@ -76,13 +77,13 @@ class Journal:
         except BaseException:
             self.discard()
             raise
-        if not self.finished(0):
+        if not self._anything_finished():
             self._worthless.enter_context(removed_on_abort(self.folder))
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            if not self.finished(0):
+            if not self._anything_finished():
                 self.discard()
         finally:
             self._worthless.close()
@@ -117,6 +118,9 @@ class Journal:
             for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
 
+    def _anything_finished(self) -> bool:
+        return any(self.finished(int(file.stem)) for file in self.folder.glob("[0-9]*.mov"))
+
     def finished(self, index: int) -> bool:
         """Whether segment ``index`` is done."""
         return self.pictures(index).exists() and self._carry(index).exists()
@@ -125,21 +129,15 @@ class Journal:
         """The file with the encoded pictures of segment ``index``."""
         return self.folder / f"{index:05d}.mov"
 
-    def partial(self, index: int) -> Path:
-        """Where to write the pictures of segment ``index`` until :meth:`finish`."""
-        return self.folder / f"{index:05d}.mov.part"
-
-    def finish(self, index: int, segment: EncodedSegment, carry: Carry) -> None:
-        """Take note that ``segment``, written to :meth:`partial`, is complete."""
+    def finish(self, index: int, done: Done) -> None:
+        """Keep what was made of segment ``index``."""
         with (self.folder / f"{index:05d}.npz.part").open("wb") as file:
-            np.savez(file, latents=carry.latents, order=np.array(segment.order))
+            np.savez(file, latents=done.carry.latents, order=np.array(done.order))
             file.flush()
             os.fsync(file.fileno())
         Path(file.name).replace(self._carry(index))
         self._worthless.close()
-        _sync(self.partial(index))
-        self.partial(index).replace(self.pictures(index))
-        _sync(self.folder)
+        self._write(self.pictures(index).name, done.pictures)
 
     def carry(self, index: int) -> Carry:
         """What the finished segment ``index`` hands to the next."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.engine.backend import Engine, EngineError, V2VError
-from v2v.engine.components import ComponentName
+from v2v.engine.components import ComponentName, Window
 from v2v.engine.store import EngineSet
 from v2v.export.models.configs import Defaults
 from v2v.runtime import noise
@@ -156,10 +156,11 @@ def _check(plan: Plan) -> None:
 class Progress:
     """How far a run is.
 
-    ``step`` of ``steps`` counts frames while encoding and decoding, evaluations while denoising.
+    ``step`` of ``steps`` counts frames while encoding and decoding, evaluations while denoising. Where others do
+    the work, all that is told is which segments are finished: stage "finish", frames done of all.
     """
 
-    stage: Literal["encode", "denoise", "decode"]
+    stage: Literal["encode", "denoise", "decode", "finish"]
     segment: int
     step: int
     steps: int
@@ -250,37 +251,13 @@ class VideoToVideo:
         settings = settings or Settings()
         report = Report(progress, total)
         carry: Carry | None = None
-        for segment in self.segments(frames, cuts, parity=settings.parity):
+        for segment in segments(self.window, frames, cuts, parity=settings.parity):
             source = segment.frames[0].shape
             made = plan(settings, self.model.defaults, (source[0], source[1]))
             pictures, carry = self.enhance(segment, made, carry, report)
             for picture in pictures:
                 report.frames_done += 1
                 yield picture
-
-    def segments(
-        self, frames: Iterable[Frame], cuts: Collection[int] = (), *, parity: bool = False
-    ) -> Iterator[Segment]:
-        """Collect frames into segments, none of which spans a cut."""
-        whole = self.window.frames * _WINDOWS_PER_SEGMENT - self.shared * (_WINDOWS_PER_SEGMENT - 1)
-        length = PARITY_FRAMES if parity else whole
-        waiting: list[Frame] = []
-        index, first, continues = 0, 0, False
-        for number, frame in enumerate(frames):
-            if parity and number == PARITY_FRAMES:
-                break
-            full = len(waiting) == length - (self.shared if continues else 0)
-            if waiting and (full or number in cuts):
-                yield Segment(index, first, waiting, continues)
-                index, first, continues, waiting = index + 1, number, number not in cuts, []
-            waiting.append(frame)
-        if waiting:
-            yield Segment(index, first, waiting, continues)
-
-    @property
-    def shared(self) -> int:
-        """Frames that a segment sees again from the one whose shot it continues."""
-        return self.window.frames // _OVERLAP
 
     def enhance(
         self, segment: Segment, plan: Plan, carry: Carry | None = None, report: Report | None = None
@@ -316,9 +293,10 @@ class VideoToVideo:
             held,
         )
         stop = known + len(segment.frames)
-        last = self.device.download(self.device.view(latents, slice(max(stop - self.shared, 0), stop)))
+        shared = shared_frames(self.window)
+        last = self.device.download(self.device.view(latents, slice(max(stop - shared, 0), stop)))
         if carry is not None:  # the network's view of finished frames is not what was given out
-            kept = max(known - max(stop - self.shared, 0), 0)
+            kept = max(known - max(stop - shared, 0), 0)
             last[:kept] = carry.latents[known - kept :]
         new = self.device.view(latents, slice(known, stop))
         return self._decode(new, segment, plan, canvas, report), Carry(last)
@@ -426,7 +404,7 @@ class VideoToVideo:
             SOLVERS[plan.solver](plan.sigmas),
             Guidance(plan.guidance, plan.guidance_rescale, plan.guidance_interval),
             extent,
-            (self.shared, window[1] // _OVERLAP, window[2] // _OVERLAP),
+            (shared_frames(self.window), window[1] // _OVERLAP, window[2] // _OVERLAP),
         )
 
     def _engine(self, name: ComponentName) -> Engine:
@@ -444,6 +422,32 @@ class VideoToVideo:
         self._loop.cache_clear()
         for name in list(self._engines):
             self._engines.pop(name).close()
+
+
+def segments(
+    window: Window, frames: Iterable[Frame], cuts: Collection[int] = (), *, parity: bool = False
+) -> Iterator[Segment]:
+    """Collect frames into segments of a few windows, none of which spans a cut."""
+    shared = shared_frames(window)
+    whole = window.frames * _WINDOWS_PER_SEGMENT - shared * (_WINDOWS_PER_SEGMENT - 1)
+    length = PARITY_FRAMES if parity else whole
+    waiting: list[Frame] = []
+    index, first, continues = 0, 0, False
+    for number, frame in enumerate(frames):
+        if parity and number == PARITY_FRAMES:
+            break
+        full = len(waiting) == length - (shared if continues else 0)
+        if waiting and (full or number in cuts):
+            yield Segment(index, first, waiting, continues)
+            index, first, continues, waiting = index + 1, number, number not in cuts, []
+        waiting.append(frame)
+    if waiting:
+        yield Segment(index, first, waiting, continues)
+
+
+def shared_frames(window: Window) -> int:
+    """Frames that a segment sees again from the one whose shot it continues."""
+    return window.frames // _OVERLAP
 
 
 def open_device(name: str) -> Device:
@@ -489,6 +493,23 @@ class Report:
             step=step,
             frames_done=self.frames_done,
             fraction=self._fraction(step),
+            seconds=time.monotonic() - self._began,
+        )
+        self._progress(self._now)
+
+    def finished(self, segment: int, frames: int) -> None:
+        """``segment`` was finished, perhaps elsewhere and out of turn; ``frames`` are done in all."""
+        if frames <= self.frames_done:
+            return
+        self.frames_done = frames
+        self._now = replace(
+            self._now,
+            stage="finish",
+            segment=segment,
+            step=frames,
+            steps=self._total or frames,
+            frames_done=frames,
+            fraction=min(frames / self._total, 1.0) if self._total else None,
             seconds=time.monotonic() - self._began,
         )
         self._progress(self._now)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from tests.runtime.media import make_video, packets, picture, pixels_of, psnr, times
-from v2v.runtime.encoding import CODECS, Encoding, EncodingError, SegmentEncoder
+from v2v.runtime.encoding import CODECS, EncodedSegment, Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.pixels import Colors
 from v2v.runtime.video import Timestamp, VideoReader, VideoWriter, encoding_for
 
@@ -17,10 +17,11 @@ SOFTWARE = [name for name, codec in CODECS.items() if codec.containers and "nven
 def encode(folder, frames, lengths, encoding):
     segments, frames = [], iter(frames)
     for number, length in enumerate(lengths):
-        with SegmentEncoder(folder / f"{number}.part", encoding) as encoder:
+        path = folder / f"{number}.part"
+        with path.open("wb") as file, SegmentEncoder(file, encoding) as encoder:
             for _ in range(length):
                 encoder.write(next(frames))
-        segments.append(encoder.result)
+        segments.append(EncodedSegment(path, encoder.order))
     return segments
 
 

@@ -14,6 +14,7 @@ from v2v.runtime.film import Target, enhance_film
 from v2v.runtime.journal import Journal, JournalError
 from v2v.runtime.pipeline import Settings, VideoToVideo, plan
 from v2v.runtime.video import MediaError, VideoReader, encoding_for
+from v2v.runtime.workers import Alone
 
 FRAMES = 40  # four segments of at most ten frames
 
@@ -49,7 +50,7 @@ def enhance(
     with VideoReader(source, find_cuts=True) as reader:
         made = plan(Settings(steps=1, **settings), MODEL.defaults, (reader.info.height, reader.info.width))
         target = Target(output, encoding_for(reader.info, codec=codec), overwrite, restart, "note")
-        enhance_film(v2v, reader, target, made, progress)
+        enhance_film(Alone(v2v), reader, target, made, progress)
     return signs
 
 

@@ -14,7 +14,7 @@ from tests.runtime.fakes import MODEL, FakeEngineSet, decode_latents, no_velocit
 from v2v.engine.backend import V2VError
 from v2v.engine.components import Window
 from v2v.runtime.device.cpu import CpuDevice
-from v2v.runtime.pipeline import PARITY_SIZE, Settings, VideoToVideo, output_size, plan
+from v2v.runtime.pipeline import PARITY_SIZE, Settings, VideoToVideo, output_size, plan, segments
 from v2v.runtime.sampling import NumericalError
 from v2v.runtime.schedule import Schedule
 
@@ -124,9 +124,9 @@ def test_a_segment_is_shown_the_end_of_the_one_before_but_nothing_across_a_cut(t
 @pytest.mark.parametrize("cuts", [set(), {3}, {1, 2}, {10}, {9, 10, 11, 25}])
 def test_segments_hold_every_frame_once_and_no_cut_inside(v2v, cuts):
     frames = clip(31, 8, 8)
-    segments = list(v2v.segments(frames, cuts))
-    assert [f.tobytes() for s in segments for f in s.frames] == [f.tobytes() for f in frames]
-    for segment in segments:
+    found = list(segments(v2v.window, frames, cuts))
+    assert [f.tobytes() for s in found for f in s.frames] == [f.tobytes() for f in frames]
+    for segment in found:
         inside = range(segment.first + 1, segment.first + len(segment.frames))
         assert not cuts & set(inside)
         assert segment.continues == (segment.first > 0 and segment.first not in cuts)
