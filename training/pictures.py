@@ -1,7 +1,8 @@
 """The pictures that the small model learns from: which they are, where they come from, what they show.
 
-All come from packages of Debian 12; ``README.md`` lists their licences. ``python -m training.pictures FOLDER`` downloads
-the packages with apt, scales each picture to at most 3.6 megapixels and writes it as WebP beside an ``index.json``.
+All come from packages of Debian 12; ``README.md`` lists their licences. ``python -m training.pictures FOLDER``
+downloads the packages with apt, scales each picture to at most 3.6 megapixels and writes it as WebP beside an
+``index.json``.
 """
 
 from __future__ import annotations
