@@ -57,7 +57,7 @@ _DEVICES = ("cpu", "cuda")
 
 # What two cores do in well under two minutes, building included: a tiny window, and no torch.compile, which alone
 # takes a minute.
-_QUICK_WINDOW, _QUICK_STEPS = "80x72x4", 4
+_QUICK_WINDOW, _QUICK_STEPS = "80x72x4", 2
 _QUICK_BASELINES, _QUICK_SWEEPS = ["eager"], ["steps", "frames"]
 
 
