@@ -45,16 +45,18 @@ def openers(plan: Plan) -> list[Opener]:
     """The subjects, baselines first: one of each for every model, window and device among the sets."""
     sets: dict[str, Opener] = {}
     baselines: dict[str, Opener] = {}
-    several = len({str(found.manifest.recipe.window) for found in plan.sets}) > 1
-    for found in plan.sets:
-        recipe = found.manifest.recipe
+    recipes = [found.manifest.recipe for found in plan.sets]
+    models = {recipe.model.name for recipe in recipes}
+    windows = {str(recipe.window) for recipe in recipes}
+    for found, recipe in zip(plan.sets, recipes, strict=True):
         device = plan.device or recipe.options.device
-        where = f", {recipe.window}" if several else ""
+        apart = [recipe.model.name] * (len(models) > 1) + [str(recipe.window)] * (len(windows) > 1)
         for kind in plan.baselines:
-            name = f"{_BASELINES[kind]}{where}" + ("" if device == "cuda" else f" ({device})")
+            name = f"{', '.join([_BASELINES[kind], *apart])} ({device})"
             source = plan.weights or recipe.weights.source
             baselines.setdefault(name, OpenBaseline(name, kind, recipe.model, recipe.window, source, device))
-        name = f"{_BACKENDS[recipe.backend.name]} {recipe.options.precision}{where} ({device})"
+        engine = f"{_BACKENDS[recipe.backend.name]} {recipe.options.precision}"
+        name = f"{', '.join([engine, *apart])} ({device})"
         if (
             name in sets
         ):  # told apart by its folder, or where that is one of the store's long names, by its hash

@@ -9,8 +9,18 @@ import pytest
 
 from tests.benchmarks import made
 from v2v.benchmarks.machine import ceilings, host_peak, machine
-from v2v.benchmarks.measure import Job, OpenEngineSet, measure, standard_clip, variations, write_clip
+from v2v.benchmarks.measure import (
+    Job,
+    OpenEngineSet,
+    _build,
+    measure,
+    standard_clip,
+    variations,
+    write_clip,
+)
+from v2v.benchmarks.results import Figure, Span, Stage
 from v2v.benchmarks.session import OpenBaseline, Plan, openers
+from v2v.benchmarks.trace import ENGINE_STAGES
 from v2v.engine.build import window_for
 from v2v.export.models.configs import MODELS
 from v2v.runtime.video import VideoReader
@@ -111,6 +121,38 @@ def test_baselines_are_measured_once_for_each_window(small_engine_set):
     assert len({subject.name for subject in subjects}) == 4
     assert all(isinstance(subject, OpenBaseline) for subject in subjects[:2])
     assert subjects[0].weights == "random:0"
+
+
+def test_sets_of_several_windows_and_models_carry_both_in_their_names(small_engine_set):
+    manifest = small_engine_set.manifest
+    recipe = manifest.recipe
+    others = [
+        dataclasses.replace(recipe, window=window_for(recipe.model, (96, 88), 8)),
+        dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name="tiny")),
+    ]
+    sets = [
+        dataclasses.replace(small_engine_set, manifest=dataclasses.replace(manifest, recipe=one))
+        for one in (recipe, *others)
+    ]
+    names = [subject.name for subject in openers(Plan(tuple(sets), ("eager",), None, None, 1, None, ()))]
+    assert names == [
+        "PyTorch eager, small, 80x72x4 (cpu)",
+        "PyTorch eager, small, 96x88x8 (cpu)",
+        "PyTorch eager, tiny, 80x72x4 (cpu)",
+        "ONNX Runtime fp32, small, 80x72x4 (cpu)",
+        "ONNX Runtime fp32, small, 96x88x8 (cpu)",
+        "ONNX Runtime fp32, tiny, 80x72x4 (cpu)",
+    ]
+
+
+def test_building_with_torch_compile_is_what_first_calls_take_beyond_later_ones(small_engine_set):
+    stages = tuple(Stage(name, 3, Figure((0.5, 0.5, 0.5)), 1.5) for name in ENGINE_STAGES.values())
+    first = [Span("device", name, 0.0, 20.5) for name in ENGINE_STAGES.values()]
+    later = [Span("device", name, 30.0, 0.5) for name in ENGINE_STAGES.values()]
+    build = _build("compile", small_engine_set.manifest, first + later, stages)
+    assert build.compile == pytest.approx(dict.fromkeys(ENGINE_STAGES, 20.0))
+    assert build.seconds == pytest.approx(80.0)
+    assert _build("eager", small_engine_set.manifest, first, stages) is None
 
 
 def test_ceilings_are_those_of_a_computer():
