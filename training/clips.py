@@ -179,7 +179,7 @@ def good_clip(rng: Rng, album: Album) -> tuple[Bytes, str]:
         shows = f"{shows}, {also}"
     clip = np.stack([np.asarray(frame) for frame in frames])
     if rng.random() < 0.3:
-        light = np.linspace(*rng.uniform(0.6, 1.25, 2), FRAMES)[:, None, None, None]
+        light = np.linspace(rng.uniform(0.6, 1.25), rng.uniform(0.6, 1.25), FRAMES)[:, None, None, None]
         clip = (clip * light).clip(0, 255).round().astype(np.uint8)
     return clip, shows
 

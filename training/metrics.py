@@ -30,7 +30,9 @@ def psnr(made: Tensor, true: Tensor) -> float:
 
 def ssim(made: Tensor, true: Tensor) -> float:
     """Structural similarity of luma; higher is better."""
-    return float(structural_similarity_index_measure(luma(made), luma(true), data_range=1.0))
+    value = structural_similarity_index_measure(luma(made), luma(true), data_range=1.0)
+    assert isinstance(value, Tensor)  # a pair only where contrasts are asked for
+    return float(value)
 
 
 def vif(made: Tensor, true: Tensor) -> float:

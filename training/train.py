@@ -54,6 +54,8 @@ LEAST, USUAL, MOST = 15, 80, 599
 class Networks(nn.Module):
     """The three networks of a model, named as in the weights file."""
 
+    latent_scale: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.autoencoder = Autoencoder(config.autoencoder)
@@ -72,8 +74,9 @@ def initialise(networks: Networks) -> None:
     for module in networks.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
-    last = [networks.unet.out[-1]]
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    last: list[nn.Module] = [networks.unet.out[-1]]
     for module in networks.modules():
         if isinstance(module, ResnetBlock):
             last.append(module.conv2)
@@ -84,8 +87,8 @@ def initialise(networks: Networks) -> None:
         elif isinstance(module, SpatialTransformer | TemporalTransformer):
             last.append(module.proj_out)
     for module in last:
-        nn.init.zeros_(module.weight)
-        nn.init.zeros_(module.bias)
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter)
     nn.init.zeros_(networks.text_encoder.token_embedding.weight)
     nn.init.normal_(networks.text_encoder.positional_embedding, std=0.02)
 
@@ -266,7 +269,7 @@ class Log:
     """Means of named numbers, printed every ``every`` steps and kept as JSON lines."""
 
     def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every, self.sums, self.began = path, every, {}, time.monotonic()
+        self.path, self.every, self.began = path, every, time.monotonic()
         self.sums: dict[str, Tensor] = {}
 
     def add(self, step: int, buffer: ClipBuffer, **values: Tensor) -> None:
@@ -382,7 +385,7 @@ def train_unet(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> N
         ).to(device)
         with torch.no_grad(), autocast(device):
             both = sample(encode(torch.cat([good, bad]).flatten(0, 1))) * scale
-        z_good, z_bad = both.unflatten(0, (2 * batch, LENGTH)).transpose(1, 2).chunk(2)
+        z_good, z_bad = both.view(2 * batch, LENGTH, *both.shape[1:]).transpose(1, 2).chunk(2)
         wanted = torch.where(wants_bad[:, None, None, None, None], z_bad, z_good)
 
         t = torch.from_numpy(draw_levels(rng, batch, seen)).to(device)
@@ -524,7 +527,7 @@ def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
     """
     for optimizer in optimizers:
         optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     for optimizer in optimizers:
         length = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.found_inf = (~length.isfinite()).float()  # type: ignore[attr-defined]
