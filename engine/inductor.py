@@ -8,13 +8,14 @@ without a detour.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,10 @@ class InductorBackend:
                     program, package_path=str(path), inductor_configs=_OPTIONS
                 )
         except Exception as error:  # a compiler's errors have no common class
-            raise BuildError(f"{component.name} does not compile in PyTorch: {_first_line(error)}") from error
+            advice = "; --option fused=no compiles the plain network instead" if _fuse(options) else ""
+            raise BuildError(
+                f"{component.name} does not compile in PyTorch: {_first_line(error)}{advice}"
+            ) from error
         constants = {**program.state_dict, **program.constants}
         named = {name: value for name, value in constants.items() if isinstance(value, Tensor)}
         del program, module
@@ -111,14 +115,14 @@ class InductorBackend:
         engine = self.load(component, [path, weights_path], options.device)
         found = engine.evaluate(inputs)
         engine.close()
-        error = _relative_error(found, _reference(plain, inputs, options.device))
-        if not error <= TOLERANCE[options.precision]:
+        difference = _relative_error(found, _reference(plain, inputs, options.device))
+        if not difference <= TOLERANCE[options.precision]:
             raise BuildError(
-                f"{component.name}: the compiled component differs from PyTorch by {error:.1e} (relative), "
+                f"{component.name}: the compiled component differs from PyTorch by {difference:.1e} (relative), "
                 f"more than the {TOLERANCE[options.precision]:.0e} allowed; it was not kept"
             )
         progress("checking", 1.0)
-        return CompiledModule([path, weights_path], error, exported - started)
+        return CompiledModule([path, weights_path], difference, exported - started)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
         """Machine code needs the PyTorch it was made by, and the GPU or the CPU's instructions."""
@@ -217,7 +221,8 @@ class InductorEngine:
         if self._device != "cuda":
             yield
             return
-        outside = torch.cuda.ExternalStream(stream) if stream else torch.cuda.default_stream()
+        external: Any = torch.cuda.ExternalStream
+        outside = external(stream) if stream else torch.cuda.default_stream()
         with torch.cuda.stream(outside), torch.cuda.use_mem_pool(self._pool):
             yield
 
@@ -242,7 +247,7 @@ class InductorEngine:
 # Building ---------------------------------------------------------------------------------------------------
 
 
-def _plain(name: ComponentName, model: ModelConfig, weights: Weights) -> nn.Module:
+def _plain(name: ComponentName, model: ModelConfig, weights: Weights) -> _Method:
     """The component as ``v2v.export`` defines it, in FP32 on the CPU."""
     from v2v.export.graphs import NETWORK_OF
     from v2v.export.weights import make_network
@@ -269,22 +274,25 @@ def _to_compile(
     name: ComponentName, model: ModelConfig, plain: nn.Module, options: BuildOptions
 ) -> nn.Module:
     """What the compiler gets: on a GPU the fused network, where there is one."""
-    network = plain.network
+    network: Any = plain.network
     precision = torch.float16 if options.precision == "fp16" else torch.float32
     fused: nn.Module | None = None
-    if options.device == "cuda" and name == "unet" and model.unet.groups:
+    if _fuse(options) and name == "unet" and model.unet.groups:
         from v2v.engine.fused.unet import FusedUNet
 
         fused = FusedUNet(network)
-    if options.device == "cuda" and name in ("vae_encoder", "vae_decoder") and model.autoencoder.groups:
+    autoencoder = model.autoencoder
+    if _fuse(options) and name.startswith("vae") and autoencoder.groups and autoencoder.attention:
         from v2v.engine.fused.autoencoder import FusedDecoder, FusedEncoder
 
         fused = FusedEncoder(network) if name == "vae_encoder" else FusedDecoder(network)
     if fused is None:
-        import copy
-
         fused = _Method(copy.deepcopy(network), name)
     return fused.to(options.device, precision).requires_grad_(False).eval()
+
+
+def _fuse(options: BuildOptions) -> bool:
+    return options.device == "cuda" and options.extra.get("fused", "yes") != "no"
 
 
 def _sample_inputs(component: Component, model: ModelConfig, device: str) -> tuple[Tensor, ...]:
@@ -369,7 +377,7 @@ def _load(component: Component, path: Path, device: str) -> dict[str, Tensor]:
         found = (file.metadata() or {}).get("component")
         if found != json.dumps(asdict(component)):
             raise EngineError(f"{path} is not the {component.name} expected: it was built for {found}")
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 # Small things -----------------------------------------------------------------------------------------------

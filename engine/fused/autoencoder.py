@@ -6,6 +6,8 @@ biases and sums are folded into norms as in ``unet.py``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,15 +29,14 @@ class ResnetBlock(Weights):
     shortcut: Tensor
     last_bias: Tensor
 
-    def __init__(self, block: plain.ResnetBlock) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.norms = nn.ModuleList(_norm(norm) for norm in (block.norm1, block.norm2))
         self.convolutions = nn.ModuleList(Convolution(conv) for conv in (block.conv1, block.conv2))
-        bias = self.convolutions[1].bias
+        bias = block.conv2.bias
         self.has_shortcut = block.nin_shortcut is not None
         if block.nin_shortcut is not None:
             self.keep("shortcut", block.nin_shortcut.weight.flatten(1))
-            assert block.nin_shortcut.bias is not None
             bias = bias + block.nin_shortcut.bias
         self.keep("last_bias", bias)
 
@@ -61,7 +62,7 @@ class Attention(Weights):
     out: Tensor
     out_bias: Tensor
 
-    def __init__(self, block: plain.AttnBlock) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.norm = _norm(block.norm)
         convolutions = (block.q, block.k, block.v)
@@ -93,7 +94,7 @@ class Resample(Weights):
 
     def forward(self, part: Map) -> Map:
         """``[1, h * w, C] -> [1, h' * w', C]``."""
-        image = part.x.unflatten(1, (part.height, -1))
+        image = torch.unflatten(part.x, 1, (part.height, -1))
         if self.up:
             image = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
             height, stride, padding = 2 * part.height, 1, (1, 1)
@@ -123,7 +124,7 @@ class Chain(nn.Module):
         for block in self.blocks:
             part = block(part)
         y, _ = self.last(self.norm([part.x], [part.moments]), 1, part.height)
-        return (y + self.last.bias).unflatten(1, (part.height, -1)).permute(0, 3, 1, 2)
+        return torch.unflatten(y + self.last.bias, 1, (part.height, -1)).permute(0, 3, 1, 2)
 
 
 def _convert(block: nn.Module) -> nn.Module:

@@ -4,6 +4,9 @@ Every kernel computes in FP32 and stores in the type of its output. Shapes that 
 ``tl.constexpr`` in capitals; the functions that launch them, and choose block sizes, are in ``operations.py``.
 """
 
+# mypy: ignore-errors
+# Triton types its language at run time.
+
 from __future__ import annotations
 
 import triton
@@ -333,14 +336,14 @@ def temporal_attention(
     q = tl.load(place, mask=mask, other=0.0)
     k = tl.load(place + width, mask=mask, other=0.0)
     v = tl.load(place + 2 * width, mask=mask, other=0.0)
-    if IEEE:
+    if IEEE:  # noqa: SIM108
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
     else:
         scores = tl.dot(q, tl.trans(k)) * factor
     scores = tl.where((frame < frames)[None, :], scores, float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     total = tl.sum(weights, 1)
-    if IEEE:
+    if IEEE:  # noqa: SIM108
         mixed = tl.dot(weights, v, input_precision="ieee")
     else:
         mixed = tl.dot(weights.to(v.dtype), v)
@@ -371,9 +374,9 @@ def product(
 ):
     """``x @ w.T`` with a fused end: bias, or a GELU gate; with three taps a convolution along the rows' outer axis.
 
-    Tap t reads row ``m + (t - 1) * step``, zero outside: with tokens ``[frames, positions]`` and ``step`` positions that
-    is a convolution over frames, without gathering anything. K must be a multiple of BLOCK_K. Each program makes tile
-    after tile: as many programs as the GPU has multiprocessors suffice.
+    Tap t reads row ``m + (t - 1) * step``, zero outside: with tokens ``[frames, positions]`` and ``step`` positions
+    that is a convolution over frames, without gathering anything. K must be a multiple of BLOCK_K. Each program makes
+    tile after tile: as many programs as the GPU has multiprocessors suffice.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N + EXTRA_N)
@@ -525,7 +528,7 @@ def text_attention(
     scores = tl.where((key < keys)[None, :], scores, float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     total = tl.sum(weights, 1)
-    if IEEE:
+    if IEEE:  # noqa: SIM108
         mixed = tl.dot(weights, v, input_precision="ieee")
     else:
         mixed = tl.dot(weights.to(v.dtype), v)

@@ -27,11 +27,11 @@ LOG2_E = 1.4426950408889634
 
 @functools.cache
 def _tuned(name: str, warps: int, stages: int) -> Any:
-    """The kernel ``name`` with its launch options. One object per choice: a compiler takes each for a kernel of its own.
+    """The kernel ``name`` with its launch options. One object per choice: to a compiler each is a kernel of its own.
 
     Triton is imported here and not above, because it is there only where CUDA is.
     """
-    import triton
+    import triton  # type: ignore[import-not-found, unused-ignore]
 
     from v2v.engine.fused import kernels
 
@@ -52,7 +52,7 @@ def _launch(
 
     ``tiles`` names the tensors that the kernel reads through the tensor memory accelerator, with the shape of a tile.
     """
-    from triton.tools.tensor_descriptor import TensorDescriptor
+    from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-not-found, unused-ignore]
 
     kernel = _tuned(name, warps, stages)
     if is_wrap_triton_enabled():
@@ -77,7 +77,7 @@ def _traced(
                 constant_args_idx=constants,
                 grid=grids,
                 tma_descriptor_metadata={
-                    tensor: wrap.create_tma_stable_metadata(tile) for tensor, tile in tiles.items()
+                    tensor: wrap.create_tma_stable_metadata([*tile]) for tensor, tile in tiles.items()
                 },
                 kwargs=graphable,
             )
@@ -161,7 +161,8 @@ def _add_moments(x: Tensor, others: list[Tensor], bias: Tensor) -> tuple[Tensor,
 def moments(x: Tensor) -> Tensor:
     """``x [F, R, C]`` -> moments ``[F, chunks, C, 2]`` FP32: mean and sum of squared deviations of each channel."""
     if x.is_cuda:
-        return _moments(x)
+        made: Tensor = _moments(x)
+        return made
     variance, mean = torch.var_mean(x.float(), 1, correction=0)
     return torch.stack([mean, variance * x.shape[1]], -1)[:, None]
 
@@ -236,13 +237,17 @@ def norm_coefficients(
     Args:
         found: moments of the map, or of the two maps that follow each other along the channels.
         rows: positions of a frame.
-        weight: of the norm, ``[C]``, as ``bias``.
+        weight: of the norm, ``[C]``.
+        bias: of the norm, ``[C]``.
+        groups: of the norm.
+        eps: of the norm.
         whole: statistics span all frames (S is 1) instead of one (S is F).
         shift: ``[C]``, added to the map before the norm.
     """
     if weight.is_cuda:
         chunks = [_chunk(part.shape[0], rows, part.shape[2]) for part in found]
-        return _norm_coefficients(found, shift, weight, bias, rows, chunks, groups, eps, whole)
+        made: Tensor = _norm_coefficients(found, shift, weight, bias, rows, chunks, groups, eps, whole)
+        return made
     both = torch.cat(found, 2)[:, 0]  # plain moments have one chunk
     mean, spread = both.unbind(-1)  # [F, C]
     if shift is not None:
@@ -291,7 +296,8 @@ def _scale_offset(parts: list[Tensor], coefficients: Tensor, silu: bool) -> Tens
 def scale_offset(parts: list[Tensor], coefficients: Tensor, *, silu: bool) -> Tensor:
     """Maps one after the other along the channels, scaled and shifted, then SiLU where asked: ``[F * R, C]``."""
     if parts[0].is_cuda:
-        return _scale_offset(parts, coefficients, silu)
+        made: Tensor = _scale_offset(parts, coefficients, silu)
+        return made
     scale, offset = coefficients[:, :, None, :]
     y = (torch.cat(parts, 2).float() * scale + offset).flatten(0, 1)
     return (F.silu(y) if silu else y).to(parts[0].dtype)
@@ -373,7 +379,8 @@ def _launch_add_layer_norm(
 def layer_norm(x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float = 1e-5) -> Tensor:
     """Layer norm of ``x + bias`` over the last axis, in FP32."""
     if x.is_cuda:
-        return _layer_norm(x, bias, weight, offset, eps)
+        made: Tensor = _layer_norm(x, bias, weight, offset, eps)
+        return made
     y = F.layer_norm(x.float() + bias.float(), weight.shape, weight.float(), offset.float(), eps)
     return y.to(x.dtype)
 
@@ -444,13 +451,19 @@ def feed_forward(
     """The end of a transformer block and the projection after it: ``contract`` times (s, gated values of norm(s)).
 
     Args:
-        x: ``[F, R, C]``; s is ``x + delta + bias``.
-        weight: of the layer norm, ``[C]``, as ``offset``.
-        expand: ``[8C, C]``: values, then gates; ``expand_bias [8C]``.
+        x: tokens ``[F * R, C]``; s is ``x + delta + bias``.
+        delta: like ``x``.
+        bias: ``[C]``.
+        weight: of the layer norm, ``[C]``.
+        offset: of the layer norm, ``[C]``.
+        expand: ``[8C, C]``: values, then gates.
+        expand_bias: ``[8C]``.
         contract: ``[O, 5C]``: what the output takes from s, then from the ``4C`` gated values.
+        eps: of the layer norm.
     """
     if x.is_cuda:
-        return _feed_forward(x, delta, bias, weight, offset, eps, expand, expand_bias, contract)
+        made: Tensor = _feed_forward(x, delta, bias, weight, offset, eps, expand, expand_bias, contract)
+        return made
     total, normed = add_layer_norm(x, delta, bias, weight, offset, eps)
     value, gates = F.linear(normed, expand, expand_bias).chunk(2, -1)
     return F.linear(torch.cat([total, value * F.gelu(gates)], -1), contract)
@@ -533,9 +546,10 @@ def _temporal_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
 def temporal_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
     """Attention of each position among its frames: ``qkv [F * R, 3C]`` -> ``[F * R, C]``, heads of ``size``."""
     if qkv.is_cuda:
-        return _temporal_attention(qkv, frames, size)
-    parts = qkv.unflatten(0, (frames, -1)).chunk(3, -1)
-    q, k, v = (part.unflatten(-1, (-1, size)).permute(1, 2, 0, 3) for part in parts)
+        made: Tensor = _temporal_attention(qkv, frames, size)
+        return made
+    parts = torch.unflatten(qkv, 0, (frames, -1)).chunk(3, -1)
+    q, k, v = (torch.unflatten(part, -1, (-1, size)).permute(1, 2, 0, 3) for part in parts)
     return F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2).flatten(0, 1)
 
 
@@ -574,9 +588,10 @@ def _spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
 def spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
     """Attention among the positions of each frame: ``qkv [F * R, 3C]`` -> ``[F * R, C]``, heads of ``size``."""
     if qkv.is_cuda and qkv.dtype == torch.float16:
-        return _spatial_attention(qkv, frames, size)
-    parts = qkv.unflatten(0, (frames, -1)).chunk(3, -1)
-    return _attend(*(part.unflatten(-1, (-1, size)) for part in parts)).flatten(0, 1)
+        made: Tensor = _spatial_attention(qkv, frames, size)
+        return made
+    parts = torch.unflatten(qkv, 0, (frames, -1)).chunk(3, -1)
+    return _attend(*(torch.unflatten(part, -1, (-1, size)) for part in parts)).flatten(0, 1)
 
 
 @triton_op("v2v::text_attention", mutates_args=())
@@ -608,9 +623,10 @@ def _text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
 def text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
     """Every position attends to the prompt: ``q [F * R, C]``, ``kv [tokens, 2C]`` -> ``[F * R, C]``."""
     if q.is_cuda:
-        return _text_attention(q, kv, size)
-    k, v = (part.unflatten(-1, (-1, size))[None] for part in kv.chunk(2, -1))
-    return _attend(q[None].unflatten(-1, (-1, size)), k, v)[0]
+        made: Tensor = _text_attention(q, kv, size)
+        return made
+    k, v = (torch.unflatten(part, -1, (-1, size))[None] for part in kv.chunk(2, -1))
+    return _attend(torch.unflatten(q[None], -1, (-1, size)), k, v)[0]
 
 
 # Convolutions -----------------------------------------------------------------------------------------------
@@ -626,7 +642,7 @@ def convolution(
     padding: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, int]:
     """Spatial convolution without bias: ``x [F * R, I]``, ``weight [O, k, k, I]`` -> ``[F, R', O]``, height."""
-    image = x.unflatten(0, (frames, height, -1)).permute(0, 3, 1, 2)
+    image = torch.unflatten(x, 0, (frames, height, -1)).permute(0, 3, 1, 2)
     y = F.conv2d(image, weight.permute(0, 3, 1, 2), stride=stride, padding=padding)
     return y.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), y.shape[2]
 
@@ -644,8 +660,9 @@ def _temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
 def temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
     """Convolution over three frames without bias: ``x [F * R, I]``, ``weight [O, 3 * I]`` -> ``[F, R, O]``."""
     if x.is_cuda and x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
-        return _temporal_convolution(x, weight, frames)
-    middle = x.unflatten(0, (frames, -1))
+        made: Tensor = _temporal_convolution(x, weight, frames)
+        return made
+    middle = torch.unflatten(x, 0, (frames, -1))
     padded = F.pad(middle, (0, 0, 0, 0, 1, 1))
     return F.linear(torch.cat([padded[:-2], middle, padded[2:]], -1), weight)
 
@@ -689,14 +706,15 @@ def interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, height
         ``[F, (2 height - 2) * 2 width, C]``.
     """
     if phases.is_cuda:
-        return _interleave(phases, top, bottom, bias, height, width)
+        made: Tensor = _interleave(phases, top, bottom, bias, height, width)
+        return made
 
     def columns(rows: Tensor) -> Tensor:
         """``[..., width + 1, 2, C] -> [..., 2 width, C]``."""
         return torch.stack([rows[..., :-1, 0, :], rows[..., 1:, 1, :]], -2).flatten(-3, -2)
 
-    split = phases.unflatten(1, (height + 1, width + 1)).unflatten(-1, (2, 2, -1))
+    split = torch.unflatten(torch.unflatten(phases, 1, (height + 1, width + 1)), -1, (2, 2, -1))
     even, odd = columns(split[:, :-1, :, 0]), columns(split[:, 1:, :, 1])
     rows = torch.stack([even, odd], 2).flatten(1, 2)[:, 2:-2]
-    edges = [columns(edge.unflatten(-1, (2, -1)))[:, None] for edge in (top, bottom)]
+    edges = [columns(torch.unflatten(edge, -1, (2, -1)))[:, None] for edge in (top, bottom)]
     return torch.cat([edges[0], rows, edges[1]], 1).flatten(1, 2) + bias

@@ -15,7 +15,7 @@ One video at a time (B is 1), as the engines run it. What differs from the plain
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +35,14 @@ class Map(NamedTuple):
 
 
 class Weights(nn.Module):
-    """Holds tensors as buffers, so that a compiled module keeps them as named constants."""
+    """Holds tensors as buffers, so that a compiled module keeps them as named constants.
 
-    def keep(self, name: str, value: Tensor) -> None:
+    Subclasses are made from the plain module of the same name.
+    """
+
+    def keep(self, name: str, value: Tensor | None) -> None:
         """Register ``value`` under ``name``."""
+        assert value is not None
         self.register_buffer(name, value.detach().clone())
 
 
@@ -102,7 +106,7 @@ class TemporalStage(Weights):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, stage: plain.TemporalStage) -> None:
+    def __init__(self, stage: Any) -> None:
         super().__init__()
         conv = stage[-1]
         self.norm = Norm(stage[0], whole=True)
@@ -120,7 +124,7 @@ class ResBlock(Weights):
     shortcut: Tensor
     second_bias: Tensor
 
-    def __init__(self, block: plain.ResBlock) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.first_norm = Norm(block.in_layers[0], whole=False)
         self.first = Convolution(block.in_layers[2])
@@ -145,17 +149,20 @@ class ResBlock(Weights):
         others = [h]
         if self.has_shortcut:
             widths = [x.shape[-1] for x in xs]
-            linear = [F.linear(x, w) for x, w in zip(xs, self.shortcut.split(widths, 1), strict=True)]
+            linear = [F.linear(x, w) for x, w in zip(xs, torch.split(self.shortcut, widths, 1), strict=True)]
             others += linear[1:]
             xs = linear
         x, moments = ops.add_moments(xs[0], others, self.second_bias)
-        h, found, lacking = x, moments, None
+        h, found = x, moments
+        lacking: Tensor | None = None
         for index, stage in enumerate(self.stages):
+            assert isinstance(stage, TemporalStage)
             h = stage(h, found, lacking)
             lacking = stage.bias
             if index < len(self.stages) - 1:
                 found = ops.moments(h)
-        x, moments = ops.add_moments(x, [h], self.stages[-1].bias)
+        assert lacking is not None
+        x, moments = ops.add_moments(x, [h], lacking)
         return Map(x, moments, height)
 
 
@@ -177,10 +184,10 @@ class Transformer(Weights):
     norm2: Tensor
     norm3: Tensor
 
-    def __init__(self, block: plain.SpatialTransformer | plain.TemporalTransformer, *, whole: bool) -> None:
+    def __init__(self, block: Any, *, whole: bool) -> None:
         super().__init__()
         inner = block.transformer_blocks[0]
-        self.size = inner.attn1.head_size
+        self.size: int = inner.attn1.head_size
         self.norm = Norm(block.norm, whole=whole)
         self.keep("proj_in", block.proj_in.weight.flatten(1))
         self.keep("proj_in_bias", block.proj_in.bias)
@@ -204,12 +211,21 @@ class Transformer(Weights):
         """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
         frames = part.x.shape[0]
         tokens = F.linear(self.norm([part.x], [part.moments]), self.proj_in)
-        normed = ops.layer_norm(tokens, self.proj_in_bias, *self.norm1)
+        normed = ops.layer_norm(tokens, self.proj_in_bias, self.norm1[0], self.norm1[1])
         mixed = self.first_attention(F.linear(normed, self.qkv), frames)
-        tokens, normed = ops.add_layer_norm(tokens, F.linear(mixed, self.out1), self.out1_bias, *self.norm2)
+        tokens, normed = ops.add_layer_norm(
+            tokens, F.linear(mixed, self.out1), self.out1_bias, self.norm2[0], self.norm2[1]
+        )
         mixed = F.linear(self.second_attention(normed, frames, context), self.out2)
         projected = ops.feed_forward(
-            tokens, mixed, self.out2_bias, *self.norm3, self.expand, self.expand_bias, self.contract
+            tokens,
+            mixed,
+            self.out2_bias,
+            self.norm3[0],
+            self.norm3[1],
+            self.expand,
+            self.expand_bias,
+            self.contract,
         )
         total = ops.add_moments(part.x, [projected.view_as(part.x)], self.contract_bias)
         return Map(*total, part.height)
@@ -223,7 +239,7 @@ class Transformer(Weights):
         raise NotImplementedError
 
 
-def _stack(attention: plain.Attention) -> Tensor:
+def _stack(attention: Any) -> Tensor:
     return torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
 
 
@@ -232,7 +248,7 @@ class SpatialTransformer(Transformer):
 
     query: Tensor
 
-    def __init__(self, block: plain.SpatialTransformer) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__(block, whole=False)
         self.keep("query", block.transformer_blocks[0].attn2.to_q.weight)
 
@@ -251,7 +267,7 @@ class TemporalTransformer(Transformer):
 
     qkv2: Tensor
 
-    def __init__(self, block: plain.TemporalTransformer) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__(block, whole=True)
         self.keep("qkv2", _stack(block.transformer_blocks[0].attn2))
 
@@ -267,7 +283,7 @@ class TemporalTransformer(Transformer):
 class Downsample(nn.Module):
     """``height -> height / 2 + 1``, width halves."""
 
-    def __init__(self, block: plain.Downsample) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.conv = Convolution(block.op)
 
@@ -286,7 +302,7 @@ class Upsample(Weights):
     bottom: Tensor
     bias: Tensor
 
-    def __init__(self, block: plain.Upsample) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         weight = block.conv.weight.detach()
         wide = weight.float()
@@ -328,22 +344,24 @@ class FusedUNet(Weights):
     last: Tensor
     last_bias: Tensor
 
-    def __init__(self, unet: plain.UNet) -> None:
+    def __init__(self, network: plain.UNet) -> None:
         super().__init__()
-        self.config = unet.config
+        unet: Any = network
+        self.config = network.config
         self.time_embed = copy.deepcopy(unet.time_embed)
         time_weights: list[Tensor] = []
         time_biases: list[Tensor] = []
         prompt_weights: list[Tensor] = []
 
         def convert(module: nn.Module) -> nn.Module:
+            weights: Any = module
             if isinstance(module, plain.ResBlock):
-                projection = module.emb_layers[1]
+                projection = weights.emb_layers[1]
                 time_weights.append(projection.weight.detach())
-                time_biases.append((projection.bias + module.in_layers[2].bias).detach())
+                time_biases.append((projection.bias + weights.in_layers[2].bias).detach())
                 return ResBlock(module)
             if isinstance(module, plain.SpatialTransformer):
-                attention = module.transformer_blocks[0].attn2
+                attention = weights.transformer_blocks[0].attn2
                 prompt_weights.append(torch.cat([attention.to_k.weight, attention.to_v.weight]).detach())
                 return SpatialTransformer(module)
             if isinstance(module, plain.TemporalTransformer):
@@ -353,7 +371,7 @@ class FusedUNet(Weights):
             assert isinstance(module, plain.Upsample), type(module)
             return Upsample(module)
 
-        def convert_all(stage: nn.Module) -> nn.ModuleList:
+        def convert_all(stage: Any) -> nn.ModuleList:
             children = [stage] if isinstance(stage, plain.Downsample) else list(stage.children())
             return nn.ModuleList(convert(child) for child in children)
 
@@ -379,8 +397,8 @@ class FusedUNet(Weights):
         """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``."""
         frames, height, width = latents.shape[2:]
         embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(latents.dtype))
-        shifts = F.linear(F.silu(embedding), self.times, self.times_bias)[0].split(self.time_widths)
-        prompts = F.linear(context[0], self.prompts).split(self.prompt_widths, 1)
+        shifts = torch.split(F.linear(F.silu(embedding), self.times, self.times_bias)[0], self.time_widths)
+        prompts = torch.split(F.linear(context[0], self.prompts), self.prompt_widths, 1)
         shift, prompt = iter(shifts), iter(prompts)
 
         def run(stage: nn.Module, parts: list[Map]) -> Map:
@@ -408,7 +426,8 @@ class FusedUNet(Weights):
         # So few channels come out that a convolution would mostly multiply padding: one product, nine sums.
         given = F.linear(self.last_norm([part.x], [part.moments]), self.last)
         padded = F.pad(
-            given.unflatten(-1, (9, -1)).unflatten(0, (frames, height, width)), (0, 0, 0, 0, 1, 1, 1, 1)
+            torch.unflatten(torch.unflatten(given, -1, (9, -1)), 0, (frames, height, width)),
+            (0, 0, 0, 0, 1, 1, 1, 1),
         )
         y = self.last_bias.float()
         for tap in range(9):
