@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ class InductorBackend:
 
     def __init__(self) -> None:
         self.version = torch.__version__.partition("+")[0]
-        gpu = cuda_devices() > 0 and torch.cuda.is_available()
+        gpu = cuda_devices() > 0 and torch.cuda.is_available() and find_spec("triton") is not None
         self.devices: tuple[str, ...] = ("cuda", "cpu") if gpu else ("cpu",)
 
     def build(
