@@ -45,8 +45,8 @@ def summary(results: Results) -> str:
             [_row(measured) for measured in results.measured],
         ),
         "",
-        f"Whole runs: {results.repeats}; medians, in brackets where the middle 80 % lie. A whole run is decoded, enhanced "
-        "and encoded with the engines loaded; memory is the GPU's, on a CPU the host's.",
+        f"Whole runs: {results.repeats}; medians, in brackets where the middle 80 % lie. A whole run is decoded, "
+        "enhanced and encoded with the engines loaded; memory is the GPU's, on a CPU the host's.",
     ]
     for sweep_of in results.measured:
         for sweep in sweep_of.sweeps:
