@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -385,7 +385,7 @@ class VideoToVideo:
         self, prompt: str, negative_prompt: str | None, parity: bool
     ) -> tuple[Array, Array]:
         """Prompts -> contexts ``[1, 77, C]`` of the prompt with its quality words and of the negative prompt."""
-        tokenizer = Tokenizer(self.engine_set.tokenizer_path)
+        tokenizer = self._tokenizer
         engine = self._engine("text_encoder")
         context = engine.component.outputs[0]
         contexts = []
@@ -394,6 +394,10 @@ class VideoToVideo:
             engine.run({"ids": self.device.upload(ids)}, {"context": out}, self.device.stream)
             contexts.append(out)
         return contexts[0], contexts[1]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.engine_set.tokenizer_path)
 
     def _make_loop(self, plan: Plan, extent: tuple[int, int, int]) -> DenoisingLoop:
         window = (self.window.frames, self.window.latent_height, self.window.latent_width)
