@@ -69,7 +69,7 @@ def test_weights_that_do_not_come_along_must_be_named() -> None:
 def test_weights_in_the_package_come_before_random_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PACKAGED_WEIGHTS", tmp_path)
+    monkeypatch.setattr(module.prebuilt, "FOLDER", tmp_path)
     assert default_weights(MODELS["small"]) == "random:0"
     (tmp_path / "small.safetensors").touch()
     assert default_weights(MODELS["small"]) == str(tmp_path / "small.safetensors")

@@ -217,7 +217,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(run: Run, arguments: tuple[str, .
 
 def test_without_pytorch_it_says_what_to_install(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.modules['torch'] = None; sys.argv = ['v2v-build-engines', 'small'];"
+        "import sys; sys.modules['torch'] = None;"
+        "sys.argv = ['v2v-build-engines', 'small', '--weights', 'random:0'];"
         "from v2v.engine.cli import main; main()"
     )
     done = subprocess.run(
