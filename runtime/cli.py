@@ -1,4 +1,4 @@
-"""``v2v-run``: enhance a video file."""
+"""``v2v-run``: enhance videos."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -39,6 +40,7 @@ from v2v.engine.console import (
 from v2v.engine.manifest import v2v_version
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
 from v2v.export.models.configs import MODELS
+from v2v.runtime import batch
 from v2v.runtime.compare import check_page, write_page
 from v2v.runtime.encoding import CODECS
 from v2v.runtime.film import Target, enhance_film
@@ -47,7 +49,7 @@ from v2v.runtime.pipeline import Memory, Plan, Progress, Settings, VideoToVideo,
 from v2v.runtime.pipes import PIPE, input_path, output_path
 from v2v.runtime.solvers import SOLVERS
 from v2v.runtime.video import VideoReader, check_output, encoding_for
-from v2v.runtime.workers import Alone
+from v2v.runtime.workers import Alone, Team, local_pool
 
 app = new_app()
 results = rich.console.Console(highlight=False, soft_wrap=True)
@@ -65,9 +67,13 @@ def main() -> NoReturn:
 
 @app.command()
 def command(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="INPUT", help="A video, a folder of pictures, or - for the standard input."),
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="A video, a folder of pictures, or - for the standard input. "
+            "Many: several of them, 'patterns*', folders of videos; then -o is a folder.",
+        ),
     ],
     output: Annotated[
         str,
@@ -125,6 +131,15 @@ def command(
     compare: Annotated[
         Path | None, typer.Option(help="Also write a page with a slider between before and after: page.html.")
     ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A prompt for each video: lines 'name: prompt', or .csv, or .json.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the work; on cuda each has its own GPU.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster that shares the work; local starts one here.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew instead of going on with an unfinished run.")
@@ -155,55 +170,125 @@ def command(
         device=None if device is None else one_of("--device", device, ("cpu", "cuda")),
     )
     high_or_low = one_of("--memory", memory, _MEMORY)
-    codec = codec or ("png" if output.endswith("/") else "h264")
-    if compare is not None and (output == PIPE or codec == "png" or str(source) == PIPE):
-        raise UsageError("--compare needs files: name a video for INPUT and for -o")
+    many = batch.is_batch(inputs, prompt_file)
+    codec = codec or ("png" if output.endswith("/") and not many else "h264")
+    if compare is not None and (many or output == PIPE or codec == "png" or inputs[0] == PIPE):
+        raise UsageError("--compare needs files: name one video for INPUT and one for -o")
     if output == PIPE and as_json:
         raise UsageError("--json and -o - both write to the standard output; leave one of them out")
     with (
         _warnings_shown() as told,
         _Display(quiet) as display,
-        input_path(source) as read_from,
-        output_path(Path(output)) as written_to,
+        contextlib.ExitStack() as opened,
     ):
-        if compare is not None:
-            check_page(compare, overwrite=overwrite)
-        if codec == "png":
-            check_folder(written_to)
+
+        @cache
+        def engine_set() -> EngineSet:
+            return choose_engines(engines, wanted, display)
+
+        @cache
+        def team() -> Team:
+            return hire(engine_set(), device, high_or_low, workers, ray, opened)
+
+        def enhance(read_from: Path, written_to: Path, prompt: str, again: bool) -> dict[str, Any]:
+            """One video; ``again``: what an earlier run of the same settings has made is left as it is."""
+            if not (again and written_to.exists()):
+                check_place(written_to, read_from, codec, overwrite=overwrite)
+            with VideoReader(
+                read_from, parity=parity, find_cuts=cuts and not parity, rate=_parse_rate(rate)
+            ) as reader:
+                encoding = encoding_for(reader.info, codec=codec, crf=crf, preset=preset, parity=parity)
+                made = plan_for(reader, replace(settings, prompt=prompt), engine_set())
+                described = describe(engine_set(), made)
+                note = json.dumps(described)
+                if again and written_to.exists():
+                    if not overwrite and batch.was_made_before(written_to, note):
+                        return {}
+                    check_place(written_to, read_from, codec, overwrite=overwrite)
+                encoding.check(written_to, *made.size)
+                target = Target(written_to, encoding, overwrite, restart, note)
+                members = team()
+                started = time.monotonic()
+                with display.following(read_from.name if many else "") as show:
+                    frames = enhance_film(members, reader, target, made, show)
+            return {
+                "frames": frames,
+                "seconds": round(time.monotonic() - started, 3),
+                "engine_set": str(engine_set().path),
+                "settings": described,
+            }
+
+        if many:
+            jobs = batch.plan_jobs(inputs, Path(output), codec, prompt, prompt_file)
+            at_once = team().size
+
+            def attempt(job: batch.Job) -> batch.Outcome:
+                facts = enhance(job.source, job.output, job.prompt, again=True)
+                return batch.Outcome(job, "done" if facts else "done before", facts)
+
+            outcomes = batch.run_jobs(jobs, attempt, at_once)
         else:
-            check_output(written_to, read_from, overwrite=overwrite)
-        with VideoReader(
-            read_from, parity=parity, find_cuts=cuts and not parity, rate=_parse_rate(rate)
-        ) as reader:
-            encoding = encoding_for(reader.info, codec=codec, crf=crf, preset=preset, parity=parity)
-            engine_set = choose_engines(engines, wanted, display)
-            made = plan_for(reader, settings, engine_set)
-            encoding.check(written_to, *made.size)
-            note = json.dumps(describe(engine_set, made))
-            v2v = VideoToVideo.load(engine_set, device or "auto", high_or_low)
-            target = Target(written_to, encoding, overwrite, restart, note)
-            started = time.monotonic()
-            frames = enhance_film(Alone(v2v), reader, target, made, display.show)
-            seconds = time.monotonic() - started
-        if compare is not None:
-            facts = {**describe(engine_set, made), "seconds": round(seconds, 1), "frames": frames}
-            write_page(compare, read_from, written_to, facts)
-    summary = {
-        "input": str(source),
-        "output": output,
-        "frames": frames,
-        "seconds": round(seconds, 3),
-        "engine_set": str(engine_set.path),
-        "settings": describe(engine_set, made),
-        "warnings": told,
-    }
-    if as_json:
-        results.print_json(json.dumps(summary))
+            read_from = opened.enter_context(input_path(Path(inputs[0])))
+            written_to = opened.enter_context(output_path(Path(output)))
+            if compare is not None:
+                check_page(compare, overwrite=overwrite)
+            facts = enhance(read_from, written_to, prompt, again=False)
+            if compare is not None:
+                shown = {
+                    **facts["settings"],
+                    "seconds": round(facts["seconds"], 1),
+                    "frames": facts["frames"],
+                }
+                write_page(compare, read_from, written_to, shown)
+    if many:
+        if as_json:
+            told_of = [outcome.as_json() for outcome in outcomes]
+            results.print_json(json.dumps({"videos": told_of, "warnings": told}))
+        elif not quiet:
+            batch.tell(outcomes)
+        batch.check(outcomes)
+    elif as_json:
+        results.print_json(json.dumps({"input": inputs[0], "output": output, **facts, "warnings": told}))
     elif not quiet:
-        height, width = made.size
+        size_text, seconds = facts["settings"]["size"], facts["seconds"]
         messages.print(
-            f"{output}: {frames} frames of {width}x{height} in {seconds_text(seconds)}", markup=False
+            f"{output}: {facts['frames']} frames of {size_text} in {seconds_text(seconds)}", markup=False
         )
+
+
+def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> None:
+    """Find out before the work whether ``output`` may be written.
+
+    Raises:
+        MediaError, FolderError: it may not.
+    """
+    if codec == "png":
+        check_folder(output)
+    else:
+        check_output(output, source, overwrite=overwrite)
+
+
+def hire(
+    engine_set: EngineSet,
+    device: str | None,
+    memory: Memory,
+    workers: int | None,
+    ray: str | None,
+    opened: contextlib.ExitStack,
+) -> Team:
+    """Load the engines: here, in several processes, or on a cluster; ``opened`` ends what was started.
+
+    Raises:
+        V2VError: the engines do not run there, or there are fewer GPUs than workers.
+    """
+    device = device or engine_set.manifest.recipe.options.device
+    if ray is not None:
+        from v2v.runtime.cluster import cluster_pool  # Ray is an extra
+
+        return opened.enter_context(cluster_pool(ray, engine_set, workers, device, memory))
+    if workers is not None and workers > 1:
+        return opened.enter_context(local_pool(engine_set, workers, device, memory))
+    return Alone(VideoToVideo.load(engine_set, device, memory))
 
 
 def _parse_rate(text: str | None) -> Fraction | None:
@@ -326,6 +411,7 @@ class _Display:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(30),
             rich.progress.TextColumn("{task.fields[frames]} frames, {task.fields[stage]}", markup=False),
             rich.progress.TimeElapsedColumn(),
@@ -335,7 +421,6 @@ class _Display:
             disable=quiet,
             transient=True,
         )
-        self._task: rich.progress.TaskID | None = None
 
     def __enter__(self) -> _Display:
         return self
@@ -352,16 +437,23 @@ class _Display:
         """A display for building engines, as a context manager."""
         return contextlib.nullcontext(lambda *_: None) if self._quiet else BuildDisplay()
 
-    def show(self, now: Progress) -> None:
-        """Follow the pipeline."""
-        if self._task is None:
-            self._task = self._bar.add_task("", total=None, frames="", stage="")
-            self._bar.start()
-        of = "" if now.frames_total is None else f"/{now.frames_total}"
-        self._bar.update(
-            self._task,
-            total=None if now.fraction is None else 1.0,
-            completed=now.fraction or 0.0,
-            frames=f"{now.frames_done}{of}",
-            stage=f"{now.stage} {now.step}/{now.steps}",
-        )
+    @contextlib.contextmanager
+    def following(self, name: str) -> Iterator[Callable[[Progress], None]]:
+        """Lend a function that shows how far the video called ``name`` is, on a line of its own."""
+        task = self._bar.add_task(name, total=None, frames="0", stage="")
+        self._bar.start()
+
+        def show(now: Progress) -> None:
+            of = "" if now.frames_total is None else f"/{now.frames_total}"
+            self._bar.update(
+                task,
+                total=None if now.fraction is None else 1.0,
+                completed=now.fraction or 0.0,
+                frames=f"{now.frames_done}{of}",
+                stage=f"{now.stage} {now.step}/{now.steps}",
+            )
+
+        try:
+            yield show
+        finally:
+            self._bar.remove_task(task)

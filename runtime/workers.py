@@ -23,10 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import av
+
 from v2v.engine.backend import V2VError, cuda_devices
 from v2v.engine.store import EngineSet
 from v2v.runtime.background import behind
-from v2v.runtime.encoding import Encoding, SegmentEncoder
+from v2v.runtime.encoding import Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.pipeline import Carry, Memory, Plan, Report, Segment, VideoToVideo
 
 _BEHIND = 8  # enhanced frames that wait for the encoder
@@ -75,10 +77,16 @@ def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) ->
     pictures, carry = v2v.enhance(task.segment, task.plan, task.carry, report)
     file = io.BytesIO()
     encoder = SegmentEncoder(file, task.encoding)
-    with encoder, behind(encoder.write, _BEHIND) as write:
-        for picture in pictures:
-            write(picture)
-            report.frames_done += 1
+    try:
+        with encoder, behind(encoder.write, _BEHIND) as write:
+            for picture in pictures:
+                write(picture)
+                report.frames_done += 1
+    except av.FFmpegError as error:  # in memory, where no disk can be full
+        raise EncodingError(
+            f"--codec {task.encoding.codec}: its encoder does not work on this machine ({error.strerror}); "
+            "choose another codec"
+        ) from error
     return Done(file.getvalue(), encoder.order, carry)
 
 
@@ -104,6 +112,7 @@ class Team(Protocol):
 
     engine_set: EngineSet
     room: Room
+    size: int  # films worth having at work at once
 
     def submit(self, task: Task, report: Report) -> Future[Done]:
         """Enhance a segment, now or later; ``report`` is told of what comes before the end, where it can be."""
@@ -114,7 +123,7 @@ class Alone:
 
     def __init__(self, v2v: VideoToVideo) -> None:
         self.v2v, self.engine_set = v2v, v2v.engine_set
-        self.room = Room(0)
+        self.room, self.size = Room(0), 1
 
     def submit(self, task: Task, report: Report) -> Future[Done]:
         """Enhance the segment before returning."""
@@ -172,6 +181,8 @@ class Pool:
     def __init__(self, engine_set: EngineSet, start: Sequence[Callable[[], Worker]]) -> None:
         self.engine_set, self.room = engine_set, Room(_WAITING)
         self.workers: list[Worker | None] = [None] * len(start)
+        self.busy: set[int] = set()  # places of the workers that have something in hand
+        self.size = len(start)
         self.lost = 0  # workers, so far
         self._start = start
         self._orders: deque[_Order] = deque()
@@ -234,9 +245,12 @@ class Pool:
             try:
                 worker = self._hire(place)
                 while (order := self._next_order()) is not None:
+                    self.busy.add(place)
                     self._do(worker, order)
+                    self.busy.discard(place)
                     in_a_row = 0
             except WorkerLost as loss:
+                self.busy.discard(place)
                 in_a_row += 1
                 self.lost += 1
                 if in_a_row < _LOSSES or self._closed:
