@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from stand_in import CopyBackend, build, install
 
 pytest.importorskip("torch", reason="Inductor is PyTorch's compiler")
 
@@ -55,6 +57,30 @@ def run(engine: InductorEngine, ids: np.ndarray) -> np.ndarray:
 
 def test_builds_ask_it_for_modules() -> None:
     assert isinstance(InductorBackend(), ModuleCompiler)
+
+
+class NetworkBackend(CopyBackend):
+    """Compiles networks, in name."""
+
+    def build_module(
+        self, component: Any, model: Any, weights: Any, folder: Path, *rest: Any
+    ) -> CompiledModule:
+        (folder / "scratch.tmp").touch()
+        code = folder / "code"
+        code.write_text(f"{component.name} {weights.source}")
+        return CompiledModule([code], error=1e-3, export_seconds=0.0)
+
+
+def test_a_build_gives_such_a_backend_the_weights_and_exports_no_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(NetworkBackend(name="networks"), monkeypatch)
+    built = build(backend="networks").engine_set
+    (file,) = built.manifest.components["unet"].files
+    assert (built.path / file.name).read_text() == "unet random:0"
+    assert built.manifest.components["unet"].error == 1e-3
+    assert {path.name for path in (built.path / "unet").iterdir()} == {"code"}
+    assert not (built.path / "graphs").exists()
 
 
 def test_it_refuses_graphs(tmp_path: Path) -> None:
