@@ -200,8 +200,13 @@ def _pair(parts: list[str], number: int) -> tuple[str, str]:
     return parts[0].strip(), parts[1].strip()
 
 
-def run_jobs(jobs: Sequence[Job], enhance: Callable[[Job], Outcome], at_once: int) -> list[Outcome]:
-    """Do all jobs, ``at_once`` of them at a time; an error becomes the job's outcome."""
+def run_jobs(
+    jobs: Sequence[Job], enhance: Callable[[Job], Outcome], at_once: int, stop: Callable[[], None]
+) -> list[Outcome]:
+    """Do all jobs, ``at_once`` of them at a time; an error becomes the job's outcome.
+
+    ``stop`` makes :func:`enhance` end soon in whatever thread it runs; for Ctrl-C.
+    """
 
     def attempt(job: Job) -> Outcome:
         try:
@@ -222,6 +227,7 @@ def run_jobs(jobs: Sequence[Job], enhance: Callable[[Job], Outcome], at_once: in
             return [future.result() for future in futures]
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
+            stop()
             raise
 
 

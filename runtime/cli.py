@@ -220,13 +220,12 @@ def command(
 
         if many:
             jobs = batch.plan_jobs(inputs, Path(output), codec, prompt, prompt_file)
-            at_once = team().size
 
             def attempt(job: batch.Job) -> batch.Outcome:
                 facts = enhance(job.source, job.output, job.prompt, again=True)
                 return batch.Outcome(job, "done" if facts else "done before", facts)
 
-            outcomes = batch.run_jobs(jobs, attempt, at_once)
+            outcomes = batch.run_jobs(jobs, attempt, team().size, team().close)
         else:
             read_from = opened.enter_context(input_path(Path(inputs[0])))
             written_to = opened.enter_context(output_path(Path(output)))

@@ -117,6 +117,9 @@ class Team(Protocol):
     def submit(self, task: Task, report: Report) -> Future[Done]:
         """Enhance a segment, now or later; ``report`` is told of what comes before the end, where it can be."""
 
+    def close(self) -> None:
+        """Stop; segments that are not done end with an exception."""
+
 
 class Alone:
     """The process itself, which does one segment after the other, each when it is handed in."""
@@ -133,6 +136,10 @@ class Alone:
         except Exception as error:
             future.set_exception(error)
         return future
+
+    def close(self) -> None:
+        """Free the engines' memory."""
+        self.v2v.close()
 
 
 class Worker(Protocol):
@@ -228,6 +235,8 @@ class Pool:
     def close(self) -> None:
         """End all workers, whatever they do."""
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
             self._changed.notify_all()
             workers = list(self.workers)

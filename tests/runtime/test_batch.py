@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import av
 import pytest
 
-from tests.runtime.command import Run
+from tests.runtime.command import Run, start
 from tests.runtime.media import make_video, times
+from tests.runtime.test_workers import alive, workers_of
 from v2v.engine.console import UsageError
 from v2v.runtime.batch import Job, plan_jobs, read_prompts
 from v2v.runtime.pipeline import VideoToVideo
@@ -133,6 +136,30 @@ def test_workers_share_videos_and_make_the_same_bytes(
     for source in sources:
         one, two = (tmp_path / folder / source.name for folder in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_ctrl_c_ends_all_workers_and_leaves_nothing_half_written(
+    stand_in_engines: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        make_video(tmp_path / "in" / f"{name}.mp4", frames=60)
+    out = tmp_path / "out"
+    settings = ("--engines", stand_in_engines, "--scale", 4, "--steps", 500, "--workers", 2)
+    process = start(tmp_path / "in", "-o", out, *settings)
+    found = workers_of(process)
+    while not out.exists() or not list(out.iterdir()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 5  # two seconds, on a machine that has time
+    while any(alive(pid) for pid in found):
+        assert time.monotonic() - began < 10
+        time.sleep(0.05)
+    assert list(out.iterdir()) == []
 
 
 def test_outputs_keep_names_and_endings_where_the_codec_can(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import Future
@@ -112,28 +114,33 @@ def test_a_process_ends_when_the_one_that_started_it_is_killed(stand_in_engines,
     command = start_command(
         *(film, "-o", tmp_path / "out.mp4", "--engines", stand_in_engines, "--scale", 1, "--workers", 2)
     )
-    children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
-
-    def workers_of() -> list[int]:
-        pids = []
-        for thread in Path(f"/proc/{command.pid}/task").iterdir():
-            pids += [int(pid) for pid in (thread / "children").read_text().split()]
-        return pids
-
-    if not children.exists():
-        pytest.skip("this system does not tell a process' children")
-    deadline = time.monotonic() + 60
-    while len(found := workers_of()) < 3 and time.monotonic() < deadline:  # with Python's resource tracker
-        time.sleep(0.05)
+    found = workers_of(command)
+    deadline = time.monotonic() + 30
     command.kill()
     command.communicate()
-    while any(_alive(pid) for pid in found) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in found) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(found) >= 3
-    assert not any(_alive(pid) for pid in found)
+    assert not any(alive(pid) for pid in found)
 
 
-def _alive(pid: int) -> bool:
+def workers_of(command: subprocess.Popen[str]) -> list[int]:
+    """Numbers of the processes that a command with two workers has started, once all are there."""
+    threads = Path(f"/proc/{command.pid}/task")
+    if not (threads / str(command.pid) / "children").exists():
+        command.kill()
+        pytest.skip("this system does not tell a process' children")
+    found: list[int] = []
+    deadline = time.monotonic() + 60
+    while len(found) < 3:  # with Python's resource tracker
+        assert time.monotonic() < deadline
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.05)
+        with contextlib.suppress(FileNotFoundError):
+            found = [int(pid) for t in threads.iterdir() for pid in (t / "children").read_text().split()]
+    return found
+
+
+def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
