@@ -151,8 +151,9 @@ class EngineError(V2VError):
 # name -> module:class. The order is the order of preference when the user names none.
 BACKENDS = {
     "tensorrt": "v2v.engine.tensorrt:TensorRTBackend",
-    "inductor": "v2v.engine.inductor:InductorBackend",
     "onnxruntime": "v2v.engine.onnxruntime:OnnxRuntimeBackend",
+    # Last until a compiled package of it has run on a GPU (benchmarks/NOTES.md): by name only, or alone.
+    "inductor": "v2v.engine.inductor:InductorBackend",
 }
 
 _EXTRAS = {"tensorrt": "tensorrt", "inductor": "inductor"}

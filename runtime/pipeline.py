@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -191,7 +191,7 @@ class VideoToVideo:
     """An engine set, loaded on a device and ready to enhance videos.
 
     v2v = VideoToVideo.load("engines/small")
-    for frame in v2v(frames, Settings(prompt="a bunny in a meadow")):
+    for frame in v2v(frames, "a bunny in a meadow", seed=7):
         ...
     """
 
@@ -228,27 +228,31 @@ class VideoToVideo:
     def __call__(
         self,
         frames: Iterable[Frame],
-        settings: Settings | None = None,
+        settings: Settings | str = "",
         *,
         total: int | None = None,
         cuts: Collection[int] = (),
         progress: Callable[[Progress], None] = lambda told: None,
+        **changes: Any,
     ) -> Iterator[Frame]:
         """Enhance ``frames``, giving out one frame for each taken in; memory does not grow with their number.
 
         Args:
             frames: [H, W, 3] uint8 RGB, all of one size.
-            settings: what to do; None for the model's defaults without a prompt.
+            settings: what to do, or just a prompt; what is not given is left to the model's defaults.
             total: number of frames, where known, for the estimate of time left.
             cuts: numbers of the frames that start a new shot. It may grow while frames are taken, as long as a
                 cut is known when its frame is.
             progress: told after every frame encoded or decoded and every evaluation of the UNet.
+            changes: single settings, by the names in :class:`Settings`: ``v2v(frames, "a red fox", steps=20)``.
 
         Raises:
+            TypeError: there is no such setting.
             V2VError: a setting out of range.
             NumericalError: a latent or a picture became NaN or Inf.
         """
-        settings = settings or Settings()
+        settings = Settings(settings) if isinstance(settings, str) else settings
+        settings = replace(settings, **changes)
         report = Report(progress, total)
         carry: Carry | None = None
         for segment in segments(self.window, frames, cuts, parity=settings.parity):

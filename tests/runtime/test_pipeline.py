@@ -69,6 +69,13 @@ def test_prompts_reach_the_network(v2v):
     assert (np.asarray(plain) != np.asarray(negative)).any()
 
 
+def test_a_prompt_and_single_settings_do_without_a_settings_object(v2v):
+    short = list(v2v(clip(3), "a red fox", steps=2, seed=3))
+    np.testing.assert_array_equal(short, run(v2v, clip(3), prompt="a red fox", steps=2, seed=3))
+    with pytest.raises(TypeError, match="stepz"):
+        list(v2v(clip(1), stepz=2))
+
+
 def test_without_guidance_the_negative_prompt_is_not_run(tmp_path):
     engines = FakeEngineSet(tmp_path)
     v2v = VideoToVideo(engines, CpuDevice())
