@@ -355,7 +355,7 @@ def new_set(path: Path) -> Iterator[Path]:
                 (path / OURS).touch()
                 path.rename(old)
             building.rename(path)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         _tidy(path)
 
@@ -424,7 +424,8 @@ def _lock(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(_sibling(path, "lock"))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, so that a rename after it cannot come first."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -435,5 +436,5 @@ def _sync(path: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     """Make sure that all of it is on the disk before the rename that makes it visible."""
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)

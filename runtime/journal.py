@@ -23,6 +23,7 @@ import numpy as np
 
 from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
+from v2v.engine.store import sync
 from v2v.runtime.encoding import EncodedSegment
 from v2v.runtime.pipeline import Carry
 from v2v.runtime.workers import Done
@@ -167,14 +168,6 @@ class Journal:
     def _write(self, name: str, content: bytes) -> None:
         partial = self.folder / f"{name}.part"
         partial.write_bytes(content)
-        _sync(partial)
+        sync(partial)
         partial.replace(self.folder / name)
-        _sync(self.folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(self.folder)

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
+from v2v.engine.store import sync
 from v2v.runtime import folders, pixels
 from v2v.runtime.encoding import EncodedSegment, Encoding
 from v2v.runtime.pixels import Colors
@@ -375,7 +376,7 @@ class VideoWriter:
             if self._copier:
                 self._copier.advance(None)
             self._output.close()
-            _sync(self._partial)
+            sync(self._partial)
             self._publish()
 
     def _publish(self) -> None:
@@ -529,14 +530,6 @@ def _add_note(metadata: dict[str, str], note: str) -> None:
             metadata[free] = note
         else:
             metadata[taken["comment"]] += "\n" + note
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _umask() -> int:
