@@ -304,7 +304,7 @@ def _sample_inputs(component: Component, model: ModelConfig, device: str) -> tup
 
 
 def _reference(plain: nn.Module, inputs: tuple[Tensor, ...], device: str) -> Tensor:
-    """The plain network's output in FP32; in half where a GPU has no room for FP32 (full size: about 40 GB, estimated)."""
+    """The plain network's output in FP32, or in half where a GPU has no room (about 40 GB at full size, estimated)."""
     plain = plain.to(device)
     try:
         return _evaluate(plain, inputs, torch.float32)
