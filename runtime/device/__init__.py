@@ -153,10 +153,11 @@ class Device(Protocol):
     def prepare_frame(
         self, frame: Array, size: tuple[int, int], out: Array, *, offset: tuple[int, int], antialias: bool
     ) -> None:
-        """One frame of bytes ``[H0, W0, 3]`` -> ``out [1, 3, H, W]`` in -1..1.
+        """One frame of levels ``[H0, W0, 3]`` -> ``out [1, 3, H, W]`` in -1..1.
 
-        The frame is resized bilinearly to ``size`` (height, width), edges repeated outside it, and ``out``
-        shows the part that starts at ``offset`` (top, left). Half-pixel centres; without ``antialias``
+        Levels are uint8 or uint16 and use all of their range, 0..255 or 0..65535. The frame is resized
+        bilinearly to ``size`` (height, width), edges repeated outside it, and ``out`` shows the part that
+        starts at ``offset`` (top, left). Half-pixel centres; without ``antialias``
         exactly the reference's resize, with it the kernel widens when scaling down.
         """
         ...
@@ -173,7 +174,10 @@ class Device(Protocol):
         ...
 
     def image_to_bytes(self, image: Array, out: Array, *, truncate: bool) -> None:
-        """``image [1, 3, H, W]`` in -1..1 -> bytes ``out [H, W, 3]``; rounds, or truncates (reference)."""
+        """``image [1, 3, H, W]`` in -1..1 -> levels ``out [H, W, 3]``, uint8 or uint16, all of their range.
+
+        Rounds, half to even, or truncates as the reference does.
+        """
         ...
 
     # The denoising loop -------------------------------------------------------------------------------------

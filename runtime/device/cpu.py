@@ -71,7 +71,7 @@ class CpuDevice:
         columns, column_weights = taps(frame.shape[1], size[1], offset[1], out.shape[3], antialias)
         resized = _weigh(frame, rows, row_weights[..., None, None], axis=0)
         resized = _weigh(resized, columns, column_weights[..., None], axis=1)
-        out[0] = np.moveaxis(resized, 2, 0) * np.float32(2 / 255) - np.float32(1)
+        out[0] = np.moveaxis(resized, 2, 0) * np.float32(2 / _white(frame)) - np.float32(1)
 
     def resize(self, image: Array, out: Array) -> None:
         rows, row_weights = taps(image.shape[2], out.shape[2], 0, out.shape[2], True)
@@ -87,9 +87,9 @@ class CpuDevice:
         out[...] = ((mean + deviation * noise.reshape(mean.shape)) * np.float32(scale)).reshape(out.shape)
 
     def image_to_bytes(self, image: Array, out: Array, *, truncate: bool) -> None:
-        levels = np.clip(image[0].astype(np.float32) * 0.5 + 0.5, 0, 1) * 255
+        shares = np.clip(image[0].astype(np.float32) * 0.5 + 0.5, 0, 1) * np.float32(_white(out))
         with np.errstate(invalid="ignore"):  # NaN is for check() to report
-            out[...] = np.moveaxis(levels if truncate else np.rint(levels), 0, 2)
+            out[...] = np.moveaxis(shares if truncate else np.rint(shares), 0, 2)
 
     def take_window(self, canvas: Array, start: tuple[int, int, int], scale: float, out: Array) -> None:
         part = canvas[_box(start, out)]
@@ -175,6 +175,11 @@ class _Queue:
         if not self._waiting:
             raise RuntimeError("nothing was put")
         np.copyto(out, self._waiting.popleft(), casting="same_kind")
+
+
+def _white(picture: Array) -> int:
+    """The value of white in a picture of uint8 or uint16."""
+    return int(np.iinfo(picture.dtype).max)
 
 
 def _weighted(*terms: tuple[float, Array]) -> Array:

@@ -99,11 +99,35 @@ def test_bytes_round_or_truncate():
     assert out[0, :, 0].tolist() == [0, 0, 128, 255, 255, 255]
 
 
-def test_bytes_survive_the_way_there_and_back():
-    frame = np.arange(256, dtype=np.uint8).reshape(16, 16)[..., None].repeat(3, axis=2)
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_every_level_survives_the_way_there_and_back(kind):
+    side = 1 << np.iinfo(kind).bits // 2
+    frame = np.arange(side * side, dtype=kind).reshape(side, side)[..., None].repeat(3, axis=2)
     out = np.empty_like(frame)
-    device.image_to_bytes(prepared(frame, (16, 16))[None], out, truncate=False)
+    device.image_to_bytes(prepared(frame, (side, side))[None], out, truncate=False)
     np.testing.assert_array_equal(out, frame)
+
+
+def test_sixteen_bits_use_all_of_their_range():
+    frame = np.array([[0, 257 * 100, 65535]], np.uint16)[..., None].repeat(3, axis=2)
+    same = np.array([[0, 100, 255]], np.uint8)[..., None].repeat(3, axis=2)
+    np.testing.assert_allclose(prepared(frame, (1, 3)), prepared(same, (1, 3)), atol=1e-7)
+    out = np.empty((1, 6, 3), np.uint16)
+    image = np.broadcast_to(np.array([-2, -1, 0, 0.999, 1, 2], np.float32), (1, 3, 1, 6)).copy()
+    device.image_to_bytes(image, out, truncate=False)
+    assert out[0, :, 0].tolist() == [0, 0, 32768, 65502, 65535, 65535]
+    device.image_to_bytes(image, out, truncate=True)
+    assert out[0, :, 0].tolist() == [0, 0, 32767, 65502, 65535, 65535]
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_sixteen_bits_keep_what_eight_would_round_away(antialias):
+    frame = rng.integers(0, 1 << 16, (20, 30, 3), np.uint16)
+    exact = prepared(frame, (9, 40), antialias=antialias)
+    rounded = prepared((frame // 257).astype(np.uint8), (9, 40), antialias=antialias)
+    fine = prepared((frame % 257).astype(np.uint16), (9, 40), antialias=antialias)
+    np.testing.assert_allclose(exact, rounded + fine + 1, atol=2e-6)
+    assert np.abs(exact - rounded).max() > 1e-3
 
 
 def test_windows_are_taken_and_added_where_they_belong():
