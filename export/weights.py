@@ -22,6 +22,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, Protocol
@@ -484,7 +485,10 @@ def _random(seed: str, source: str, model: ModelConfig) -> Weights:
 
     def read(network: Network) -> tuple[dict[str, Tensor], str]:
         shapes = {k: tuple(v.shape) for k, v in make_network(network, model).state_dict().items()}
-        return {k: _draw(int(seed), f"{network}.{k}", shape) for k, shape in shapes.items()}, source
+        # NumPy draws without holding Python's lock: a full-size network takes its time on one core.
+        with ThreadPoolExecutor() as pool:
+            drawn = pool.map(lambda k: _draw(int(seed), f"{network}.{k}", shapes[k]), shapes)
+            return dict(zip(shapes, drawn, strict=True)), source
 
     architecture = model.to_json()
     facts = [int(seed), *(architecture[network] for network in NETWORKS)]
