@@ -47,6 +47,7 @@ from v2v.runtime.film import Target, enhance_film
 from v2v.runtime.folders import check_folder
 from v2v.runtime.pipeline import Memory, Plan, Progress, Settings, VideoToVideo, plan
 from v2v.runtime.pipes import PIPE, input_path, output_path
+from v2v.runtime.ranges import NOT_GIVEN, TimeRange, is_time, parse_time
 from v2v.runtime.solvers import SOLVERS
 from v2v.runtime.video import VideoReader, check_output, encoding_for
 from v2v.runtime.workers import Alone, Team, local_pool
@@ -58,6 +59,7 @@ results = rich.console.Console(highlight=False, soft_wrap=True)
 _PREFERENCE = ("ms-vid2vid-xl", "small")
 _BUILT_ON_DEMAND = "small"
 _MEMORY: tuple[Memory, ...] = ("high", "low")
+PREVIEW_SECONDS = 3
 
 
 def main() -> NoReturn:
@@ -65,7 +67,18 @@ def main() -> NoReturn:
     run_app(app)
 
 
-@app.command()
+class _Command(typer.core.TyperCommand):
+    """Lets ``--preview`` stand without its seconds."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = [
+            f"{arg}={PREVIEW_SECONDS}" if arg == "--preview" and not is_time(after) else arg
+            for arg, after in zip(args, [*args[1:], ""], strict=True)
+        ]
+        return super().parse_args(ctx, given)
+
+
+@app.command(cls=_Command)
 def command(
     inputs: Annotated[
         list[str],
@@ -127,6 +140,17 @@ def command(
     rate: Annotated[
         str | None, typer.Option(help="Pictures per second of a folder, as 25 or 30000/1001.")
     ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Enhance from here on: seconds, mm:ss or hh:mm:ss.")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Enhance what begins before: seconds, mm:ss.")] = None,
+    preview: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[SECONDS]",
+            help=f"A few seconds ({PREVIEW_SECONDS}) from the middle or --start, the source on the left.",
+        ),
+    ] = None,
     cuts: Annotated[bool, typer.Option(help="Find cuts, so that shots do not run into each other.")] = True,
     compare: Annotated[
         Path | None, typer.Option(help="Also write a page with a slider between before and after: page.html.")
@@ -169,11 +193,19 @@ def command(
         backend=None if backend is None else one_of("--backend", backend, tuple(BACKENDS)),
         device=None if device is None else one_of("--device", device, ("cpu", "cuda")),
     )
+    wanted_range = TimeRange(
+        *(
+            None if text is None else parse_time(flag, text)
+            for flag, text in (("--start", start), ("--end", end), ("--preview", preview))
+        )
+    )
     high_or_low = one_of("--memory", memory, _MEMORY)
     many = batch.is_batch(inputs, prompt_file)
     codec = codec or ("png" if output.endswith("/") and not many else "h264")
     if compare is not None and (many or output == PIPE or codec == "png" or inputs[0] == PIPE):
         raise UsageError("--compare needs files: name one video for INPUT and one for -o")
+    if compare is not None and preview is not None:
+        raise UsageError("--compare and --preview both show before and after; leave one of them out")
     if output == PIPE and as_json:
         raise UsageError("--json and -o - both write to the standard output; leave one of them out")
     with (
@@ -195,11 +227,15 @@ def command(
             if not (again and written_to.exists()):
                 check_place(written_to, read_from, codec, overwrite=overwrite)
             with VideoReader(
-                read_from, parity=parity, find_cuts=cuts and not parity, rate=_parse_rate(rate)
+                read_from,
+                parity=parity,
+                find_cuts=cuts and not parity,
+                rate=_parse_rate(rate),
+                wanted=wanted_range,
             ) as reader:
                 encoding = encoding_for(reader.info, codec=codec, crf=crf, preset=preset, parity=parity)
                 made = plan_for(reader, replace(settings, prompt=prompt), engine_set())
-                described = describe(engine_set(), made)
+                described = describe(engine_set(), made) | asked_for(wanted_range)
                 note = json.dumps(described)
                 if again and written_to.exists():
                     if not overwrite and batch.was_made_before(written_to, note):
@@ -238,7 +274,7 @@ def command(
                     "seconds": round(facts["seconds"], 1),
                     "frames": facts["frames"],
                 }
-                write_page(compare, read_from, written_to, shown)
+                write_page(compare, read_from, written_to, shown, wanted_range)
     if many:
         if as_json:
             told_of = [outcome.as_json() for outcome in outcomes]
@@ -386,6 +422,12 @@ def describe(engine_set: EngineSet, made: Plan) -> dict[str, Any]:
         **asdict(made),
         "size": f"{width}x{height}",
     }
+
+
+def asked_for(wanted: TimeRange) -> dict[str, str]:
+    """The range that was asked for, as written into the output's comment; nothing for a whole film."""
+    given = wanted.facts().items()
+    return {} if wanted.whole else {name.lstrip("-"): value for name, value in given if value != NOT_GIVEN}
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.encoding import Encoding
 from v2v.runtime.pixels import Colors
+from v2v.runtime.ranges import WHOLE, TimeRange
 from v2v.runtime.video import MediaError, VideoReader, writing
 
 # A page holds the videos as text: more than this would be slow to open.
@@ -42,8 +43,10 @@ def check_page(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def write_page(path: Path, source: Path, result: Path, settings: Mapping[str, Any]) -> None:
-    """Write the page that compares ``source`` with ``result``, up to its first :data:`LONGEST` seconds.
+def write_page(
+    path: Path, source: Path, result: Path, settings: Mapping[str, Any], wanted: TimeRange = WHOLE
+) -> None:
+    """Write the page that compares a range of ``source`` with its ``result``, the first :data:`LONGEST` seconds.
 
     Both are encoded anew as H.264 at the result's size, so that any browser plays them.
 
@@ -55,8 +58,10 @@ def write_page(path: Path, source: Path, result: Path, settings: Mapping[str, An
     template = string.Template((Path(__file__).parent / "compare.html").read_text(encoding="utf-8"))
     with writing(path), tempfile.TemporaryDirectory() as folder:
         videos = {
-            name: base64.b64encode(_playable(video, (height, width), Path(folder) / f"{name}.mp4")).decode()
-            for name, video in (("before", source), ("after", result))
+            name: base64.b64encode(
+                _playable(video, part, (height, width), Path(folder) / f"{name}.mp4")
+            ).decode()
+            for name, video, part in (("before", source, wanted), ("after", result, WHOLE))
         }
         page = template.substitute(
             title=html.escape(f"{source.name} before and after"),
@@ -78,13 +83,13 @@ def write_page(path: Path, source: Path, result: Path, settings: Mapping[str, An
             Path(partial).unlink(missing_ok=True)
 
 
-def _playable(video: Path, size: tuple[int, int], target: Path) -> bytes:
+def _playable(video: Path, wanted: TimeRange, size: tuple[int, int], target: Path) -> bytes:
     """The pictures of ``video`` resized to ``size``, as bytes of an MP4 that starts at 0."""
     device = CpuDevice()
     even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
     image = device.empty((1, 3, *even), np.float32)
     pixels: npt.NDArray[np.uint8] = device.empty((*even, 3), np.uint8)
-    with VideoReader(video) as reader, av.open(str(target), "w") as container:
+    with VideoReader(video, wanted=wanted) as reader, av.open(str(target), "w") as container:
         info = reader.info
         encoding = Encoding(Colors(matrix=_BT601), info.frame_rate, info.time_base, crf=18)
         stream = encoding.add_stream(container, *even)

@@ -55,18 +55,20 @@ def enhance_film(
         WorkerError: no worker is left.
     """
     total = reader.info.frames
-    report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total)
+    number = reader.first_number
+    report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total, number)
     stamps: list[Timestamp] = []
     with (
         writing(target.path),
         Journal(
-            target.path, facts_of(reader.path, plan, team.engine_set, target), restart=target.restart
+            target.path, facts_of(reader, plan, team.engine_set, target), restart=target.restart
         ) as journal,
         closing(ahead(reader.frames(), _AHEAD)) as frames,
     ):
         window = team.engine_set.manifest.recipe.window
-        with _Chains(team, journal, plan, target.encoding, report) as chains:
-            for segment in segments(window, frames, reader.cuts, parity=plan.parity):
+        preview = reader.wanted.preview is not None
+        with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
+            for segment in segments(window, frames, reader.cuts, parity=plan.parity, first_number=number):
                 stamps += [reader.timestamps.popleft() for _ in segment.frames]
                 if journal.finished(segment.index):
                     chains.skip(segment)
@@ -85,8 +87,17 @@ class _Chains:
     Left by an exception, what has not begun is called off.
     """
 
-    def __init__(self, team: Team, journal: Journal, plan: Plan, encoding: Encoding, report: Report) -> None:
-        self._team, self._journal = team, journal
+    def __init__(
+        self,
+        team: Team,
+        journal: Journal,
+        plan: Plan,
+        encoding: Encoding,
+        report: Report,
+        *,
+        preview: bool = False,
+    ) -> None:
+        self._team, self._journal, self._preview = team, journal, preview
         self._plan, self._encoding, self._report = plan, encoding, report
         self._at_work: dict[Future[Done], Segment] = {}
         self._waiting: dict[int, Segment] = {}  # for the segment before them
@@ -123,7 +134,7 @@ class _Chains:
 
     def _start(self, segment: Segment) -> None:
         carry = self._journal.carry(segment.index - 1) if segment.continues else None
-        task = Task(segment, carry, self._plan, self._encoding)
+        task = Task(segment, carry, self._plan, self._encoding, self._preview)
         self._at_work[self._team.submit(task, self._report)] = segment
 
     def _keep_next(self) -> None:
@@ -156,14 +167,17 @@ def _writer(target: Target, reader: VideoReader, *, parity: bool) -> VideoWriter
     )
 
 
-def facts_of(source: Path, plan: Plan, engine_set: EngineSet, target: Target) -> dict[str, str]:
+def facts_of(source: VideoReader, plan: Plan, engine_set: EngineSet, target: Target) -> dict[str, str]:
     """Everything that decides what a run gives, by the names that a person knows it by."""
     settings = {f"--{name.replace('_', '-')}": value for name, value in asdict(plan).items()}
     encoding = {f"--{name}": getattr(target.encoding, name) for name in ("codec", "crf", "preset")}
     facts = {
-        "input": fingerprint(source),
+        "input": fingerprint(source.path),
         "engine set": engine_set.name,
         "version of v2v": v2v_version(),
+        "--rate": source.info.frame_rate,
+        "--cuts": source.find_cuts,
+        **source.wanted.facts(),
         **settings,
         **encoding,
     }

@@ -433,9 +433,17 @@ class VideoToVideo:
 
 
 def segments(
-    window: Window, frames: Iterable[Frame], cuts: Collection[int] = (), *, parity: bool = False
+    window: Window,
+    frames: Iterable[Frame],
+    cuts: Collection[int] = (),
+    *,
+    parity: bool = False,
+    first_number: int = 0,
 ) -> Iterator[Segment]:
-    """Collect frames into segments of a few windows, none of which spans a cut."""
+    """Collect frames into segments of a few windows, none of which spans a cut.
+
+    ``first_number`` is the first frame's in the film; ``cuts`` count from that frame.
+    """
     shared = shared_frames(window)
     whole = window.frames * _WINDOWS_PER_SEGMENT - shared * (_WINDOWS_PER_SEGMENT - 1)
     length = PARITY_FRAMES if parity else whole
@@ -446,11 +454,11 @@ def segments(
             break
         full = len(waiting) == length - (shared if continues else 0)
         if waiting and (full or number in cuts):
-            yield Segment(index, first, waiting, continues)
+            yield Segment(index, first_number + first, waiting, continues)
             index, first, continues, waiting = index + 1, number, number not in cuts, []
         waiting.append(frame)
     if waiting:
-        yield Segment(index, first, waiting, continues)
+        yield Segment(index, first_number + first, waiting, continues)
 
 
 def shared_frames(window: Window) -> int:
@@ -478,12 +486,15 @@ _STAGES = {"encode": (0.0, 0.1), "denoise": (0.1, 0.7), "decode": (0.8, 0.2)}
 
 
 class Report:
-    """Puts what the stages tell into one :class:`Progress`, for ``total`` frames in all."""
+    """Puts what the stages tell into one :class:`Progress`, for ``total`` frames in all, of ``first_number`` on."""
 
     def __init__(
-        self, progress: Callable[[Progress], None] = lambda told: None, total: int | None = None
+        self,
+        progress: Callable[[Progress], None] = lambda told: None,
+        total: int | None = None,
+        first_number: int = 0,
     ) -> None:
-        self._progress, self._total = progress, total
+        self._progress, self._total, self._first = progress, total, first_number
         self._began = time.monotonic()
         self.frames_done = 0
         self._now = Progress("encode", 0, 0, 1, 0, total, None, 0.0)
@@ -525,6 +536,7 @@ class Report:
     def _fraction(self, step: int) -> float | None:
         if not self._total:
             return None
-        before, share = _STAGES[self._now.stage]
-        within = before + share * step / max(self._now.steps, 1)
-        return min((self._segment.first + within * len(self._segment.frames)) / self._total, 1.0)
+        earlier, share = _STAGES[self._now.stage]
+        within = earlier + share * step / max(self._now.steps, 1)
+        before = self._segment.first - self._first
+        return min((before + within * len(self._segment.frames)) / self._total, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,13 +14,18 @@ from typing import Any
 import av
 import av.container
 
+from v2v.runtime.ranges import SEEKABLE, Part, before, chapters_of
+
 # What describes the file that was read, not the film in it.
+_OF_THE_WHOLE = {"timecode"}  # what is not true of a part
 _OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time"}
 # Statistics of the stream that was enhanced, which are no longer true.
 _OF_THE_ENCODING = re.compile(r"(BPS|DURATION|NUMBER_OF_|_STATISTICS|encoder|timecode|rotate)", re.IGNORECASE)
 Packet = Any  # of any stream: PyAV's class is generic over its kind
 
 _DAMAGED_PACKETS = 50  # in a row, after which a copy gives up
+_BACK = 30  # seconds before a part to look for subtitles that are still shown when it begins
+_APART = 10  # seconds by which packets of different streams may lie apart in a file
 
 
 class MediaWarning(UserWarning):
@@ -41,10 +47,16 @@ def is_cover(stream: Any) -> bool:
     return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
-def copy_tags(source: av.container.InputContainer, output: av.container.OutputContainer) -> None:
-    """Copy title, artist and the like, and the chapters."""
-    output.metadata.update({k: v for k, v in source.metadata.items() if k not in _OF_THE_CONTAINER})
-    if chapters := source.chapters():
+def copy_tags(
+    source: av.container.InputContainer, output: av.container.OutputContainer, part: Part | None = None
+) -> None:
+    """Copy title, artist and the like, and the chapters, cut to ``part``."""
+    unwanted = _OF_THE_CONTAINER | (_OF_THE_WHOLE if part else set())
+    output.metadata.update({k: v for k, v in source.metadata.items() if k not in unwanted})
+    chapters: Any = source.chapters()
+    if part:
+        chapters = chapters_of(part, chapters)
+    if chapters:
         output.set_chapters(chapters)
 
 
@@ -59,10 +71,20 @@ class StreamCopier:
 
     It reads the input a second time, so that nothing is collected in memory however far pictures lag behind.
     A stream that the output's container cannot hold is left out with a :class:`MediaWarning`.
+
+    Of a ``part`` the packets that begin inside are copied, so sound is cut to its packets (about 20 ms), a second
+    video begins at a key picture, and a subtitle that is on the screen when the part begins is shown from 0.
     """
 
-    def __init__(self, source: Path, skip: int, output: av.container.OutputContainer, target: Path) -> None:
-        self._output, self._source = output, source
+    def __init__(
+        self,
+        source: Path,
+        skip: int,
+        output: av.container.OutputContainer,
+        target: Path,
+        part: Part | None = None,
+    ) -> None:
+        self._output, self._source, self._part = output, source, part
         self._input = av.open(str(source), metadata_errors="replace")
         self._copies: dict[int, Any] = {}
         for stream in self._input.streams:
@@ -74,8 +96,10 @@ class StreamCopier:
                     f"({_describe(stream)}); it is left out. Matroska (.mkv) holds nearly everything"
                 )
                 continue
-            self._copies[stream.index] = _add_copy(output, stream)
-        copy_tags(self._input, output)
+            self._copies[stream.index] = _add_copy(output, stream, whole=part is None)
+        copy_tags(self._input, output, part)
+        if part and part.shift > _BACK and self._input.format.name.startswith(SEEKABLE):
+            self._input.seek(math.floor((part.shift - _BACK) * av.time_base))
         self._packets = self._read()
         self._next: Packet | None = None
         self._told: set[int] = set()
@@ -95,6 +119,34 @@ class StreamCopier:
         self._input.close()
 
     def _read(self) -> Iterator[Packet]:
+        return self._read_all() if self._part is None else self._read_part(self._part)
+
+    def _read_part(self, part: Part) -> Iterator[Packet]:
+        """What begins inside of ``part``, shifted with it."""
+        begun: set[int] = set()  # second videos that have had a key picture
+        for packet in self._read_all():
+            stream, tick = packet.stream, packet.time_base
+            if is_cover(stream):
+                yield packet
+                continue
+            start = (packet.dts if packet.pts is None else packet.pts) * tick
+            if part.stop is not None and start > part.stop + _APART:
+                return
+            if stream.type == "subtitle" and packet.pts is not None and packet.duration:
+                if not _cut(packet, part):
+                    continue
+            elif before(start, part.shift) or part.ended(start):
+                continue
+            if stream.type == "video":
+                if stream.index not in begun and not packet.is_keyframe:
+                    continue
+                begun.add(stream.index)
+            shift = round(part.shift / tick)
+            packet.pts = None if packet.pts is None else packet.pts - shift
+            packet.dts = None if packet.dts is None else packet.dts - shift
+            yield packet
+
+    def _read_all(self) -> Iterator[Packet]:
         streams = [s for s in self._input.streams if s.index in self._copies and s.type != "attachment"]
         if not streams:
             return
@@ -123,11 +175,26 @@ class StreamCopier:
                 warn(f"{self._source}: stream {index} is damaged; what is left of it is copied")
 
 
-def _add_copy(output: av.container.OutputContainer, stream: Any) -> Any:
+def _cut(packet: Packet, part: Part) -> bool:
+    """Shorten a subtitle to what is shown of it inside ``part``; whether anything is."""
+    tick = packet.time_base
+    start = max(packet.pts, round(part.shift / tick))
+    end = packet.pts + packet.duration
+    if part.stop is not None:
+        end = min(end, round(part.stop / tick))
+    if start >= end:
+        return False
+    packet.pts = packet.dts = start
+    packet.duration = end - start
+    return True
+
+
+def _add_copy(output: av.container.OutputContainer, stream: Any, *, whole: bool = True) -> Any:
     if stream.type == "attachment":
         return output.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
     copy = output.add_stream_from_template(stream, opaque=True)
-    copy.metadata.update(stream.metadata)
+    kept = {k: v for k, v in stream.metadata.items() if whole or not _OF_THE_ENCODING.match(k)}
+    copy.metadata.update(kept)
     copy.disposition = stream.disposition
     return copy
 

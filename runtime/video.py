@@ -10,6 +10,7 @@ Frame for frame: the n-th picture written takes the time stamp of the n-th pictu
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections import deque
@@ -31,6 +32,8 @@ from v2v.engine.store import sync
 from v2v.runtime import folders, pixels
 from v2v.runtime.encoding import EncodedSegment, Encoding
 from v2v.runtime.pixels import Colors
+from v2v.runtime.ranges import NOT_GIVEN, SEEKABLE, WHOLE, Part, TimeRange, before
+from v2v.runtime.ranges import clock as clock_text
 from v2v.runtime.shots import ShotDetector
 from v2v.runtime.streams import StreamCopier, copy_stream_tags, picture_stream, warn
 
@@ -76,15 +79,25 @@ class VideoReader:
     only the pictures it hit; how many were read is told as a :class:`~v2v.runtime.streams.MediaWarning` at the
     end.
 
+    With a ``wanted`` range only its pictures are given out, the first of them at time 0. Files with an index are
+    entered at the last key picture before it, others are decoded from their beginning.
+
     Raises:
-        MediaError: no such file, not a video, no video stream, or no picture that can be decoded.
+        MediaError: no such file, not a video, no video stream, no picture that can be decoded, or none in the
+            range.
     """
 
     def __init__(
-        self, path: Path, *, parity: bool = False, find_cuts: bool = False, rate: Fraction | None = None
+        self,
+        path: Path,
+        *,
+        parity: bool = False,
+        find_cuts: bool = False,
+        rate: Fraction | None = None,
+        wanted: TimeRange = WHOLE,
     ) -> None:
-        self.path = path
-        self._find_cuts = find_cuts
+        self.path, self.wanted = path, wanted
+        self.find_cuts = find_cuts
         self.cuts: set[int] = set()
         """Numbers of the pictures that start a shot, of those given out, if asked to ``find_cuts``."""
         self.timestamps: deque[Timestamp] = deque()
@@ -96,7 +109,9 @@ class VideoReader:
             self._stream = self._find_stream()
             self._stream.thread_type = "AUTO"
             self._decoded = self._decode()
-            self._first = self._decode_first()
+            self.part: Part | None = None
+            """What of the file is given out; None for all of it."""
+            self._first = self._decode_first() if wanted.whole else self._enter(wanted)
             self.info, self._to_rgb = self._describe(self._first, parity)
         except BaseException:
             self._opened.close()
@@ -114,14 +129,73 @@ class VideoReader:
         if pixels.has_alpha(self._first):
             warn(f"{self.path}: transparency cannot be kept; it is shown on black")
         clock = _Clock(self.info.frame_rate, self.info.time_base)
-        starts_shot = ShotDetector() if self._find_cuts else None
+        shift = round(self.part.shift / self.info.time_base) if self.part else 0
+        starts_shot = ShotDetector() if self.find_cuts else None
         while frame is not None:
+            stamp = clock.stamp(frame)
+            if self.part and self.part.ended(stamp.start * self.info.time_base):
+                break
             if starts_shot and starts_shot(frame):
-                self.cuts.add(clock.count)
-            self.timestamps.append(clock.stamp(frame))
+                self.cuts.add(clock.count - 1)
+            self.timestamps.append(stamp._replace(start=stamp.start - shift))
             yield self._to_rgb(frame)
             frame = next(self._decoded, None)
         self._tell_damage(clock)
+
+    @property
+    def first_number(self) -> int:
+        """The film's number of the first picture given out, which its noise is drawn for.
+
+        It is told from the picture's time and the frame rate: exact where the rate is constant.
+        """
+        if self.part is None:
+            return 0
+        since = self.part.shift - (self._stream.start_time or 0) * self.info.time_base
+        return max(round(since * self.info.frame_rate), 0)
+
+    def _enter(self, wanted: TimeRange) -> av.VideoFrame:
+        """Go to the first picture of a range; returns it."""
+        # A file's clock may start above zero, as a recording's does; players count from there.
+        zero = max(Fraction(self._container.start_time or 0, av.time_base), Fraction(0))
+        length = self._length(zero)
+        start, stop = wanted.within(length)
+        part = Part(zero + start, None if stop is None else zero + stop)
+        tick = self._stream.time_base or Fraction(1, av.time_base)
+        sought = start > 0 and self._container.format.name.startswith(SEEKABLE) and self._seek(part.start)
+        frame = next(self._decoded, None)
+        if sought and (frame is None or frame.pts is None or before(part.start, frame.pts * tick)):
+            self._seek(zero)  # the index leads behind the start: read all instead
+            frame = next(self._decoded, None)
+        stamps = _Clock(self._frame_rate(), tick)
+        time = Fraction(0)
+        while frame is not None and before(time := stamps.stamp(frame).start * tick, part.start):
+            frame = next(self._decoded, None)
+        if frame is None or part.ended(time):
+            told = "" if length is None else f"; the video is {clock_text(length)} long"
+            flags = " ".join(
+                f"{name} {value}" for name, value in wanted.facts().items() if value != NOT_GIVEN
+            )
+            raise MediaError(f"{self.path}: no picture begins within {flags}{told}")
+        if wanted.end is not None and length is not None and wanted.end > length + 1:
+            warn(f"{self.path} ends at {clock_text(length)}, before --end {clock_text(wanted.end)}")
+        self.part = part.beginning_at(time)
+        return frame
+
+    def _seek(self, time: Fraction) -> bool:
+        """Go on decoding at the last key picture at or before ``time``; whether that was possible."""
+        tick = self._stream.time_base or Fraction(1, av.time_base)
+        try:
+            self._container.seek(math.floor(time / tick), stream=self._stream)
+        except av.FFmpegError:
+            return False
+        self._decoded = self._decode()
+        return True
+
+    def _length(self, zero: Fraction) -> Fraction | None:
+        """Seconds from the film's beginning to its end, as far as the file tells."""
+        if (end := self._stated_end()) is not None:
+            return end - zero
+        return Fraction(self._container.duration, av.time_base) if self._container.duration else None
 
     def _find_stream(self) -> av.VideoStream:
         stream = picture_stream(self._container)
@@ -174,14 +248,14 @@ class VideoReader:
         height, width = first.height, first.width
         if orientation.transpose:
             height, width, aspect = width, height, 1 / aspect
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        rate = self._frame_rate()
         info = VideoInfo(
             path=self.path,
             height=height,
             width=width,
             frames=self._announced(rate),
-            frame_rate=Fraction(rate),
-            time_base=stream.time_base or 1 / Fraction(rate),
+            frame_rate=rate,
+            time_base=stream.time_base or 1 / rate,
             sample_aspect_ratio=Fraction(aspect),
             colors=colors,
             depth=pixels.depth_of(first),
@@ -189,10 +263,17 @@ class VideoReader:
         )
         return info, to_rgb
 
+    def _frame_rate(self) -> Fraction:
+        return Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
+
     def _announced(self, rate: Fraction) -> int | None:
         whole = Fraction(self._container.duration or 0, av.time_base)
         start = (self._stream.start_time or 0) * (self._stream.time_base or 0)
-        return self._stream.frames or round(((self._stated_end() or whole) - start) * rate) or None
+        end = self._stated_end() or whole
+        if self.part is None:
+            return self._stream.frames or round((end - start) * rate) or None
+        ends = [time for time in (self.part.stop, end) if time]
+        return max(round((min(ends) - self.part.shift) * rate), 1) if ends else None
 
     def _stated_end(self) -> Fraction | None:
         """When the last picture ends, in seconds, if the file says that of the stream itself."""
@@ -206,6 +287,10 @@ class VideoReader:
         return None
 
     def _tell_damage(self, clock: _Clock) -> None:
+        if self.part is not None:
+            if self._damaged:
+                warn(f"{self.path} is damaged: {clock.count} frames of the range could be read and are used")
+            return
         stated, expected = self._stated_end(), self.info.frames or 0
         missing = expected - clock.count
         cut_short = stated is not None and stated - clock.end > 2 * clock.longest and missing > 0
@@ -325,7 +410,7 @@ class VideoWriter:
             copy_stream_tags(self.source._stream, pictures)
             skip = self.source.info.stream_index
             if not self.source.path.is_dir():
-                self._copier = StreamCopier(self.source.path, skip, self._output, self.path)
+                self._copier = StreamCopier(self.source.path, skip, self._output, self.path, self.source.part)
         _add_note(self._output.metadata, self.note)
 
     def join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:

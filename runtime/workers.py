@@ -30,6 +30,7 @@ from v2v.engine.store import EngineSet
 from v2v.runtime.background import behind
 from v2v.runtime.encoding import Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.pipeline import Carry, Memory, Plan, Report, Segment, VideoToVideo
+from v2v.runtime.preview import side_by_side
 
 _BEHIND = 8  # enhanced frames that wait for the encoder
 _WAITING = 1 << 30  # bytes of decoded frames that all films together may have read for the workers
@@ -52,6 +53,7 @@ class Task:
     carry: Carry | None  # of the segment before, if this one continues its shot
     plan: Plan
     encoding: Encoding
+    preview: bool = False  # the source beside each picture
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) ->
     encoder = SegmentEncoder(file, task.encoding)
     try:
         with encoder, behind(encoder.write, _BEHIND) as write:
-            for picture in pictures:
-                write(picture)
+            for frame, picture in zip(task.segment.frames, pictures, strict=True):
+                write(side_by_side(frame, picture) if task.preview else picture)
                 report.frames_done += 1
     except av.FFmpegError as error:  # in memory, where no disk can be full
         raise EncodingError(

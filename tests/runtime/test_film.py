@@ -174,5 +174,5 @@ def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
     made = plan(Settings(), MODEL.defaults, (80, 64))
     with VideoReader(source) as reader:
         target = Target(tmp_path / "out.mp4", encoding_for(reader.info))
-    facts = facts_of(source, made, engines, target)
+        facts = facts_of(reader, made, engines, target)
     assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Plan)} <= facts.keys()
