@@ -14,6 +14,14 @@ import triton.language as tl
 
 
 @triton.jit
+def fitted(value, out):
+    """FP32 in the type of what ``out`` points to; in e4m3 what is too large becomes the largest number."""
+    if out.dtype.element_ty == tl.float8e4nv:
+        value = tl.clamp(value, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return value.to(out.dtype.element_ty)
+
+
+@triton.jit
 def channel_moments(
     x,  # [frames, rows, channels]
     other,  # the same, added to x (ADD)
@@ -203,7 +211,10 @@ def scale_offset(
     all_channels,
     start,
     segments,  # 1, or frames
+    image_height,
+    image_width,
     SILU: tl.constexpr,
+    PADDED: tl.constexpr,  # out has image_height + 1 rows of image_width + 1 positions, zeros beside x
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -215,14 +226,22 @@ def scale_offset(
     inside = column < channels
     mask = (row < rows)[:, None] & inside[None, :]
     line = (frame.to(tl.int64) * rows + row)[:, None]
-    value = tl.load(x + line * channels + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    if PADDED:
+        i, j = row // (image_width + 1), row % (image_width + 1)
+        image = ((i < image_height) & (j < image_width))[:, None]
+        source = (frame.to(tl.int64) * image_height * image_width + i * image_width + j)[:, None]
+        value = tl.load(x + source * channels + column[None, :], mask=mask & image, other=0.0).to(tl.float32)
+    else:
+        value = tl.load(x + line * channels + column[None, :], mask=mask, other=0.0).to(tl.float32)
     place = coefficients + (frame % segments) * all_channels + start + column
     scale = tl.load(place, mask=inside, other=0.0)
     offset = tl.load(place + segments * all_channels, mask=inside, other=0.0)
     value = value * scale[None, :] + offset[None, :]
     if SILU:
         value = value / (1.0 + tl.exp(-value))
-    tl.store(out + line * all_channels + start + column[None, :], value.to(out.dtype.element_ty), mask=mask)
+    if PADDED:
+        value = tl.where(image, value, 0.0)
+    tl.store(out + line * all_channels + start + column[None, :], fitted(value, out), mask=mask)
 
 
 @triton.jit
@@ -261,7 +280,7 @@ def layer_norm(
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(offset + column, mask=inside, other=0.0).to(tl.float32)
     normed = away * deviation[:, None] * scale[None, :] + shift[None, :]
-    tl.store(out + place, normed.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + place, fitted(normed, out), mask=mask)
 
 
 @triton.jit

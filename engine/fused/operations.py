@@ -94,6 +94,17 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
+
+
+def rounded(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """``x`` in another type; in e4m3 what is too large becomes the largest number, where PyTorch would make it NaN."""
+    if dtype is None:
+        return x
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(dtype) if dtype == E4M3 else x.to(dtype)
+
+
 # Norms over groups ------------------------------------------------------------------------------------------
 
 
@@ -266,26 +277,33 @@ def norm_coefficients(
 
 
 @triton_op("v2v::scale_offset", mutates_args=())
-def _scale_offset(parts: list[Tensor], coefficients: Tensor, silu: bool) -> Tensor:
+def _scale_offset(
+    parts: list[Tensor], coefficients: Tensor, silu: bool, dtype: torch.dtype, padded_width: int
+) -> Tensor:
     frames, rows, _ = parts[0].shape
     segments, channels = coefficients.shape[1:]
-    out = parts[0].new_empty((frames * rows, channels))
+    height = rows // padded_width if padded_width else 0
+    written = (height + 1) * (padded_width + 1) if padded_width else rows
+    out = parts[0].new_empty((frames * written, channels), dtype=dtype)
     start = 0
     for part in parts:
         width = part.shape[2]
         _launch(
             "scale_offset",
-            (_up(width, 64), frames * _up(rows, 64)),
+            (_up(width, 64), frames * _up(written, 64)),
             warps=4,
             x=part,
             coefficients=coefficients,
             out=out,
-            rows=rows,
+            rows=written,
             channels=width,
             all_channels=channels,
             start=start,
             segments=segments,
+            image_height=height,
+            image_width=padded_width,
             SILU=silu,
+            PADDED=padded_width > 0,
             BLOCK_R=64,
             BLOCK_C=64,
         )
@@ -293,14 +311,33 @@ def _scale_offset(parts: list[Tensor], coefficients: Tensor, silu: bool) -> Tens
     return out
 
 
-def scale_offset(parts: list[Tensor], coefficients: Tensor, *, silu: bool) -> Tensor:
-    """Maps one after the other along the channels, scaled and shifted, then SiLU where asked: ``[F * R, C]``."""
+def scale_offset(
+    parts: list[Tensor],
+    coefficients: Tensor,
+    *,
+    silu: bool,
+    dtype: torch.dtype | None = None,
+    padded_width: int = 0,
+) -> Tensor:
+    """Maps one after the other along the channels, scaled and shifted, then SiLU where asked: ``[F * R, C]``.
+
+    Args:
+        parts: ``[F, R, C']``, together C channels.
+        coefficients: ``[2, S, C]``.
+        silu: whether SiLU follows.
+        dtype: of the result; as the map where None.
+        padded_width: where positive, the width of the image, and the result is ``[F * (H + 1) * (W + 1), C]``: zeros
+            follow each row of the image and each frame, which is all the padding that a 3x3 convolution reads.
+    """
     if parts[0].is_cuda:
-        made: Tensor = _scale_offset(parts, coefficients, silu)
+        made: Tensor = _scale_offset(parts, coefficients, silu, dtype or parts[0].dtype, padded_width)
         return made
     scale, offset = coefficients[:, :, None, :]
-    y = (torch.cat(parts, 2).float() * scale + offset).flatten(0, 1)
-    return (F.silu(y) if silu else y).to(parts[0].dtype)
+    y = torch.cat(parts, 2).float() * scale + offset
+    y = F.silu(y) if silu else y
+    if padded_width:
+        y = F.pad(torch.unflatten(y, 1, (-1, padded_width)), (0, 0, 0, 1, 0, 1)).flatten(1, 2)
+    return rounded(y.flatten(0, 1), dtype or parts[0].dtype)
 
 
 # Transformer blocks -----------------------------------------------------------------------------------------
@@ -311,11 +348,13 @@ def _tokens_per_program(channels: int) -> int:
 
 
 @triton_op("v2v::layer_norm", mutates_args=())
-def _layer_norm(x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float) -> Tensor:
+def _layer_norm(
+    x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float, dtype: torch.dtype
+) -> Tensor:
     channels = x.shape[-1]
     tokens = x.numel() // channels
     block = _tokens_per_program(channels)
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=dtype)
     _launch(
         "layer_norm",
         (_up(tokens, block),),
@@ -340,20 +379,27 @@ def _layer_norm(x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: fl
 
 @triton_op("v2v::add_layer_norm", mutates_args=())
 def _add_layer_norm(
-    x: Tensor, delta: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float
+    x: Tensor, delta: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     total = torch.empty_like(x)
-    return total, _launch_add_layer_norm(x, delta, bias, weight, offset, eps, total)
+    return total, _launch_add_layer_norm(x, delta, bias, weight, offset, eps, total, dtype)
 
 
 def _launch_add_layer_norm(
-    x: Tensor, delta: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float, total: Tensor
+    x: Tensor,
+    delta: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    eps: float,
+    total: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Write the sum into the first columns of ``total``; return its norm."""
     channels = x.shape[-1]
     tokens = x.numel() // channels
     block = _tokens_per_program(channels)
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=dtype)
     _launch(
         "layer_norm",
         (_up(tokens, block),),
@@ -376,24 +422,37 @@ def _launch_add_layer_norm(
     return out
 
 
-def layer_norm(x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float = 1e-5) -> Tensor:
-    """Layer norm of ``x + bias`` over the last axis, in FP32."""
+def layer_norm(
+    x: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Layer norm of ``x + bias`` over the last axis, in FP32; the result in ``dtype``, as ``x`` where None."""
     if x.is_cuda:
-        made: Tensor = _layer_norm(x, bias, weight, offset, eps)
+        made: Tensor = _layer_norm(x, bias, weight, offset, eps, dtype or x.dtype)
         return made
     y = F.layer_norm(x.float() + bias.float(), weight.shape, weight.float(), offset.float(), eps)
-    return y.to(x.dtype)
+    return rounded(y, dtype or x.dtype)
 
 
 def add_layer_norm(
-    x: Tensor, delta: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, eps: float = 1e-5
+    x: Tensor,
+    delta: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``x + delta + bias`` and its layer norm, in one pass."""
+    """``x + delta + bias`` and its layer norm, the latter in ``dtype``, in one pass."""
     if x.is_cuda:
-        total, normed = _add_layer_norm(x, delta, bias, weight, offset, eps)
+        total, normed = _add_layer_norm(x, delta, bias, weight, offset, eps, dtype or x.dtype)
         return total, normed
     total = x + delta + bias
-    return total, layer_norm(total, torch.zeros_like(bias), weight, offset, eps)
+    return total, layer_norm(total, torch.zeros_like(bias), weight, offset, eps, dtype)
 
 
 def _launch_gate(h: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -429,7 +488,7 @@ def _feed_forward(
 ) -> Tensor:
     # The sum and the hidden values share a buffer, so that one matrix product reads both.
     buffer = x.new_empty((*x.shape[:-1], contract.shape[1]))
-    normed = _launch_add_layer_norm(x, delta, bias, weight, offset, eps, buffer)
+    normed = _launch_add_layer_norm(x, delta, bias, weight, offset, eps, buffer, x.dtype)
     if x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
         _launch_product(normed, expand, expand_bias, buffer, (128, 128, 0), warps=8, stages=3, gated=True)
     else:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from v2v.engine.components import ComponentName
 from v2v.engine.fused import operations as ops
 from v2v.export.models import unet as plain
 from v2v.export.models.layers import GroupNorm, LayerNorm
@@ -56,11 +57,27 @@ def positions_first(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).contiguous()
 
 
+class Linear(Weights):
+    """Matrix product without bias."""
+
+    weight: Tensor
+    takes: torch.dtype | None = None  # of its input, which the norm before it writes; None: as the map
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.keep("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[F * R, I] -> [F * R, O]``."""
+        return F.linear(x, self.weight)
+
+
 class Norm(Weights):
     """Group norm with SiLU where asked, over frames or over the whole clip."""
 
     weight: Tensor
     bias: Tensor
+    writes: torch.dtype | None = None  # None: the type of the map
 
     def __init__(self, norm: GroupNorm, *, whole: bool) -> None:
         super().__init__()
@@ -68,8 +85,10 @@ class Norm(Weights):
         self.keep("bias", norm.bias)
         self.groups, self.eps, self.silu, self.whole = norm.num_groups, norm.eps, norm.silu, whole
 
-    def forward(self, xs: list[Tensor], moments: list[Tensor], shift: Tensor | None = None) -> Tensor:
-        """``xs [F, R, C']``, together C channels -> tokens ``[F * R, C]``."""
+    def forward(
+        self, xs: list[Tensor], moments: list[Tensor], shift: Tensor | None = None, *, padded_width: int = 0
+    ) -> Tensor:
+        """``xs [F, R, C']``, together C channels -> tokens ``[F * R, C]``; see ``scale_offset`` for padding."""
         coefficients = ops.norm_coefficients(
             moments,
             xs[0].shape[1],
@@ -80,7 +99,9 @@ class Norm(Weights):
             whole=self.whole,
             shift=shift,
         )
-        return ops.scale_offset(xs, coefficients, silu=self.silu)
+        return ops.scale_offset(
+            xs, coefficients, silu=self.silu, dtype=self.writes, padded_width=padded_width
+        )
 
 
 class Convolution(Weights):
@@ -100,22 +121,50 @@ class Convolution(Weights):
         return ops.convolution(x, self.weight, frames, height, stride=self.stride, padding=self.padding)
 
 
+class SpatialStage(nn.Module):
+    """Norm over frames, SiLU, 3x3 convolution without its bias."""
+
+    def __init__(self, norm: GroupNorm, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.norm = Norm(norm, whole=False)
+        self.convolution = Convolution(conv)
+
+    def forward(self, xs: list[Tensor], moments: list[Tensor], height: int, shift: Tensor | None) -> Tensor:
+        """``xs [F, R, I']``, together I channels -> ``[F, R, O]``; ``shift [I]``: what the input still lacks."""
+        y, _ = self.convolution(self.norm(xs, moments, shift), xs[0].shape[0], height)
+        return y
+
+
+class TemporalConvolution(Weights):
+    """Convolution over three frames without its bias."""
+
+    weight: Tensor
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        weights: Any = conv.weight
+        self.keep("weight", weights.flatten(2).transpose(1, 2).flatten(1))  # [O, 3 * I]
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """``[F * R, I] -> [F, R, O]``."""
+        return ops.temporal_convolution(x, self.weight, frames)
+
+
 class TemporalStage(Weights):
     """Norm over the clip, SiLU, convolution over three frames without its bias."""
 
-    weight: Tensor
     bias: Tensor
 
     def __init__(self, stage: Any) -> None:
         super().__init__()
-        conv = stage[-1]
         self.norm = Norm(stage[0], whole=True)
-        self.keep("weight", conv.weight.flatten(2).transpose(1, 2).flatten(1))  # [O, 3 * I]
-        self.keep("bias", conv.bias)
+        self.convolution = TemporalConvolution(stage[-1])
+        self.keep("bias", stage[-1].bias)
 
     def forward(self, x: Tensor, moments: Tensor, shift: Tensor | None) -> Tensor:
         """``shift [C]``: what the input still lacks."""
-        return ops.temporal_convolution(self.norm([x], [moments], shift), self.weight, x.shape[0])
+        y: Tensor = self.convolution(self.norm([x], [moments], shift), x.shape[0])
+        return y
 
 
 class ResBlock(Weights):
@@ -126,11 +175,9 @@ class ResBlock(Weights):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.first_norm = Norm(block.in_layers[0], whole=False)
-        self.first = Convolution(block.in_layers[2])
-        self.second_norm = Norm(block.out_layers[0], whole=False)
-        self.second = Convolution(block.out_layers[3])
-        bias = self.second.bias
+        self.first = SpatialStage(block.in_layers[0], block.in_layers[2])
+        self.second = SpatialStage(block.out_layers[0], block.out_layers[3])
+        bias = block.out_layers[3].bias
         self.has_shortcut = isinstance(block.skip_connection, nn.Conv2d)
         if isinstance(block.skip_connection, nn.Conv2d):
             self.keep("shortcut", block.skip_connection.weight.flatten(1))
@@ -143,9 +190,8 @@ class ResBlock(Weights):
     def forward(self, parts: list[Map], shift: Tensor) -> Map:
         """``shift [O]``: time embedding and bias of the first convolution."""
         xs, height = [part.x for part in parts], parts[0].height
-        frames = xs[0].shape[0]
-        h, _ = self.first(self.first_norm(xs, [part.moments for part in parts]), frames, height)
-        h, _ = self.second(self.second_norm([h], [ops.moments(h)], shift), frames, height)
+        h = self.first(xs, [part.moments for part in parts], height, None)
+        h = self.second([h], [ops.moments(h)], height, shift)
         others = [h]
         if self.has_shortcut:
             widths = [x.shape[-1] for x in xs]
@@ -166,76 +212,91 @@ class ResBlock(Weights):
         return Map(x, moments, height)
 
 
+class FeedForward(Weights):
+    """Sum, layer norm, gated feed-forward network and the projection after it; see ``operations.feed_forward``."""
+
+    norm: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    contract: Tensor
+
+    def __init__(self, norm: LayerNorm, network: Any, projection: Tensor) -> None:
+        """``projection [O, C]``: of the block's output."""
+        super().__init__()
+        self.keep("norm", torch.stack([norm.weight, norm.bias]))
+        self.keep("expand", network.net[0].proj.weight)
+        self.keep("expand_bias", network.net[0].proj.bias)
+        wide = projection.float()
+        self.keep("contract", like(projection, torch.cat([wide, wide @ network.net[2].weight.float()], 1)))
+
+    def forward(self, x: Tensor, delta: Tensor, bias: Tensor) -> list[Tensor]:
+        """Tokens ``[F * R, C]`` -> what is to be added up to ``[F * R, O]``."""
+        weights = self.norm[0], self.norm[1], self.expand, self.expand_bias, self.contract
+        return [ops.feed_forward(x, delta, bias, *weights)]
+
+
 class Transformer(Weights):
     """Norm, projection, two attentions, feed-forward network, projection, shortcut; subclasses attend."""
 
-    proj_in: Tensor
     proj_in_bias: Tensor
-    qkv: Tensor
     out1: Tensor
     out1_bias: Tensor
     out2: Tensor
     out2_bias: Tensor
-    expand: Tensor
-    expand_bias: Tensor
-    contract: Tensor
     contract_bias: Tensor
     norm1: Tensor
     norm2: Tensor
-    norm3: Tensor
 
-    def __init__(self, block: Any, *, whole: bool) -> None:
+    def __init__(self, block: Any, second: Tensor, *, whole: bool) -> None:
+        """``second``: weights of what :meth:`second_attention` is given."""
         super().__init__()
         inner = block.transformer_blocks[0]
         self.size: int = inner.attn1.head_size
         self.norm = Norm(block.norm, whole=whole)
-        self.keep("proj_in", block.proj_in.weight.flatten(1))
+        self.proj_in = Linear(block.proj_in.weight.flatten(1))
         self.keep("proj_in_bias", block.proj_in.bias)
-        self.keep("qkv", _stack(inner.attn1))
+        self.qkv = Linear(_stack(inner.attn1))
+        self.second = Linear(second)
         self.keep("out1", inner.attn1.to_out[0].weight)
         self.keep("out2", inner.attn2.to_out[0].weight)
         self.keep("out2_bias", inner.attn2.to_out[0].bias)
         # The tokens stay without the bias of proj_in until they are summed for the first time.
         self.keep("out1_bias", inner.attn1.to_out[0].bias + block.proj_in.bias)
-        for index, norm in ((1, inner.norm1), (2, inner.norm2), (3, inner.norm3)):
+        for index, norm in ((1, inner.norm1), (2, inner.norm2)):
             assert isinstance(norm, LayerNorm)
             self.keep(f"norm{index}", torch.stack([norm.weight, norm.bias]))
-        self.keep("expand", inner.ff.net[0].proj.weight)
-        self.keep("expand_bias", inner.ff.net[0].proj.bias)
         last, projection = inner.ff.net[2], block.proj_out.weight.flatten(1)
-        wide = projection.float()
-        self.keep("contract", like(projection, torch.cat([wide, wide @ last.weight.float()], 1)))
-        self.keep("contract_bias", like(projection, wide @ last.bias.float() + block.proj_out.bias.float()))
+        self.feed_forward = FeedForward(inner.norm3, inner.ff, projection)
+        bias = projection.float() @ last.bias.float() + block.proj_out.bias.float()
+        self.keep("contract_bias", like(projection, bias))
 
     def transform(self, part: Map, context: Tensor | None) -> Map:
         """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
         frames = part.x.shape[0]
-        tokens = F.linear(self.norm([part.x], [part.moments]), self.proj_in)
-        normed = ops.layer_norm(tokens, self.proj_in_bias, self.norm1[0], self.norm1[1])
-        mixed = self.first_attention(F.linear(normed, self.qkv), frames)
+        tokens = self.proj_in(self.norm([part.x], [part.moments]))
+        normed = ops.layer_norm(
+            tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=self.qkv.takes
+        )
+        mixed = self.first_attention(self.qkv(normed), frames)
         tokens, normed = ops.add_layer_norm(
-            tokens, F.linear(mixed, self.out1), self.out1_bias, self.norm2[0], self.norm2[1]
-        )
-        mixed = F.linear(self.second_attention(normed, frames, context), self.out2)
-        projected = ops.feed_forward(
             tokens,
-            mixed,
-            self.out2_bias,
-            self.norm3[0],
-            self.norm3[1],
-            self.expand,
-            self.expand_bias,
-            self.contract,
+            F.linear(mixed, self.out1),
+            self.out1_bias,
+            self.norm2[0],
+            self.norm2[1],
+            dtype=self.second.takes,
         )
-        total = ops.add_moments(part.x, [projected.view_as(part.x)], self.contract_bias)
+        mixed = F.linear(self.second_attention(self.second(normed), frames, context), self.out2)
+        projected = self.feed_forward(tokens, mixed, self.out2_bias)
+        total = ops.add_moments(part.x, [y.view_as(part.x) for y in projected], self.contract_bias)
         return Map(*total, part.height)
 
     def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """``qkv [F * R, 3C] -> [F * R, C]``."""
         raise NotImplementedError
 
-    def second_attention(self, x: Tensor, frames: int, context: Tensor | None) -> Tensor:
-        """``x [F * R, C] -> [F * R, C]``."""
+    def second_attention(self, projected: Tensor, frames: int, context: Tensor | None) -> Tensor:
+        """Queries ``[F * R, C]``, or ``[F * R, 3C]`` with keys and values -> ``[F * R, C]``."""
         raise NotImplementedError
 
 
@@ -246,38 +307,32 @@ def _stack(attention: Any) -> Tensor:
 class SpatialTransformer(Transformer):
     """Attention within frames, attention to the prompt."""
 
-    query: Tensor
-
     def __init__(self, block: Any) -> None:
-        super().__init__(block, whole=False)
-        self.keep("query", block.transformer_blocks[0].attn2.to_q.weight)
+        super().__init__(block, block.transformer_blocks[0].attn2.to_q.weight, whole=False)
 
     def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """Among the positions of a frame."""
         return ops.spatial_attention(qkv, frames, self.size)
 
-    def second_attention(self, x: Tensor, frames: int, context: Tensor | None) -> Tensor:
+    def second_attention(self, projected: Tensor, frames: int, context: Tensor | None) -> Tensor:
         """To the prompt: ``context [tokens, 2C]``."""
         assert context is not None
-        return ops.text_attention(F.linear(x, self.query), context, self.size)
+        return ops.text_attention(projected, context, self.size)
 
 
 class TemporalTransformer(Transformer):
     """Attention between frames, twice."""
 
-    qkv2: Tensor
-
     def __init__(self, block: Any) -> None:
-        super().__init__(block, whole=True)
-        self.keep("qkv2", _stack(block.transformer_blocks[0].attn2))
+        super().__init__(block, _stack(block.transformer_blocks[0].attn2), whole=True)
 
     def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """Among the frames of a position."""
         return ops.temporal_attention(qkv, frames, self.size)
 
-    def second_attention(self, x: Tensor, frames: int, context: Tensor | None) -> Tensor:
+    def second_attention(self, projected: Tensor, frames: int, context: Tensor | None) -> Tensor:
         """Among the frames of a position, again."""
-        return ops.temporal_attention(F.linear(x, self.qkv2), frames, self.size)
+        return ops.temporal_attention(projected, frames, self.size)
 
 
 class Downsample(nn.Module):
@@ -334,7 +389,11 @@ class Upsample(Weights):
 
 
 class FusedUNet(Weights):
-    """Drop-in for :class:`~v2v.export.models.unet.UNet` at batch one, in the type its weights have."""
+    """Drop-in for :class:`~v2v.export.models.unet.UNet` at batch one, in the type its weights have.
+
+    As component ``unet_full`` it also gives the features that enter the last block; as ``unet_outer``, which holds the
+    first and the last block only, it takes them.
+    """
 
     times: Tensor
     times_bias: Tensor
@@ -344,9 +403,10 @@ class FusedUNet(Weights):
     last: Tensor
     last_bias: Tensor
 
-    def __init__(self, network: plain.UNet) -> None:
+    def __init__(self, network: plain.UNet, name: ComponentName = "unet") -> None:
         super().__init__()
         unet: Any = network
+        self.name = name
         self.config = network.config
         self.time_embed = copy.deepcopy(unet.time_embed)
         time_weights: list[Tensor] = []
@@ -380,9 +440,11 @@ class FusedUNet(Weights):
         self.keep("stem", positions_first(first.weight))
         self.keep("stem_bias", first.bias)
         self.stem_transformer = TemporalTransformer(unet.input_blocks[0][1])
-        self.down = nn.ModuleList(convert_all(stage) for stage in list(unet.input_blocks)[1:])
-        self.middle = convert_all(unet.middle_block)
-        self.up = nn.ModuleList(convert_all(stage) for stage in unet.output_blocks)
+        inside = name != "unet_outer"
+        self.down = nn.ModuleList(convert_all(stage) for stage in list(unet.input_blocks)[1:] if inside)
+        self.middle = convert_all(unet.middle_block if inside else nn.ModuleList())
+        self.up = nn.ModuleList(convert_all(stage) for stage in list(unet.output_blocks)[:-1] if inside)
+        self.up.append(convert_all(unet.output_blocks[-1]))
         self.last_norm = Norm(unet.out[0], whole=False)
         # [9 * Z, C]: what each position gives to itself and its eight neighbours.
         self.keep("last", unet.out[2].weight.permute(2, 3, 0, 1).flatten(0, 2))
@@ -393,8 +455,13 @@ class FusedUNet(Weights):
         self.time_widths = [len(w) for w in time_weights]
         self.prompt_widths = [len(w) for w in prompt_weights]
 
-    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``."""
+    def forward(
+        self, latents: Tensor, timestep: Tensor, context: Tensor, features: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``.
+
+        ``features [1, F, H, W, C]`` are an output or an input or neither, as the component says.
+        """
         frames, height, width = latents.shape[2:]
         embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(latents.dtype))
         shifts = torch.split(F.linear(F.silu(embedding), self.times, self.times_bias)[0], self.time_widths)
@@ -417,12 +484,18 @@ class FusedUNet(Weights):
         x = ops.convolution(x, self.stem, frames, height)[0] + self.stem_bias
         part = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
         skips = [part]
-        for stage in self.down:
-            part = run(stage, [part])
-            skips.append(part)
-        part = run(self.middle, [part])
-        for stage in self.up:
-            part = run(stage, [part, skips.pop()])
+        if features is not None:
+            x = features[0].flatten(1, 2)
+            part = Map(x, ops.moments(x), height)
+        else:
+            for stage in self.down:
+                part = run(stage, [part])
+                skips.append(part)
+            part = run(self.middle, [part])
+            for stage in list(self.up)[:-1]:
+                part = run(stage, [part, skips.pop()])
+        deep = part.x
+        part = run(self.up[-1], [part, skips.pop()])
         # So few channels come out that a convolution would mostly multiply padding: one product, nine sums.
         given = F.linear(self.last_norm([part.x], [part.moments]), self.last)
         padded = F.pad(
@@ -433,4 +506,7 @@ class FusedUNet(Weights):
         for tap in range(9):
             row, column = divmod(tap, 3)
             y = y + padded[:, row : row + height, column : column + width, tap].float()
-        return y.permute(3, 0, 1, 2)[None].to(latents.dtype).contiguous()
+        velocity = y.permute(3, 0, 1, 2)[None].to(latents.dtype).contiguous()
+        if self.name == "unet_full":
+            return velocity, torch.unflatten(deep, 1, (height, width))[None]
+        return velocity

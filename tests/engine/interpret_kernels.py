@@ -60,7 +60,7 @@ def check_norms(kind: torch.dtype) -> None:
             coefficients = kernel_form("_norm_coefficients")(
                 found, lacking, weight, offset, ROWS, [64, 64], 32, 1e-5, whole
             )
-            scaled = kernel_form("_scale_offset")([first, second], coefficients, True)
+            scaled = kernel_form("_scale_offset")([first, second], coefficients, True, kind, 0)
             joined = torch.cat([first, second], 2).float() + (0 if lacking is None else lacking.float())
             image = joined.permute(2, 0, 1)[None] if whole else joined.permute(0, 2, 1)
             normed = F.silu(F.group_norm(image, 32, weight.float(), offset.float(), 1e-5))
@@ -73,11 +73,11 @@ def check_transformer(kind: torch.dtype) -> None:
     bias, weight, offset = (torch.randn(CHANNELS).to(kind) for _ in range(3))
     check(
         "layer norm",
-        kernel_form("_layer_norm")(x, bias, weight, offset, 1e-5),
+        kernel_form("_layer_norm")(x, bias, weight, offset, 1e-5, kind),
         ops.layer_norm(x, bias, weight, offset),
     )
     sums = zip(
-        kernel_form("_add_layer_norm")(x, delta, bias, weight, offset, 1e-5),
+        kernel_form("_add_layer_norm")(x, delta, bias, weight, offset, 1e-5, kind),
         ops.add_layer_norm(x, delta, bias, weight, offset),
         strict=True,
     )
