@@ -50,6 +50,7 @@ class BuildOptions:
     workspace_bytes: int | None = None  # scratch limit while compiling (TensorRT)
     optimization_level: int | None = None  # 0..5 (TensorRT)
     extra: Mapping[str, str] = field(default_factory=dict)
+    reuse: bool = False  # a UNet that can go on from the deep features of an earlier evaluation
 
 
 class Engine(Protocol):

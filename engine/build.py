@@ -25,12 +25,12 @@ from v2v.engine.backend import (
     cuda_devices,
 )
 from v2v.engine.components import (
-    COMPONENTS,
     Component,
     ComponentName,
     Precision,
     Window,
     components,
+    is_unet,
 )
 from v2v.engine.manifest import (
     BackendRecord,
@@ -228,7 +228,9 @@ def build_engine_set(
     compiled_by = BackendRecord(made.name, made.version, made.facts(options))
     if exporter is None:
         ready = (
-            prebuilt.fits(model, weights, window, options.precision, backend_name) and save_weights is None
+            prebuilt.fits(model, weights, window, options.precision, backend_name)
+            and save_weights is None
+            and not options.reuse
         )
         exporter = Exporter.prebuilt() if ready else Exporter.default()
     if Path(weights).expanduser().exists():  # the manifest's rebuild command must work from any folder
@@ -280,10 +282,10 @@ def _fill(
     progress: BuildProgress,
 ) -> Manifest:
     """Make everything but the manifest inside ``folder``."""
-    described = components(recipe.model, recipe.window, recipe.options.precision)
+    described = components(recipe.model, recipe.window, recipe.options.precision, recipe.options.reuse)
     records = {
-        name: _build_component(folder, described[name], recipe, weights, made, exporter, progress)
-        for name in COMPONENTS
+        name: _build_component(folder, component, recipe, weights, made, exporter, progress)
+        for name, component in described.items()
     }
     (folder / TOKENIZER).write_bytes(packaged_tokenizer())
     return Manifest(
@@ -320,7 +322,7 @@ def _build_component(
     graph: Graph = exporter.export_component(
         name, recipe.model, weights, recipe.window, recipe.options.precision, graphs, report
     )
-    if recipe.options.frames is not None and name == "unet" and made.name == "tensorrt":
+    if recipe.options.frames is not None and is_unet(name) and made.name == "tensorrt":
         from v2v.export.frames import open_frame_axis
 
         report("tracing", 0.0)

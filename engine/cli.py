@@ -21,7 +21,7 @@ from v2v.engine.build import (
     default_weights,
     window_for,
 )
-from v2v.engine.components import COMPONENTS, Precision
+from v2v.engine.components import Precision
 from v2v.engine.console import BuildDisplay, UsageError, messages, new_app, one_of, parse_size, run_app, warn
 from v2v.engine.store import EngineSet, engines_root, list_sets
 from v2v.engine.verify import Verified, verify_engine_set
@@ -68,6 +68,10 @@ def command(
     optimization_level: Annotated[
         int | None, typer.Option(min=0, max=5, help="Effort of the compiler (TensorRT).")
     ] = None,
+    reuse: Annotated[
+        bool,
+        typer.Option("--reuse", help="A UNet that v2v-run --reuse and --fast run faster; needs PyTorch."),
+    ] = False,
     option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for the backend; may be repeated.")
     ] = None,
@@ -93,6 +97,7 @@ def command(
         frames=None if fewest is None or most is None or fewest == most else (fewest, most),
         workspace_bytes=None if workspace is None else int(workspace * 2**30),
         optimization_level=optimization_level,
+        reuse=reuse,
         extra=dict(parse_option(text) for text in option or []),
     )
     source = weights or default_weights(config)
@@ -144,8 +149,7 @@ def show_built(built: EngineSet) -> None:
     """The table at the end of a build."""
     manifest = built.manifest
     table = _table("component", "size", "export", "compile", "error against PyTorch")
-    for name in COMPONENTS:
-        record = manifest.components[name]
+    for name, record in manifest.components.items():
         table.add_row(
             name,
             size_text(sum(file.bytes for file in record.files)),

@@ -7,10 +7,11 @@ from typing import Literal
 
 from v2v.export.models.configs import ModelConfig
 
-ComponentName = Literal["text_encoder", "vae_encoder", "unet", "vae_decoder"]
+ComponentName = Literal["text_encoder", "vae_encoder", "unet", "unet_full", "unet_outer", "vae_decoder"]
 Precision = Literal["fp16", "fp32"]
 
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
+"""Of an ordinary engine set; see :func:`component_names` for the other kind."""
 
 # The UNet's downsampling convolutions pad rows by 2 and its upsampling drops the first and last row, so three
 # levels of it return to the same height only when the latent height is 2 modulo 8 (reference, UNet, last line).
@@ -89,8 +90,29 @@ class Component:
     outputs: tuple[Tensor, ...]
 
 
-def components(model: ModelConfig, window: Window, precision: Precision) -> dict[ComponentName, Component]:
-    """Describe the four components of ``model`` for ``window``.
+def component_names(reuse: bool) -> tuple[ComponentName, ...]:
+    """The components of an engine set, in the order in which they are built.
+
+    One that can ``reuse`` deep features (DeepCache, Ma et al. 2024, https://arxiv.org/abs/2312.00858) has
+    ``unet_full`` and ``unet_outer`` in the place of ``unet``.
+    """
+    return ("text_encoder", "vae_encoder", "unet_full", "unet_outer", "vae_decoder") if reuse else COMPONENTS
+
+
+def is_unet(name: ComponentName) -> bool:
+    """Whether a component is the UNet in one of its forms."""
+    return name.startswith("unet")
+
+
+def component(name: ComponentName, model: ModelConfig, window: Window, precision: Precision) -> Component:
+    """Describe one component of ``model`` for ``window``; see :func:`components`."""
+    return components(model, window, precision, reuse=name not in COMPONENTS)[name]
+
+
+def components(
+    model: ModelConfig, window: Window, precision: Precision, reuse: bool = False
+) -> dict[ComponentName, Component]:
+    """Describe the components of ``model`` for ``window``.
 
     Every floating-point input and output has the engine set's precision. Guidance and latents are FP32 in the
     runtime, which converts at the engines' borders.
@@ -98,6 +120,8 @@ def components(model: ModelConfig, window: Window, precision: Precision) -> dict
     - ``text_encoder``: ``ids [1, 77]`` -> ``context [1, 77, C]``
     - ``vae_encoder``: ``image [1, 3, H, W]`` in -1..1 -> ``moments [1, 2Z, h, w]`` (mean, log variance)
     - ``unet``: ``latents [1, Z, F, h, w]``, ``timestep [1]``, ``context`` -> ``velocity [1, Z, F, h, w]``
+    - ``unet_full``: the same, and ``features [1, F, h, w, C]``, what enters its last block
+    - ``unet_outer``: ``latents``, ``timestep``, ``context``, ``features`` -> ``velocity``; first and last block only
     - ``vae_decoder``: ``latents [1, Z, h, w]`` (unscaled) -> ``image [1, 3, H, W]`` in about -1..1
     """
     real = "float16" if precision == "fp16" else "float32"
@@ -106,14 +130,17 @@ def components(model: ModelConfig, window: Window, precision: Precision) -> dict
     context = Tensor("context", real, (1, tokens, model.text_encoder.width))
     image = Tensor("image", real, (1, 3, window.height, window.width))
     video_latents = (1, z, window.frames, h, w)
+    to_unet = (Tensor("latents", real, video_latents), Tensor("timestep", "int64", (1,)), context)
+    velocity = Tensor("velocity", real, video_latents)
+    width = model.unet.width * model.unet.multipliers[0]
+    features = Tensor("features", real, (1, window.frames, h, w, width))
     described = (
         Component("text_encoder", (Tensor("ids", "int64", (1, tokens)),), (context,)),
         Component("vae_encoder", (image,), (Tensor("moments", real, (1, 2 * z, h, w)),)),
-        Component(
-            "unet",
-            (Tensor("latents", real, video_latents), Tensor("timestep", "int64", (1,)), context),
-            (Tensor("velocity", real, video_latents),),
-        ),
+        Component("unet", to_unet, (velocity,)),
+        Component("unet_full", to_unet, (velocity, features)),
+        Component("unet_outer", (*to_unet, features), (velocity,)),
         Component("vae_decoder", (Tensor("latents", real, (1, z, h, w)),), (image,)),
     )
-    return {component.name: component for component in described}
+    wanted = component_names(reuse)
+    return {component.name: component for component in described if component.name in wanted}

@@ -36,7 +36,7 @@ from v2v.engine.backend import (
     Progress,
     cuda_devices,
 )
-from v2v.engine.components import Component, ComponentName
+from v2v.engine.components import Component, ComponentName, is_unet
 from v2v.export.models.configs import ModelConfig
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class InductorBackend:
         engine = self.load(component, [path, weights_path], options.device)
         found = engine.evaluate(inputs)
         engine.close()
-        difference = _relative_error(found, _reference(plain, inputs, options.device))
+        expected = _reference(plain, inputs, options.device)
+        difference = max(map(_relative_error, found, expected))
         if not difference <= TOLERANCE[options.precision]:
             raise BuildError(
                 f"{component.name}: the compiled component differs from PyTorch by {difference:.1e} (relative), "
@@ -199,10 +200,9 @@ class InductorEngine:
         except RuntimeError as error:
             raise EngineError(f"{self.component.name} failed in PyTorch: {_first_line(error)}") from error
 
-    def evaluate(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Run on tensors of the engine's device; the only output."""
-        (output,) = self._call(inputs)
-        return output
+    def evaluate(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Run on tensors of the engine's device; all outputs."""
+        return self._call(inputs)
 
     def close(self) -> None:
         """Free code, weights and scratch memory."""
@@ -264,10 +264,12 @@ class _Method(nn.Module):
     def __init__(self, network: nn.Module, name: ComponentName) -> None:
         super().__init__()
         self.network = network
-        self.method = {"vae_encoder": "encode", "vae_decoder": "decode"}.get(name, "forward")
+        from v2v.export.graphs import METHOD_OF
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        output: Tensor = getattr(self.network, self.method)(*inputs)
+        self.method = METHOD_OF[name]
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        output: Tensor | tuple[Tensor, ...] = getattr(self.network, self.method)(*inputs)
         return output
 
 
@@ -278,10 +280,10 @@ def _to_compile(
     network: Any = plain.network
     precision = torch.float16 if options.precision == "fp16" else torch.float32
     fused: nn.Module | None = None
-    if _fuse(options) and name == "unet" and model.unet.groups:
+    if _fuse(options) and is_unet(name) and model.unet.groups:
         from v2v.engine.fused.unet import FusedUNet
 
-        fused = FusedUNet(network)
+        fused = FusedUNet(network, name)
     autoencoder = model.autoencoder
     if _fuse(options) and name.startswith("vae") and autoencoder.groups and autoencoder.attention:
         from v2v.engine.fused.autoencoder import FusedDecoder, FusedEncoder
@@ -303,8 +305,8 @@ def _sample_inputs(component: Component, model: ModelConfig, device: str) -> tup
     return tuple(torch.from_numpy(made[tensor.name]).to(device) for tensor in component.inputs)
 
 
-def _reference(plain: nn.Module, inputs: tuple[Tensor, ...], device: str) -> Tensor:
-    """The plain network's output in FP32, or in half where a GPU has no room (about 40 GB at full size, estimated)."""
+def _reference(plain: nn.Module, inputs: tuple[Tensor, ...], device: str) -> list[Tensor]:
+    """The plain network's outputs in FP32, or in half where a GPU has no room (about 40 GB at full size, estimated)."""
     plain = plain.to(device)
     try:
         return _evaluate(plain, inputs, torch.float32)
@@ -313,10 +315,10 @@ def _reference(plain: nn.Module, inputs: tuple[Tensor, ...], device: str) -> Ten
         return _evaluate(plain.half(), inputs, torch.float16)
 
 
-def _evaluate(module: nn.Module, inputs: tuple[Tensor, ...], precision: torch.dtype) -> Tensor:
+def _evaluate(module: nn.Module, inputs: tuple[Tensor, ...], precision: torch.dtype) -> list[Tensor]:
     with torch.inference_mode():
-        output: Tensor = module(*(x.to(precision) if x.is_floating_point() else x for x in inputs))
-    return output
+        outputs = module(*(x.to(precision) if x.is_floating_point() else x for x in inputs))
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def _relative_error(found: Tensor, expected: Tensor) -> float:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from v2v.engine.backend import BuildOptions, EngineError
-from v2v.engine.components import COMPONENTS, ComponentName, Tensor, Window
+from v2v.engine.components import ComponentName, Tensor, Window, component_names
 from v2v.export.models.configs import ModelConfig
 
 FORMAT = 1
@@ -114,6 +114,7 @@ class Recipe:
             str(self.window),
             self.options.precision,
             self.options.device,
+            "reuse" if self.options.reuse else "",
             f"{self.backend.name}-{self.backend.version}",
             str(self.backend.facts.get("label", "")),
             self.identity[:8],
@@ -130,6 +131,7 @@ class Recipe:
         words += ["--device", self.options.device, "--precision", self.options.precision]
         if self.options.workspace_bytes is not None:
             words += ["--workspace", f"{self.options.workspace_bytes / 2**30:g}"]
+        words += ["--reuse"] if self.options.reuse else []
         if self.options.optimization_level is not None:
             words += ["--optimization-level", str(self.options.optimization_level)]
         for key, value in self.options.extra.items():
@@ -184,9 +186,11 @@ class Manifest:
                 "update v2v, or rebuild the set"
             )
         try:
+            recipe = _recipe(data["recipe"])
+            names = component_names(recipe.options.reuse)
             return cls(
-                recipe=_recipe(data["recipe"]),
-                components={name: _component(data["components"][name]) for name in COMPONENTS},
+                recipe=recipe,
+                components={name: _component(data["components"][name]) for name in names},
                 tokenizer=StoredFile(**data["tokenizer"]),
                 seconds=float(data["seconds"]),
                 created=str(data["created"]),

@@ -68,6 +68,7 @@ class Wanted:
     precision: Precision | None = None
     device: str | None = None  # "cpu" or "cuda"
     weights: str | None = None  # identity
+    reuse: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,10 @@ class EngineSet:
         ):
             if want is not None and have != want:
                 return Compatibility(False, f"its {fact} is {have}, wanted is {want}")
+        if wanted.reuse is not None and recipe.options.reuse != wanted.reuse:
+            return Compatibility(
+                False, f"it was built {'with' if recipe.options.reuse else 'without'} --reuse"
+            )
         if wanted.model and recipe.model != MODELS.get(wanted.model, recipe.model):
             return Compatibility(
                 False, f"model {wanted.model} has changed since v2v {self.manifest.v2v} built it"
@@ -153,7 +158,7 @@ class EngineSet:
     def runs_on(self, device: str | None) -> Compatibility:
         """Whether this machine and this version of v2v can run the set on ``device`` (None: on any)."""
         recipe = self.manifest.recipe
-        expected = components(recipe.model, recipe.window, recipe.options.precision)
+        expected = components(recipe.model, recipe.window, recipe.options.precision, recipe.options.reuse)
         for name, component in expected.items():
             if self.component(name) != component:
                 built = self.manifest.v2v
@@ -254,8 +259,8 @@ def list_sets(root: Path | None = None) -> Iterator[EngineSet | EngineError]:
 def find(wanted: Wanted, root: Path | None = None) -> EngineSet:
     """The best engine set in ``root`` that suits ``wanted``.
 
-    A set compiled for CUDA comes before one for the CPU, then the backends in their order of preference, then
-    the newest.
+    A set compiled for CUDA comes before one for the CPU, then the backends in their order of preference, then a
+    set without ``reuse``, which asks for less memory, then the newest.
 
     Raises:
         NoEngineSet: none suits; the message says why each one there does not.
@@ -277,9 +282,10 @@ def find(wanted: Wanted, root: Path | None = None) -> EngineSet:
         seen = "; ".join(reasons) or "it holds none"
         raise NoEngineSet(f"no engine set in {root} fits ({seen}); build one with: {_build_command(wanted)}")
 
-    def rank(found: EngineSet) -> tuple[bool, int]:
+    def rank(found: EngineSet) -> tuple[bool, int, bool]:
         recipe = found.manifest.recipe
-        return recipe.options.device != "cuda", preference.index(recipe.backend.name)
+        options = recipe.options
+        return options.device != "cuda", preference.index(recipe.backend.name), options.reuse
 
     newest_first = sorted(fitting, key=lambda found: found.manifest.created, reverse=True)
     return min(newest_first, key=rank)
@@ -296,6 +302,7 @@ def _build_command(wanted: Wanted) -> str:
         ("--precision", wanted.precision),
     ):
         words += [flag, value] if value else []
+    words += ["--reuse"] if wanted.reuse else []
     return " ".join(words)
 
 

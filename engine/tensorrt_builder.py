@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from v2v.engine.backend import BuildError, BuildOptions, Progress
-from v2v.engine.components import Component, Tensor
+from v2v.engine.components import Component, Tensor, is_unet
 from v2v.engine.tensorrt_library import Library, Message, Portability
 
 GIB = 2**30
@@ -250,7 +250,7 @@ def check_interface(
         if len(have) != len(expected):
             extra = sorted(set(have) - {tensor.name for tensor in expected})
             raise BuildError(f"the graph of {component.name} has an unknown {kind} '{extra[0]}'")
-    if frames is not None and component.name == "unet" and not open_axes:
+    if frames is not None and is_unet(component.name) and not open_axes:
         raise BuildError(
             f"the graph of {component.name} is for exactly {component.inputs[0].shape[2]} frames, "
             f"so it cannot be built for {frames[0]} to {frames[1]}; export it with an open frame axis"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from v2v.engine.backend import Engine, EngineError, backend
 from v2v.engine.build import BuildProgress, Exporter
-from v2v.engine.components import COMPONENTS, Component, ComponentName, Precision
+from v2v.engine.components import Component, ComponentName, Precision
 from v2v.engine.store import EngineSet
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -55,7 +55,7 @@ def verify_engine_set(
     """
     total = max(engine_set.bytes, 1)
     engine_set.verify(lambda read: progress("files", "hashing", read / total))
-    return [_verify(engine_set, name, device, progress, exporter) for name in COMPONENTS]
+    return [_verify(engine_set, name, device, progress, exporter) for name in engine_set.manifest.components]
 
 
 def random_inputs(component: Component, vocabulary: int, seed: int = 0) -> Arrays:

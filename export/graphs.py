@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from v2v.engine.backend import BuildError, Progress
-from v2v.engine.components import Component, ComponentName, Precision, Window, components
+from v2v.engine.components import Component, ComponentName, Precision, Window, component
 from v2v.export.models.configs import ModelConfig
 from v2v.export.weights import Network, Weights, make_network
 
@@ -47,8 +47,20 @@ NETWORK_OF: Mapping[ComponentName, Network] = {
     "text_encoder": "text_encoder",
     "vae_encoder": "autoencoder",
     "unet": "unet",
+    "unet_full": "unet",
+    "unet_outer": "unet",
     "vae_decoder": "autoencoder",
 }
+
+METHOD_OF: Mapping[ComponentName, str] = {
+    "text_encoder": "forward",
+    "vae_encoder": "encode",
+    "unet": "forward",
+    "unet_full": "full",
+    "unet_outer": "outer",
+    "vae_decoder": "decode",
+}
+"""Which of its network's methods a component is."""
 
 TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2}
 """Relative L2 error, against PyTorch in FP32 with the same weights, past which a graph is refused."""
@@ -110,7 +122,7 @@ def export_component(
     require_same_operations(name, graph, probe)
     report("tracing", 1.0)
 
-    inputs = sample_inputs(components(model, check_window, precision)[name], model.text_encoder.vocabulary)
+    inputs = sample_inputs(component(name, model, check_window, precision), model.text_encoder.vocabulary)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
         path = Path(scratch) / f"{name}.onnx"
         module = _load(name, model, weights, precision)
@@ -122,7 +134,7 @@ def export_component(
         if probe is not graph:
             _write_beside(probe, path.with_name("probe.onnx"), path)
         found = _run_onnx(name, path if probe is graph else path.with_name("probe.onnx"), inputs)
-        error = relative_error(found, expected)
+        error = max(map(relative_error, found, expected))
         if error > TOLERANCE[precision]:
             raise BuildError(
                 f"{name}: the exported {precision} graph differs from PyTorch by {error:.1e} (relative), "
@@ -148,32 +160,25 @@ class _Traced(nn.Module):
     def __init__(self, name: ComponentName, network: nn.Module) -> None:
         super().__init__()
         self.add_module(NETWORK_OF[name], network)
-        self._call = {
-            "text_encoder": network.forward,
-            "unet": network.forward,
-            "vae_encoder": getattr(network, "encode", None),
-            "vae_decoder": getattr(network, "decode", None),
-        }[name]
+        self._call: Callable[..., Tensor | tuple[Tensor, ...]] = getattr(network, METHOD_OF[name])
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        assert self._call is not None
-        output: Tensor = self._call(*inputs)
-        return output
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self._call(*inputs)
 
 
 def trace(name: ComponentName, model: ModelConfig, window: Window, precision: Precision) -> ir.Model:
     """A component's graph without weights: initializers have names, types and shapes, but no values."""
-    component = components(model, window, precision)[name]
+    described = component(name, model, window, precision)
     module = _meta_module(name, model, precision)
     with _quiet():
-        exported = torch.export.export(module, _meta_inputs(component), strict=False)
+        exported = torch.export.export(module, _meta_inputs(described), strict=False)
         program = torch.onnx.export(
             exported,
             opset_version=OPSET,
             dynamo=True,
             optimize=False,  # it would transpose and rename weights
-            input_names=[tensor.name for tensor in component.inputs],
-            output_names=[tensor.name for tensor in component.outputs],
+            input_names=[tensor.name for tensor in described.inputs],
+            output_names=[tensor.name for tensor in described.outputs],
             custom_translation_table=_TRANSLATIONS[precision],
             verbose=False,
         )
@@ -334,9 +339,9 @@ def _write_beside(graph: ir.Model, path: Path, other: Path) -> None:
 
 def work(name: ComponentName, model: ModelConfig, window: Window) -> int:
     """Floating-point operations of one evaluation."""
-    component = components(model, window, "fp32")[name]
+    described = component(name, model, window, "fp32")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        _meta_module(name, model, "fp32")(*_meta_inputs(component))
+        _meta_module(name, model, "fp32")(*_meta_inputs(described))
     return int(counter.get_total_flops())
 
 
@@ -397,17 +402,18 @@ def sample_inputs(component: Component, vocabulary: int, seed: int = 0) -> dict[
     return made
 
 
-def _run_pytorch(module: nn.Module, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Run in FP32."""
+def _run_pytorch(module: nn.Module, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Run in FP32; all outputs."""
     tensors = [torch.from_numpy(value) for value in inputs.values()]
     with torch.inference_mode():
         output = module(*(tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors))
-    result: npt.NDArray[Any] = output.numpy()
-    return result
+    return [each.numpy() for each in (output if isinstance(output, tuple) else (output,))]
 
 
-def _run_onnx(name: ComponentName, path: Path, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Run with ONNX Runtime on a CPU.
+def _run_onnx(
+    name: ComponentName, path: Path, inputs: Mapping[str, npt.NDArray[Any]]
+) -> list[npt.NDArray[Any]]:
+    """Run with ONNX Runtime on a CPU; all outputs.
 
     There it computes FP16 operations in FP32 and drops some of the casts between them. So for an FP16 graph this
     shows that the graph is right and its result finite, not that no value inside overflows FP16: engines are
@@ -418,7 +424,7 @@ def _run_onnx(name: ComponentName, path: Path, inputs: Mapping[str, npt.NDArray[
     options.add_session_config_entry("session.disable_prepacking", "1")  # it would hold the weights twice
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return np.asarray(session.run(None, dict(inputs))[0])
+        return [np.asarray(output) for output in session.run(None, dict(inputs))]
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         raise BuildError(f"{name}: ONNX Runtime cannot run the exported graph: {error}") from error
 

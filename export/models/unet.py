@@ -415,14 +415,51 @@ class UNet(nn.Module):
         Returns:
             ``[B, Z, F, H, W]``, in ``latents``' type.
         """
-        frames = latents.shape[2]
-        embedding = self.time_embed(time_features(timestep, self.config.width).to(latents.dtype))
+        embedding = self._embed(timestep, latents)
+        x, first = self._inside(latents, embedding, context)
+        return self._last(x, first, embedding, context, latents.shape[2])
+
+    def full(self, latents: Tensor, timestep: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`; also the features that :meth:`outer` can go on from, ``[B, F, H, W, C]``."""
+        embedding = self._embed(timestep, latents)
+        x, first = self._inside(latents, embedding, context)
+        velocity = self._last(x, first, embedding, context, latents.shape[2])
+        return velocity, torch.unflatten(x.permute(0, 2, 3, 1), 0, (-1, latents.shape[2]))
+
+    def outer(self, latents: Tensor, timestep: Tensor, context: Tensor, features: Tensor) -> Tensor:
+        """As :meth:`forward`, with ``features`` in the place of everything between the first and the last block.
+
+        They are those of an evaluation nearby (DeepCache, Ma et al. 2024, https://arxiv.org/abs/2312.00858, with
+        the shallowest branch).
+        """
+        x = features.flatten(0, 1).permute(0, 3, 1, 2)
+        embedding = self._embed(timestep, latents)
+        return self._last(x, self._first(latents, embedding, context), embedding, context, latents.shape[2])
+
+    def _embed(self, timestep: Tensor, like: Tensor) -> Tensor:
+        embedded: Tensor = self.time_embed(time_features(timestep, self.config.width).to(like.dtype))
+        return embedded
+
+    def _first(self, latents: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        """The first block: ``[B, Z, F, H, W] -> [B*F, C, H, W]``."""
         x = by_frame(latents).contiguous(memory_format=torch.channels_last)
+        first: Tensor = self.input_blocks[0](x, embedding, context, latents.shape[2])
+        return first
+
+    def _inside(self, latents: Tensor, embedding: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything but the last block: what enters it ``[B*F, C, H, W]``, and the first block's output."""
+        frames = latents.shape[2]
+        first = x = self._first(latents, embedding, context)
         skips = []
-        for stage in self.input_blocks:
+        for stage in self.input_blocks[1:]:
             x = stage(x) if isinstance(stage, Downsample) else stage(x, embedding, context, frames)
             skips.append(x)
         x = self.middle_block(x, embedding, context, frames)
-        for stage in self.output_blocks:
+        for stage in self.output_blocks[:-1]:
             x = stage(torch.cat([x, skips.pop()], dim=1), embedding, context, frames)
+        return x, first
+
+    def _last(self, x: Tensor, first: Tensor, embedding: Tensor, context: Tensor, frames: int) -> Tensor:
+        """The last block and the output: two maps ``[B*F, C, H, W]`` -> ``[B, Z, F, H, W]``."""
+        x = self.output_blocks[-1](torch.cat([x, first], dim=1), embedding, context, frames)
         return by_video(self.out(x), frames)

@@ -9,9 +9,19 @@ import pytest
 from stand_in import BYTES, CopyBackend, build, install
 
 from v2v.engine import build as module
-from v2v.engine.backend import BACKENDS, BuildError, EngineError
-from v2v.engine.build import default_backend, default_device, default_precision, default_weights, window_for
-from v2v.engine.components import COMPONENTS
+from v2v.engine import prebuilt
+from v2v.engine.backend import BACKENDS, BuildError, BuildOptions, EngineError
+from v2v.engine.build import (
+    Exporter,
+    build_engine_set,
+    default_backend,
+    default_device,
+    default_precision,
+    default_weights,
+    window_for,
+)
+from v2v.engine.components import COMPONENTS, component_names
+from v2v.engine.store import EngineSet, NoEngineSet, Wanted, find
 from v2v.export.models.configs import MODELS
 
 
@@ -93,6 +103,58 @@ def test_each_component_is_exported_compiled_and_hashed_in_turn(monkeypatch: pyt
         (name, phase) for name in COMPONENTS for phase in ("exporting", "compiling", "hashing", "done")
     ]
     assert [step for step in seen if step[0] != "weights"] == expected
+
+
+def test_a_set_that_can_reuse_features_holds_the_unet_in_two_components(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(CopyBackend(), monkeypatch)
+    plain = build().engine_set
+    reusing = build(options=BuildOptions(reuse=True)).engine_set
+    assert list(plain.manifest.components) == list(COMPONENTS)
+    assert list(reusing.manifest.components) == list(component_names(reuse=True))
+    assert EngineSet.open(reusing.path) == reusing
+    assert reusing.path != plain.path and "-reuse-" in reusing.name
+    assert reusing.runs_on("cpu").fits
+    full, outer = reusing.component("unet_full"), reusing.component("unet_outer")
+    assert full.outputs[1] == outer.inputs[3]
+    assert full.outputs[1].shape == (1, 4, 10, 8, 32)
+    assert "--reuse" in reusing.rebuild_command and "--reuse" not in plain.rebuild_command
+
+
+def test_a_plain_set_is_found_first_unless_reuse_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(CopyBackend(), monkeypatch)
+    plain = build().engine_set
+    with pytest.raises(NoEngineSet, match=r"built without --reuse.*v2v-build-engines stand-in --reuse"):
+        find(Wanted(model="stand-in", reuse=True))
+    reusing = build(options=BuildOptions(reuse=True)).engine_set
+    assert find(Wanted(model="stand-in")) == plain
+    assert find(Wanted(model="stand-in", reuse=True)) == reusing
+
+
+def test_packaged_graphs_are_not_those_of_a_set_that_can_reuse_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold the plain UNet: such a set is exported by PyTorch."""
+    asked: list[str] = []
+
+    def export(name: str, *rest: object) -> None:
+        asked.append(name)
+        raise BuildError("stop here")
+
+    exporter = Exporter(prebuilt.load_weights, export, lambda weights, folder: None)
+    monkeypatch.setattr(Exporter, "default", lambda: exporter)
+    model = MODELS["small"]
+    with pytest.raises(BuildError, match="stop here"):
+        build_engine_set(
+            model,
+            weights=default_weights(model),
+            window=window_for(model),
+            backend_name="onnxruntime",
+            options=BuildOptions(reuse=True),
+            output=tmp_path / "set",
+        )
+    assert asked == ["text_encoder"]
 
 
 def test_a_graph_that_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

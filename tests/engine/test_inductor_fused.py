@@ -57,6 +57,22 @@ def test_the_fused_unet_is_the_unet(config: UNetConfig) -> None:
     assert relative(FusedUNet(plain)(*inputs), plain(*inputs)) < 1e-5
 
 
+def test_the_fused_outer_blocks_take_the_features_of_the_whole() -> None:
+    config = UNetConfig(width=32, multipliers=(1, 2), head_size=16, context_width=64)
+    plain = randomised(UNet(config))
+    inputs = torch.randn(1, 4, 3, 10, 16), torch.tensor([200]), torch.randn(1, 77, 64)
+    velocity, features = FusedUNet(plain, "unet_full")(*inputs)
+    expected, expected_features = plain.full(*inputs)
+    assert relative(velocity, expected) < 1e-5
+    assert features.shape == (1, 3, 10, 16, 32)
+    assert relative(features, expected_features) < 1e-5
+    outer = FusedUNet(plain, "unet_outer")
+    assert relative(outer(*inputs, features), expected) < 1e-5
+    others = torch.randn(1, 4, 3, 10, 16), torch.tensor([180]), inputs[2]
+    assert relative(outer(*others, features), plain.outer(*others, expected_features)) < 1e-5
+    assert sum(b.numel() for b in outer.buffers()) < 0.5 * sum(p.numel() for p in plain.parameters())
+
+
 def test_one_frame_is_enough() -> None:
     config = UNetConfig(width=32, multipliers=(1, 2), head_size=16, context_width=64)
     plain = randomised(UNet(config))

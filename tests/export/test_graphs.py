@@ -16,7 +16,15 @@ from safetensors.torch import load_file
 
 from tests.export import golden
 from v2v.engine.backend import BuildError
-from v2v.engine.components import COMPONENTS, ComponentName, Precision, Window, components
+from v2v.engine.components import (
+    COMPONENTS,
+    ComponentName,
+    Precision,
+    Window,
+    component,
+    component_names,
+    components,
+)
 from v2v.export import graphs
 from v2v.export.graphs import export_component, sample_inputs
 from v2v.export.models.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
@@ -38,6 +46,7 @@ TINY = ModelConfig(
     text_encoder=TextEncoderConfig(width=32, heads=2, layers=3, vocabulary=100),
 )
 WINDOW = Window(3, 20, 24, factor=2, levels=1)
+EVERY = tuple(dict.fromkeys((*COMPONENTS, *component_names(reuse=True))))
 
 
 def run(path: Path, inputs: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -61,8 +70,27 @@ def exported(
     precision: Precision = request.param
     folder = tmp_path_factory.mktemp(precision)
     return precision, {
-        name: export_component(name, TINY, weights, WINDOW, precision, folder) for name in COMPONENTS
+        name: export_component(name, TINY, weights, WINDOW, precision, folder) for name in EVERY
     }
+
+
+def test_outer_blocks_on_a_step_s_own_features_give_that_step(
+    exported: tuple[Precision, dict[ComponentName, graphs.Graph]],
+) -> None:
+    precision, made = exported
+    inputs = sample_inputs(component("unet", TINY, WINDOW, precision), 100)
+    full, outer, plain = (
+        onnxruntime.InferenceSession(made[name].path, providers=["CPUExecutionProvider"])
+        for name in ("unet_full", "unet_outer", "unet")
+    )
+    velocity, features = full.run(None, inputs)
+    tolerance = 1e-5 if precision == "fp32" else 5e-3
+    (again,) = outer.run(None, {**inputs, "features": features})
+    assert graphs.relative_error(again, velocity) < tolerance
+    (whole,) = plain.run(None, inputs)
+    assert graphs.relative_error(whole, velocity) < tolerance
+    (other,) = outer.run(None, {**inputs, "features": features[:, ::-1].copy()})
+    assert graphs.relative_error(other, velocity) > 0.01
 
 
 # What is exported -------------------------------------------------------------------------------------------
@@ -72,12 +100,13 @@ def test_graphs_have_the_described_inputs_and_outputs(
     exported: tuple[Precision, dict[ComponentName, graphs.Graph]],
 ) -> None:
     precision, made = exported
-    for name, component in components(TINY, WINDOW, precision).items():
+    for name in EVERY:
+        whole = component(name, TINY, WINDOW, precision)
         model = onnx.load(made[name].path, load_external_data=False)
         assert [(i.domain, i.version) for i in model.opset_import] == [("", 23)]
         for found, described in (
-            (model.graph.input, component.inputs),
-            (model.graph.output, component.outputs),
+            (model.graph.input, whole.inputs),
+            (model.graph.output, whole.outputs),
         ):
             assert [value.name for value in found] == [tensor.name for tensor in described]
             for value, tensor in zip(found, described, strict=True):
@@ -99,7 +128,7 @@ def test_a_folder_of_graphs_holds_nothing_else(
     _, made = exported
     folder = made["unet"].path.parent
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        f"{name}.onnx{suffix}" for name in COMPONENTS for suffix in ("", ".data")
+        f"{name}.onnx{suffix}" for name in EVERY for suffix in ("", ".data")
     )
 
 

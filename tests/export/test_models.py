@@ -94,6 +94,18 @@ def test_videos_of_a_batch_do_not_mix() -> None:
     assert golden.relative_error(unet(x, t, y), apart) < 1e-5
 
 
+def test_a_step_s_own_features_give_that_step_exactly() -> None:
+    torch.manual_seed(0)
+    config = UNetConfig(width=32, multipliers=(1, 2), head_size=16, context_width=32, groups=8)
+    network = UNet(config).eval()
+    inputs = torch.randn(2, 4, 3, 10, 8), torch.tensor([599, 20]), torch.randn(2, 77, 32)
+    with torch.inference_mode():
+        velocity, features = network.full(*inputs)
+        assert torch.equal(velocity, network(*inputs))
+        assert torch.equal(velocity, network.outer(*inputs, features))
+        assert not torch.equal(velocity, network.outer(*inputs, 0.9 * features))
+
+
 @torch.inference_mode()
 def test_half_precision_keeps_norms_in_fp32() -> None:
     # A constant added to a feature map is what a norm in FP16 would lose digits to.
