@@ -137,6 +137,13 @@ def command(
         int | None, typer.Option(help="Constant quality, lower is better; default: the codec's.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="The encoder's speed, as FFmpeg names it.")] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Bits of a colour: 8, 10, 12 or 16, as the codec has them; default: the input's."),
+    ] = None,
+    deinterlace: Annotated[
+        bool, typer.Option(help="Make whole frames of interlaced ones, which the model does not know.")
+    ] = True,
     rate: Annotated[
         str | None, typer.Option(help="Pictures per second of a folder, as 25 or 30000/1001.")
     ] = None,
@@ -183,7 +190,7 @@ def command(
         "guidance": guidance,
         "color": color,
     }
-    given |= {"guidance_rescale": guidance_rescale, "size": height_width, "scale": scale}
+    given |= {"guidance_rescale": guidance_rescale, "size": height_width, "scale": scale, "depth": depth}
     if guidance_interval is not None:
         given["guidance_interval"] = parse_interval(guidance_interval)
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -232,10 +239,15 @@ def command(
                 find_cuts=cuts and not parity,
                 rate=_parse_rate(rate),
                 wanted=wanted_range,
+                deinterlace=deinterlace,
             ) as reader:
-                encoding = encoding_for(reader.info, codec=codec, crf=crf, preset=preset, parity=parity)
+                encoding = encoding_for(
+                    reader.info, codec=codec, crf=crf, preset=preset, depth=depth, parity=parity
+                )
                 made = plan_for(reader, replace(settings, prompt=prompt), engine_set())
                 described = describe(engine_set(), made) | asked_for(wanted_range)
+                if not deinterlace:
+                    described["deinterlace"] = False
                 note = json.dumps(described)
                 if again and written_to.exists():
                     if not overwrite and batch.was_made_before(written_to, note):

@@ -7,13 +7,14 @@ latents, or pixels, are cross-faded; a smaller one is placed in the middle and i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from v2v.engine.backend import Engine
 from v2v.runtime.colors import ColorMatch, LowFrequencies, match_statistics
-from v2v.runtime.device import Array, Device, Pending
+from v2v.runtime.device import Array, Device, Frame, Pending
 from v2v.runtime.windows import tiles
 
 # Tiles share an eighth of their rows and columns: the decoder's field of view is short, a seam needs no more.
@@ -67,7 +68,7 @@ class FrameEncoder:
         self._frame_noise = device.empty((1, doubled // 2, *canvas.latent), np.float32)
         self._tiles = _placed(device, canvas.latent, (rows, columns))
 
-    def __call__(self, frame: npt.NDArray[np.uint8], noise: npt.NDArray[np.float32], out: Array) -> None:
+    def __call__(self, frame: Frame, noise: npt.NDArray[np.float32], out: Array) -> None:
         """Write scaled latents of ``frame [H0, W0, 3]``, drawn with ``noise [Z, h, w]``, to ``out [1, Z, h, w]``."""
         device, canvas = self._device, self._canvas
         pixels = device.upload(frame)
@@ -83,7 +84,7 @@ class FrameEncoder:
 
 
 class FrameDecoder:
-    """Latents of a frame -> bytes of the picture."""
+    """Latents of a frame -> levels of the picture, uint8 or uint16 as ``levels`` says."""
 
     def __init__(
         self,
@@ -94,6 +95,7 @@ class FrameDecoder:
         *,
         colors: ColorMatch,
         truncate: bool,
+        levels: npt.DTypeLike = np.uint8,
     ) -> None:
         latents, image = engine.component.inputs[0], engine.component.outputs[0]
         self._device, self._engine, self._canvas, self._scale = device, engine, canvas, scale
@@ -103,13 +105,13 @@ class FrameDecoder:
         self._latents = device.empty(latents.shape, latents.dtype)
         self._image = device.empty(image.shape, image.dtype)
         self._picture = device.empty((1, 3, *canvas.pixels), np.float32)
-        self._bytes = device.empty((*canvas.pixels, 3), np.uint8)
+        self._levels = device.empty((*canvas.pixels, 3), levels)
         self._tiles = [
             (start, device.upload(_pixel_weights(weights, canvas.factor)))
             for start, weights in _tiled(canvas.latent, (latents.shape[2], latents.shape[3]))
         ]
 
-    def __call__(self, latents: Array, frame: npt.NDArray[np.uint8], label: int) -> Decoded:
+    def __call__(self, latents: Array, frame: Frame, label: int) -> Decoded:
         """Queue the decoding of ``latents [1, Z, h, w]``, colours after ``frame``; NaN is reported under ``label``."""
         device, factor = self._device, self._canvas.factor
         window = device.reshape(self._latents, (1, self._latents.shape[1], 1, *self._latents.shape[2:]))
@@ -122,9 +124,9 @@ class FrameDecoder:
         device.check(self._picture, label)
         if self._colors == "wavelet":
             self._low(self._picture, frame, antialias=True)
-        device.image_to_bytes(self._picture, self._bytes, truncate=self._truncate)
+        device.image_to_bytes(self._picture, self._levels, truncate=self._truncate)
         match = frame if self._colors == "adain" else None
-        return Decoded(device.fetch(self._bytes), self._canvas, match)
+        return Decoded(device.fetch(self._levels), self._canvas, match)
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,14 @@ class Decoded:
 
     pending: Pending
     canvas: Canvas
-    match: npt.NDArray[np.uint8] | None = None  # frame whose channel statistics it takes
+    match: Frame | None = None  # frame whose channel statistics it takes
 
-    def result(self) -> npt.NDArray[np.uint8]:
+    def result(self) -> Frame:
         """Wait for it and cut it out of its canvas: ``[H, W, 3]``."""
         top, left = self.canvas.corner
         height, width = self.canvas.size
-        pixels: npt.NDArray[np.uint8] = self.pending.result()
-        picture = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        pixels = self.pending.result()
+        picture: npt.NDArray[Any] = np.ascontiguousarray(pixels[top : top + height, left : left + width])
         return picture if self.match is None else match_statistics(picture, self.match)
 
 

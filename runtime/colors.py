@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from v2v.runtime.device import Array, Device
+from v2v.runtime.device import Array, Device, Frame
 
 ColorMatch = Literal["wavelet", "adain", "none"]
 
@@ -33,7 +32,7 @@ class LowFrequencies:
         self._source, self._broad = (device.empty((1, 3, *pixels), np.float32) for _ in range(2))
         self._coarse = device.empty((1, 3, rows, columns), np.float32)
 
-    def __call__(self, picture: Array, frame: npt.NDArray[np.uint8], *, antialias: bool) -> None:
+    def __call__(self, picture: Array, frame: Frame, *, antialias: bool) -> None:
         """Correct ``picture [1, 3, H, W]`` in place towards ``frame [H0, W0, 3]``."""
         device = self._device
         offset = (-self._corner[0], -self._corner[1])
@@ -46,13 +45,20 @@ class LowFrequencies:
         device.combine([(1.0, picture), (1.0, self._broad)], picture)
 
 
-def match_statistics(picture: npt.NDArray[np.uint8], frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """``picture [H, W, 3]`` with each channel's mean and standard deviation those of ``frame`` (``adain``)."""
+def match_statistics(picture: Frame, frame: Frame) -> Frame:
+    """``picture [H, W, 3]`` with each channel's mean and standard deviation those of ``frame`` (``adain``).
+
+    Either may be of 8 or of 16 bits; the result is as ``picture``.
+    """
+    white = int(np.iinfo(picture.dtype).max)
+    scale = white / int(np.iinfo(frame.dtype).max)  # from the source's levels to the picture's
     matched = np.empty_like(picture)
-    levels = np.arange(256, dtype=np.float64)
+    levels = np.arange(white + 1, dtype=np.float64)
     for channel in range(3):
         have, want = picture[..., channel], frame[..., channel]
-        contrast = float(want.std()) / max(float(have.std()), 1e-6) if have.std() > 0.5 else 1.0
-        table = (levels - have.mean()) * contrast + want.mean()
-        matched[..., channel] = np.rint(np.clip(table, 0, 255)).astype(np.uint8)[have]
+        deviation = float(have.std())
+        flat = deviation <= white * (0.5 / 255)  # nothing there to stretch but rounding
+        contrast = 1.0 if flat else scale * float(want.std()) / deviation
+        table = (levels - have.mean()) * contrast + scale * want.mean()
+        matched[..., channel] = np.rint(np.clip(table, 0, white)).astype(picture.dtype)[have]
     return matched

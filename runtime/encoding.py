@@ -16,11 +16,10 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import av
-import numpy as np
-import numpy.typing as npt
 
 from v2v.engine.backend import V2VError
-from v2v.runtime import pixels
+from v2v.runtime import hdr, pixels
+from v2v.runtime.device import Frame
 from v2v.runtime.pixels import REFERENCE_COLORS, Colors
 
 
@@ -37,7 +36,7 @@ class Codec:
     """An encoder and what it is used with."""
 
     library: str  # FFmpeg's name of the encoder
-    formats: tuple[str, str]  # pixel formats for 8 bits and for more
+    formats: dict[int, str]  # bits of a component -> pixel format
     containers: tuple[str, ...]  # endings of files that can hold it; none: a folder of pictures
     segment: str  # FFmpeg's name of the container of a lone segment
     quality: str | None = None  # name of the encoder's constant-quality option
@@ -45,6 +44,8 @@ class Codec:
     presets: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
     chroma: int = 2  # width and height must be multiples of this
+    own: str | None = None  # name of the option that holds the encoder's own parameters
+    parameters: dict[str, str] = field(default_factory=dict)  # what is always among them
 
 
 _X264_PRESETS = (
@@ -60,28 +61,54 @@ _X264_PRESETS = (
 )
 _NVENC_PRESETS = tuple(f"p{n}" for n in range(1, 8))
 _ANY = (".mp4", ".m4v", ".mov", ".mkv")
-_8_AND_10 = ("yuv420p", "yuv420p10le")
+
+# Chroma is halved where players expect it, whatever the source has: a film of twice the size still holds all of it.
+_8_AND_10 = {8: "yuv420p", 10: "yuv420p10le"}
+_UP_TO_12 = {**_8_AND_10, 12: "yuv420p12le"}
+_WHOLE_CHROMA = {8: "yuv444p", 10: "yuv444p10le", 12: "yuv444p12le", 16: "yuv444p16le"}
+_NVENC_10 = {8: "yuv420p", 10: "p010le"}
 
 CODECS: dict[str, Codec] = {
     # Without cpu-independent, x264's look-ahead gave other bytes for the same pictures in about one of 300 short
     # encodes on a busy machine with AVX-512: a resumed film would then differ from an undisturbed one.
     "h264": Codec(
-        "libx264", _8_AND_10, _ANY, "mp4", "crf", 17, _X264_PRESETS, {"x264-params": "cpu-independent=1"}
+        "libx264",
+        _8_AND_10,
+        _ANY,
+        "mp4",
+        "crf",
+        17,
+        _X264_PRESETS,
+        own="x264-params",
+        parameters={"cpu-independent": "1"},
     ),
     "hevc": Codec(
-        "libx265", _8_AND_10, _ANY, "mp4", "crf", 19, _X264_PRESETS, {"x265-params": "log-level=error"}
+        "libx265",
+        _UP_TO_12,
+        _ANY,
+        "mp4",
+        "crf",
+        19,
+        _X264_PRESETS,
+        own="x265-params",
+        parameters={"log-level": "error"},
     ),
     "av1": Codec(
-        "libsvtav1", _8_AND_10, (".mp4", ".mkv"), "mp4", "crf", 24, tuple(str(n) for n in range(14))
+        "libsvtav1",
+        _8_AND_10,
+        (".mp4", ".mkv"),
+        "mp4",
+        "crf",
+        24,
+        tuple(str(n) for n in range(14)),
+        own="svtav1-params",
     ),
-    "ffv1": Codec(
-        "ffv1", ("yuv444p", "yuv444p10le"), (".mkv",), "matroska", options={"level": "3", "g": "1"}, chroma=1
-    ),
-    "prores": Codec("prores_ks", ("yuv422p10le",) * 2, (".mov", ".mkv"), "mov", options={"profile": "hq"}),
-    "png": Codec("png", ("rgb24", "rgb24"), (), "mov", chroma=1),
-    "h264_nvenc": Codec("h264_nvenc", ("yuv420p", "yuv420p"), _ANY, "mp4", "cq", 19, _NVENC_PRESETS),
-    "hevc_nvenc": Codec("hevc_nvenc", ("yuv420p", "p010le"), _ANY, "mp4", "cq", 21, _NVENC_PRESETS),
-    "av1_nvenc": Codec("av1_nvenc", ("yuv420p", "p010le"), (".mp4", ".mkv"), "mp4", "cq", 26, _NVENC_PRESETS),
+    "ffv1": Codec("ffv1", _WHOLE_CHROMA, (".mkv",), "matroska", options={"level": "3", "g": "1"}, chroma=1),
+    "prores": Codec("prores_ks", {10: "yuv422p10le"}, (".mov", ".mkv"), "mov", options={"profile": "hq"}),
+    "png": Codec("png", {8: "rgb24", 16: "rgb48be"}, (), "mov", chroma=1),
+    "h264_nvenc": Codec("h264_nvenc", {8: "yuv420p"}, _ANY, "mp4", "cq", 19, _NVENC_PRESETS),
+    "hevc_nvenc": Codec("hevc_nvenc", _NVENC_10, _ANY, "mp4", "cq", 21, _NVENC_PRESETS),
+    "av1_nvenc": Codec("av1_nvenc", _NVENC_10, (".mp4", ".mkv"), "mp4", "cq", 26, _NVENC_PRESETS),
 }
 """By the name used on the command line."""
 
@@ -95,25 +122,27 @@ class Encoding:
         rate: pictures per second, for the encoder's decisions; time stamps are exact without it.
         time_base: unit of the time stamps.
         aspect: sample aspect ratio.
-        deep: more than 8 bits a component.
+        depth: bits of a component; None for the fewest that the codec has.
         codec: one of :data:`CODECS`.
         crf: constant quality; None for the codec's default.
         preset: the encoder's speed; None for its default.
         parity: as the reference: no tags, its fast conversion to YUV.
+        light: static HDR metadata, written where the encoder takes it.
 
     Raises:
-        EncodingError: unknown codec or preset, or a quality that the codec does not have.
+        EncodingError: unknown codec or preset, or a quality or depth that the codec does not have.
     """
 
     colors: Colors
     rate: Fraction
     time_base: Fraction
     aspect: Fraction = Fraction(1)
-    deep: bool = False
+    depth: int | None = None
     codec: str = "h264"
     crf: int | None = None
     preset: str | None = None
     parity: bool = False
+    light: hdr.StaticMetadata = hdr.UNSTATED
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
@@ -128,6 +157,11 @@ class Encoding:
         if self.preset is not None and self.preset not in known.presets:
             choices = ", ".join(known.presets) or "none: leave it out"
             raise EncodingError(f"--preset {self.preset}: codec {self.codec} takes {choices}")
+        if self.depth is not None and self.depth not in known.formats:
+            others = [name for name, codec in CODECS.items() if self.depth in codec.formats]
+            advice = f"; {self.depth} has codec {' or '.join(others)}" if others else ""
+            depths = " or ".join(map(str, known.formats))
+            raise EncodingError(f"--depth {self.depth}: codec {self.codec} has {depths} bits{advice}")
 
     @property
     def makes_folder(self) -> bool:
@@ -138,6 +172,12 @@ class Encoding:
     def library(self) -> Codec:
         """The codec's entry in :data:`CODECS`."""
         return CODECS[self.codec]
+
+    @property
+    def pixel_format(self) -> str:
+        """FFmpeg's name of the format that the encoder is given."""
+        formats = self.library.formats
+        return formats[min(formats) if self.depth is None else self.depth]
 
     def check(self, path: Path, height: int, width: int) -> None:
         """Find out before the work whether ``path`` can hold pictures of this size in this codec.
@@ -170,8 +210,11 @@ class Encoding:
         except (av.FFmpegError, ValueError) as error:
             raise EncodingError(f"--codec {self.codec}: this machine cannot use it ({error})") from error
         stream.width, stream.height = width, height
-        stream.pix_fmt = codec.formats[self.deep]
+        stream.pix_fmt = self.pixel_format
         options = dict(codec.options)
+        parameters = codec.parameters | (hdr.encoder_parameters(codec.library, self.light) or {})
+        if codec.own and parameters:
+            options[codec.own] = ":".join(f"{name}={value}" for name, value in parameters.items())
         if codec.quality is not None:
             options[codec.quality] = str(codec.crf if self.crf is None else self.crf)
         if self.preset is not None:
@@ -182,13 +225,13 @@ class Encoding:
         if not self.parity:
             context.sample_aspect_ratio = self.aspect
             context.color_primaries, context.color_trc = self.colors.primaries, self.colors.transfer
-            stored_rgb = codec.formats[self.deep].startswith("rgb")
+            stored_rgb = self.pixel_format.startswith("rgb")
             context.colorspace = 0 if stored_rgb else self.colors.matrix
             context.color_range = 2 if stored_rgb or self.colors.full_range else 1
         return stream
 
-    def picture(self, frame: npt.NDArray[np.uint8], stream: Any) -> av.VideoFrame:
-        """RGB bytes ``[H, W, 3]`` in the stream's pixel format."""
+    def picture(self, frame: Frame, stream: Any) -> av.VideoFrame:
+        """RGB levels ``[H, W, 3]`` in the stream's pixel format."""
         colors = REFERENCE_COLORS if self.parity else self.colors
         return pixels.from_rgb(frame, stream.pix_fmt, colors, fast=self.parity)
 
@@ -250,7 +293,7 @@ class SegmentEncoder:
         finally:
             self._container.close()
 
-    def write(self, frame: npt.NDArray[np.uint8]) -> None:
+    def write(self, frame: Frame) -> None:
         """Encode the next picture, ``[H, W, 3]``."""
         if self._stream is None:
             self._stream = self._encoding.add_stream(self._container, *frame.shape[:2])

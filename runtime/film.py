@@ -156,7 +156,7 @@ def _bytes_of(segment: Segment) -> int:
 
 def _writer(target: Target, reader: VideoReader, *, parity: bool) -> VideoWriter | FolderWriter:
     if target.encoding.makes_folder:
-        return FolderWriter(target.path, reader.path, target.note)
+        return FolderWriter(target.path, reader.path, target.note, reader.info.profile)
     return VideoWriter(
         target.path,
         reader,
@@ -177,6 +177,7 @@ def facts_of(source: VideoReader, plan: Plan, engine_set: EngineSet, target: Tar
         "version of v2v": v2v_version(),
         "--rate": source.info.frame_rate,
         "--cuts": source.find_cuts,
+        "--deinterlace": source.deinterlace,
         **source.wanted.facts(),
         **settings,
         **encoding,

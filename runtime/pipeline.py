@@ -24,15 +24,12 @@ from v2v.export.models.configs import Defaults
 from v2v.runtime import noise
 from v2v.runtime.coding import Canvas, FrameDecoder, FrameEncoder
 from v2v.runtime.colors import ColorMatch
-from v2v.runtime.device import Array, Device
+from v2v.runtime.device import Array, Device, Frame
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.prompt import Tokenizer
 from v2v.runtime.sampling import DenoisingLoop, Guidance, NumericalError
 from v2v.runtime.schedule import Schedule
 from v2v.runtime.solvers import SOLVERS
-
-Frame = npt.NDArray[np.uint8]
-"""[H, W, 3], RGB, 0..255."""
 
 Memory = Literal["high", "low"]
 
@@ -51,9 +48,10 @@ class Settings:
 
     ``strength`` is the noise level, 0..1 of the 1000 levels; guidance acts only at the levels inside
     ``guidance_interval``, which spares the other steps their second evaluation. ``size`` is the output's
-    (height, width) in pixels; without it ``scale`` times the input's. ``parity`` follows the reference in its
-    oddities too: 1280x720 by stretching without antialiasing, the first 32 frames, its schedule's rounding, its
-    start, its colours and truncated bytes.
+    (height, width) in pixels; without it ``scale`` times the input's. ``depth`` is the bits of a component wanted:
+    with 8 the pictures given out are uint8, with more uint16, with None as the frames taken in. ``parity`` follows
+    the reference in its oddities too: 1280x720 by stretching without antialiasing, the first 32 frames, its
+    schedule's rounding, its start, its colours and truncated bytes.
     """
 
     prompt: str = ""
@@ -68,6 +66,7 @@ class Settings:
     size: tuple[int, int] | None = None
     scale: float | None = None
     color: ColorMatch = "wavelet"
+    depth: int | None = None
     parity: bool = False
 
 
@@ -86,12 +85,18 @@ class Plan:
     seed: int
     size: tuple[int, int]
     color: ColorMatch
+    depth: int | None
     parity: bool
 
     @property
     def schedule(self) -> Schedule:
         """Noise levels and the way that grids take through them."""
         return Schedule(exact=self.parity)
+
+    @property
+    def levels(self) -> type[np.uint8 | np.uint16] | None:
+        """Type of the levels of the pictures given out; None for that of the frames taken in."""
+        return None if self.depth is None else np.uint16 if self.depth > 8 else np.uint8
 
     @property
     def sigmas(self) -> list[float]:
@@ -111,10 +116,16 @@ def plan(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> Pla
     }
     usual = {name: getattr(defaults, name) for name in Plan.__dataclass_fields__ if hasattr(defaults, name)}
     made = Plan(
-        **{"negative_prompt": None, **usual, **given, "size": output_size(settings, defaults, source)}
+        **{
+            "negative_prompt": None,
+            "depth": None,
+            **usual,
+            **given,
+            "size": output_size(settings, defaults, source),
+        }
     )
     if made.parity:
-        made = replace(made, size=PARITY_SIZE, color="none")
+        made = replace(made, size=PARITY_SIZE, color="none", depth=None)
     _check(made)
     return made
 
@@ -145,6 +156,7 @@ def _check(plan: Plan) -> None:
         ("--guidance-interval", plan.guidance_interval[0], 0, plan.guidance_interval[1]),
         ("--guidance-interval", plan.guidance_interval[1], plan.guidance_interval[0], 1),
         ("--seed", plan.seed, 0, 2**64 - 1),
+        ("--depth", plan.depth or 8, 8, 16),
         ("--size", min(plan.size), 1, 2**15),
         ("--size", max(plan.size), 1, 2**15),
     ):
@@ -238,7 +250,7 @@ class VideoToVideo:
         """Enhance ``frames``, giving out one frame for each taken in; memory does not grow with their number.
 
         Args:
-            frames: [H, W, 3] uint8 RGB, all of one size.
+            frames: [H, W, 3] RGB, all of one size, uint8 in 0..255 or uint16 in 0..65535.
             settings: what to do, or just a prompt; what is not given is left to the model's defaults.
             total: number of frames, where known, for the estimate of time left.
             cuts: numbers of the frames that start a new shot. It may grow while frames are taken, as long as a
@@ -366,6 +378,7 @@ class VideoToVideo:
             self.model.latent_scale,
             colors=plan.color,
             truncate=plan.parity,
+            levels=plan.levels or segment.frames[0].dtype,
         )
         pending = None
         for place, frame in enumerate(segment.frames):

@@ -1,4 +1,4 @@
-"""Decoded pictures <-> RGB bytes: matrix, range, depth, transparency, orientation.
+"""Decoded pictures <-> RGB levels of 8 or 16 bits: matrix, range, depth, transparency, orientation.
 
 Colour codes are those of ITU-T H.273, as FFmpeg and the files use them; 2 means "unspecified".
 """
@@ -6,6 +6,7 @@ Colour codes are those of ITU-T H.273, as FFmpeg and the files use them; 2 means
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
 from v2v.engine.backend import V2VError
+from v2v.runtime.device import Frame
 
 UNSPECIFIED = 2
 _RGB, _BT709, _BT601 = 0, 1, 6
@@ -97,6 +99,12 @@ def reference_colors(frame: av.VideoFrame) -> Colors:
     return replace(REFERENCE_COLORS, full_range=frame.format.name.startswith(_FULL_RANGE_FORMATS))
 
 
+def profile_of(frame: av.VideoFrame) -> bytes | None:
+    """The frame's ICC profile."""
+    data: Any = frame.side_data.get("ICC_PROFILE")
+    return None if data is None else bytes(data)
+
+
 def has_alpha(frame: av.VideoFrame) -> bool:
     """Whether the frame has a channel for transparency."""
     return any(component.is_alpha for component in frame.format.components)
@@ -108,9 +116,13 @@ def depth_of(frame: av.VideoFrame) -> int:
 
 
 class ToRGB:
-    """Converts decoded frames of one video to upright RGB bytes ``[H, W, 3]``.
+    """Converts decoded frames of one video to upright RGB levels ``[H, W, 3]``.
 
-    ``fast`` takes the reference's arithmetic instead of the accurate one. Transparent pixels turn black.
+    Levels are bytes, or where ``deep`` uint16 that use all of 0..65535. FFmpeg's own conversion to 16 bits makes
+    white 65280 and is not the inverse of the way back, so there FFmpeg only enlarges the chroma planes and the
+    matrix is applied here: a component of up to 16 bits comes back from :func:`from_rgb` as it was, as long as it
+    lies within the colours that RGB has. ``fast`` takes the reference's arithmetic instead of the accurate one and
+    has bytes alone. Transparent pixels turn black.
 
     Raises:
         V2VError: a matrix that FFmpeg cannot convert.
@@ -122,6 +134,7 @@ class ToRGB:
         orientation: Orientation,
         size: tuple[int, int],
         *,
+        deep: bool = False,
         fast: bool = False,
     ) -> None:
         if colors.matrix not in _SWSCALE:
@@ -129,61 +142,226 @@ class ToRGB:
                 f"the colour matrix of this video (number {colors.matrix} of H.273) cannot be read; "
                 "convert it to BT.709 or BT.2020 first"
             )
-        self.colors, self.orientation, self.fast = colors, orientation, fast
+        self.colors, self.orientation, self.deep, self.fast = colors, orientation, deep, fast
         self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
         self._height, self._width = size  # as stored; a frame of another size is scaled to it
 
-    def __call__(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+    def __call__(self, frame: av.VideoFrame) -> Frame:
         """Convert one frame."""
-        alpha = has_alpha(frame)
+        return self.orientation.apply(self._deep(frame) if self.deep else self._bytes(frame))
+
+    def _bytes(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         if frame.format.name.startswith("gray") and not self.colors.full_range:
             return self._grey(frame)
+        alpha = has_alpha(frame)
+        pixels: npt.NDArray[Any] = self._as_rgb(frame, "rgba" if alpha else "rgb24").to_ndarray()
+        return _on_black(pixels) if alpha else pixels
+
+    def _grey(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+        """Grey in 16..235, which swscale would take for 0..255."""
+        grey = frame.reformat(width=self._width, height=self._height, format="gray").to_ndarray()
+        stretched = np.clip((grey.astype(np.float32) - 16) * (255 / 219), 0, 255).round().astype(np.uint8)
+        return np.repeat(stretched[..., None], 3, axis=2)
+
+    def _as_rgb(self, frame: av.VideoFrame, name: str) -> av.VideoFrame:
+        """FFmpeg's conversion to a format of RGB."""
         matrix = _SWSCALE[self.colors.matrix]
         frame.colorspace = self.colors.matrix  # PyAV 17 takes BT.2020 from here alone
         stored_rgb = frame.format.is_rgb or frame.format.has_palette
-        converted = self._reformatter.reformat(
+        return self._reformatter.reformat(
             frame,
             width=self._width,
             height=self._height,
-            format="rgba" if alpha else "rgb24",
+            format=name,
             src_colorspace=matrix,
             dst_colorspace=matrix,
             interpolation=_FAST if self.fast else _FAITHFUL,
             src_color_range=_FULL if self.colors.full_range or stored_rgb else _LIMITED,
             dst_color_range=_FULL,
         )
-        pixels: npt.NDArray[Any] = converted.to_ndarray()
-        if alpha:
-            pixels = _on_black(pixels)
-        return self.orientation.apply(pixels)
 
-    def _grey(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-        """Grey in 16..235, which swscale would take for 0..255."""
-        grey = frame.reformat(width=self._width, height=self._height, format="gray").to_ndarray()
-        stretched = np.clip((grey.astype(np.float32) - 16) * (255 / 219), 0, 255).round().astype(np.uint8)
-        return self.orientation.apply(np.repeat(stretched[..., None], 3, axis=2))
+    def _deep(self, frame: av.VideoFrame) -> npt.NDArray[np.uint16]:
+        alpha = has_alpha(frame)
+        kind = frame.format.name
+        if frame.format.is_rgb or frame.format.has_palette or kind.startswith("ya"):
+            stored: npt.NDArray[Any] = self._as_rgb(frame, "rgba64le" if alpha else "rgb48le").to_ndarray()
+            return _on_black(stored) if alpha else stored
+        bits = min(depth for depth in _DEPTHS if depth >= min(depth_of(frame), _DEPTHS[-1]))
+        if kind.startswith("gray"):
+            grey = self._planes(frame, f"gray{bits}le" if bits > 8 else "gray", _FULL)
+            return np.repeat(_stretched(grey[0], bits, self.colors.full_range)[..., None], 3, axis=2)
+        if alpha and bits == 14:  # which FFmpeg has no planes for
+            bits = 16
+        stated = _FULL if self.colors.full_range else _LIMITED
+        planes = self._planes(frame, _planar("yuva444p" if alpha else "yuv444p", bits), stated)
+        rgb = _rgb_of(planes[:3], bits, self.colors)
+        return _on_black(np.dstack([rgb, _stretched(planes[3], bits, full_range=True)])) if alpha else rgb
+
+    def _planes(self, frame: av.VideoFrame, name: str, color_range: int) -> list[npt.NDArray[Any]]:
+        """The frame's components at full size, the same numbers, ``[H, W]`` each."""
+        matrix = _SWSCALE[self.colors.matrix]
+        frame.colorspace = self.colors.matrix
+        return planes_of(
+            self._reformatter.reformat(
+                frame,
+                width=self._width,
+                height=self._height,
+                format=name,
+                src_colorspace=matrix,
+                dst_colorspace=matrix,
+                interpolation=_FAITHFUL,
+                src_color_range=color_range,
+                dst_color_range=color_range,
+            )
+        )
 
 
-def _on_black(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def planes_of(frame: av.VideoFrame) -> list[npt.NDArray[Any]]:
+    """The planes ``[h, w]`` of a planar frame, uint8 or uint16, in the frame's memory."""
+    kind = np.uint8 if depth_of(frame) <= 8 else np.uint16
+    planes: tuple[Any, ...] = frame.planes
+    return [np.frombuffer(p, kind).reshape(p.height, -1)[:, : p.width] for p in planes]
+
+
+def _on_black(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """``[H, W, 4]`` with straight alpha -> ``[H, W, 3]``."""
-    shown = pixels[..., :3].astype(np.uint16) * pixels[..., 3:]
-    return ((shown + 127) // 255).astype(np.uint8)
+    white = int(np.iinfo(pixels.dtype).max)
+    shown = pixels[..., :3].astype(np.uint16 if white == 255 else np.uint32) * pixels[..., 3:]
+    blended: npt.NDArray[Any] = ((shown + white // 2) // white).astype(pixels.dtype)
+    return blended
 
 
-def from_rgb(
-    pixels: npt.NDArray[np.uint8], pixel_format: str, colors: Colors, *, fast: bool = False
-) -> av.VideoFrame:
-    """RGB bytes ``[H, W, 3]`` -> a frame in ``pixel_format``, tagged with ``colors``."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+def from_rgb(pixels: Frame, pixel_format: str, colors: Colors, *, fast: bool = False) -> av.VideoFrame:
+    """RGB levels ``[H, W, 3]``, uint8 or uint16 -> a frame in ``pixel_format``, tagged with ``colors``."""
+    wanted = av.VideoFormat(pixel_format)
+    depth = max(component.bits for component in wanted.components)
+    if pixels.dtype == np.uint16 and depth > 8:
+        return _from_deep(pixels, wanted, depth, colors)
+    levels: npt.NDArray[Any] = np.ascontiguousarray(pixels)
+    frame = av.VideoFrame.from_ndarray(
+        _to_bytes(levels) if levels.dtype == np.uint16 else levels, format="rgb24"
+    )
     if frame.format.name == pixel_format:
         return frame
+    return _reformatted(
+        frame,
+        pixel_format,
+        colors,
+        _FULL,
+        _FULL if colors.full_range else _LIMITED,
+        _FAST if fast else _FAITHFUL,
+    )
+
+
+def _from_deep(pixels: Frame, wanted: av.VideoFormat, depth: int, colors: Colors) -> av.VideoFrame:
+    """Levels of 16 bits in a format of more than 8."""
+    if wanted.is_rgb:
+        levels: npt.NDArray[Any] = np.ascontiguousarray(pixels)
+        stored = av.VideoFrame.from_ndarray(levels, format="rgb48le")
+        return stored.reformat(format=wanted.name, src_color_range=_FULL, dst_color_range=_FULL)
+    height, width = pixels.shape[:2]
+    frame = av.VideoFrame(width, height, _planar("yuv444p", depth))
+    for plane, levels in zip(frame.planes, _yuv_of(pixels, depth, colors), strict=True):
+        padded: Any = np.zeros((height, plane.line_size // 2), np.uint16)
+        padded[:, :width] = levels
+        plane.update(padded)
+    if frame.format.name == wanted.name:
+        return frame
+    stated = _FULL if colors.full_range else _LIMITED
+    return _reformatted(frame, wanted.name, colors, stated, stated, _FAITHFUL)
+
+
+def _reformatted(
+    frame: av.VideoFrame, name: str, colors: Colors, source: int, target: int, interpolation: int
+) -> av.VideoFrame:
     matrix = _SWSCALE[colors.matrix]
     frame.colorspace = colors.matrix
     return frame.reformat(
-        format=pixel_format,
+        format=name,
         src_colorspace=matrix,
         dst_colorspace=matrix,
-        interpolation=_FAST if fast else _FAITHFUL,
-        src_color_range=_FULL,
-        dst_color_range=_FULL if colors.full_range else _LIMITED,
+        interpolation=interpolation,
+        src_color_range=source,
+        dst_color_range=target,
     )
+
+
+def _to_bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Levels of 16 bits -> the nearest of 8."""
+    return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+# The arithmetic of H.273, section 8.3: E'R, E'G, E'B in 0..1 here are levels 0..65535 -----------------------------
+
+_DEPTHS = (8, 9, 10, 12, 14, 16)  # that FFmpeg has planar formats for
+_WHITE = 65535
+_BAND = 1 << 18  # pixels converted at a time: what fits into a processor's cache
+
+# H.273 matrix -> (KR, KB); 10 is BT.2020 with constant luminance, read as players do, like the other.
+_WEIGHTS = {
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+    10: (0.2627, 0.0593),
+}
+
+
+def _planar(kind: str, bits: int) -> str:
+    return f"{kind}{bits}le" if bits > 8 else kind
+
+
+def _code_range(bits: int, full_range: bool) -> tuple[int, int, int, int]:
+    """Black, white minus black, grey's chroma, and the chroma's span, in numbers of ``bits`` bits."""
+    top, step = (1 << bits) - 1, 1 << (bits - 8)
+    return (0, top, 128 * step, top) if full_range else (16 * step, 219 * step, 128 * step, 224 * step)
+
+
+def _stretched(plane: npt.NDArray[Any], bits: int, full_range: bool) -> npt.NDArray[np.uint16]:
+    """A plane of brightness (or alpha) -> levels 0..65535."""
+    black, span, _, _ = _code_range(bits, full_range)
+    levels = (plane.astype(np.float32) - black) * np.float32(_WHITE / span)
+    stretched: npt.NDArray[np.uint16] = np.rint(np.clip(levels, 0, _WHITE)).astype(np.uint16)
+    return stretched
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    rows = max(_BAND // width, 1)
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _rgb_of(planes: Sequence[npt.NDArray[Any]], bits: int, colors: Colors) -> npt.NDArray[np.uint16]:
+    """Y', Cb, Cr ``[H, W]`` of ``bits`` bits -> levels ``[H, W, 3]``."""
+    kr, kb = _WEIGHTS[colors.matrix]
+    kg = 1 - kr - kb
+    black, span, grey, chroma = _code_range(bits, colors.full_range)
+    out = np.empty((*planes[0].shape, 3), np.uint16)
+    for rows in _bands(*planes[0].shape):
+        y, b, r = (plane[rows].astype(np.float32) for plane in planes)
+        y = (y - black) * np.float32(_WHITE / span)
+        b = (b - grey) * np.float32(2 * (1 - kb) * _WHITE / chroma)
+        r = (r - grey) * np.float32(2 * (1 - kr) * _WHITE / chroma)
+        g = y - np.float32(kr / kg) * r - np.float32(kb / kg) * b
+        for place, levels in enumerate((y + r, g, y + b)):
+            out[rows, :, place] = np.rint(np.clip(levels, 0, _WHITE, out=levels), out=levels)
+    return out
+
+
+def _yuv_of(
+    pixels: npt.NDArray[Any], bits: int, colors: Colors
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+    """Levels ``[H, W, 3]`` of 16 bits -> Y', Cb, Cr ``[H, W]`` of ``bits`` bits."""
+    kr, kb = _WEIGHTS[colors.matrix]
+    black, span, grey, chroma = _code_range(bits, colors.full_range)
+    top = (1 << bits) - 1
+    luma, blue, red = (np.empty(pixels.shape[:2], np.uint16) for _ in range(3))
+    for rows in _bands(*pixels.shape[:2]):
+        r, g, b = (pixels[rows, :, place].astype(np.float32) for place in range(3))
+        y = np.float32(kr) * r + np.float32(1 - kr - kb) * g + np.float32(kb) * b
+        luma[rows] = np.rint(y * np.float32(span / _WHITE) + black)
+        for plane, component, weight in ((blue, b, kb), (red, r, kr)):
+            code = (component - y) * np.float32(chroma / (2 * (1 - weight) * _WHITE)) + grey
+            plane[rows] = np.rint(np.clip(code, 0, top))
+    return luma, blue, red

@@ -1,4 +1,4 @@
-"""Video in, video out: pictures as RGB bytes, everything else of the file carried over.
+"""Video in, video out: pictures as RGB levels, everything else of the file carried over.
 
     with VideoReader(Path("in.mp4")) as source, VideoWriter(Path("out.mp4"), source) as sink:
         for frame in enhance(source.frames()):
@@ -23,22 +23,19 @@ from typing import Any, NamedTuple
 
 import av
 import av.container
-import numpy as np
-import numpy.typing as npt
 
 from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
 from v2v.engine.store import sync
-from v2v.runtime import folders, pixels
-from v2v.runtime.encoding import EncodedSegment, Encoding
+from v2v.runtime import folders, hdr, pixels
+from v2v.runtime.deinterlacing import Deinterlacer
+from v2v.runtime.device import Frame
+from v2v.runtime.encoding import CODECS, EncodedSegment, Encoding
 from v2v.runtime.pixels import Colors
 from v2v.runtime.ranges import NOT_GIVEN, SEEKABLE, WHOLE, Part, TimeRange, before
 from v2v.runtime.ranges import clock as clock_text
 from v2v.runtime.shots import ShotDetector
 from v2v.runtime.streams import StreamCopier, copy_stream_tags, picture_stream, warn
-
-Frame = npt.NDArray[np.uint8]
-"""[H, W, 3], RGB, 0..255."""
 
 PARITY_RATE = Fraction(8)
 _DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
@@ -70,12 +67,15 @@ class VideoInfo:
     colors: Colors
     depth: int  # bits per component
     stream_index: int
+    light: hdr.StaticMetadata = hdr.UNSTATED
+    profile: bytes | None = None  # ICC
 
 
 class VideoReader:
-    """Decodes a video's pictures to upright RGB bytes, one at a time.
+    """Decodes a video's pictures to upright RGB levels, one at a time: uint8, or uint16 if the source has more bits.
 
-    ``parity`` reads colours as the reference does: as BT.601, whatever the tags say. Damage in the middle costs
+    ``parity`` reads colours as the reference does: as BT.601, whatever the tags say, and as bytes. Interlaced
+    pictures are made whole frames, except with ``parity`` or without ``deinterlace``. Damage in the middle costs
     only the pictures it hit; how many were read is told as a :class:`~v2v.runtime.streams.MediaWarning` at the
     end.
 
@@ -95,14 +95,17 @@ class VideoReader:
         find_cuts: bool = False,
         rate: Fraction | None = None,
         wanted: TimeRange = WHOLE,
+        deinterlace: bool = True,
     ) -> None:
         self.path, self.wanted = path, wanted
+        self.deinterlace = deinterlace and not parity
         self.find_cuts = find_cuts
         self.cuts: set[int] = set()
         """Numbers of the pictures that start a shot, of those given out, if asked to ``find_cuts``."""
         self.timestamps: deque[Timestamp] = deque()
         """Of pictures given out by :meth:`frames` and not yet written."""
         self._damaged = 0
+        self._told_interlaced = False
         self._opened = contextlib.ExitStack()
         self._container = _open(path, rate, self._opened)
         try:
@@ -111,7 +114,14 @@ class VideoReader:
             self._decoded = self._decode()
             self.part: Part | None = None
             """What of the file is given out; None for all of it."""
-            self._first = self._decode_first() if wanted.whole else self._enter(wanted)
+            self.first_number = 0
+            """The film's number of the first picture given out, which its noise is drawn for.
+
+            In a range it is told from the picture's time and the frame rate: exact where the rate is constant.
+            """
+            self._first = self._decode_first()
+            if not wanted.whole:
+                self._first, self.first_number = self._enter(wanted, self._first)
             self.info, self._to_rgb = self._describe(self._first, parity)
         except BaseException:
             self._opened.close()
@@ -126,8 +136,7 @@ class VideoReader:
     def frames(self) -> Iterator[Frame]:
         """Every picture in order, ``[H, W, 3]``, once; its time stamp goes to :attr:`timestamps`."""
         frame: av.VideoFrame | None = self._first
-        if pixels.has_alpha(self._first):
-            warn(f"{self.path}: transparency cannot be kept; it is shown on black")
+        self._tell_losses(self._first)
         clock = _Clock(self.info.frame_rate, self.info.time_base)
         shift = round(self.part.shift / self.info.time_base) if self.part else 0
         starts_shot = ShotDetector() if self.find_cuts else None
@@ -142,44 +151,36 @@ class VideoReader:
             frame = next(self._decoded, None)
         self._tell_damage(clock)
 
-    @property
-    def first_number(self) -> int:
-        """The film's number of the first picture given out, which its noise is drawn for.
-
-        It is told from the picture's time and the frame rate: exact where the rate is constant.
-        """
-        if self.part is None:
-            return 0
-        since = self.part.shift - (self._stream.start_time or 0) * self.info.time_base
-        return max(round(since * self.info.frame_rate), 0)
-
-    def _enter(self, wanted: TimeRange) -> av.VideoFrame:
-        """Go to the first picture of a range; returns it."""
+    def _enter(self, wanted: TimeRange, first: av.VideoFrame) -> tuple[av.VideoFrame, int]:
+        """Go to the first picture of a range in the film that begins with ``first``; returns it and its number."""
+        tick = self._stream.time_base or Fraction(1, av.time_base)
+        beginning = (first.pts or 0) * tick
         # A file's clock may start above zero, as a recording's does; players count from there.
-        zero = max(Fraction(self._container.start_time or 0, av.time_base), Fraction(0))
+        told = self._container.start_time
+        zero = beginning if told is None else max(Fraction(told, av.time_base), Fraction(0))
         length = self._length(zero)
         start, stop = wanted.within(length)
         part = Part(zero + start, None if stop is None else zero + stop)
-        tick = self._stream.time_base or Fraction(1, av.time_base)
-        sought = start > 0 and self._container.format.name.startswith(SEEKABLE) and self._seek(part.start)
-        frame = next(self._decoded, None)
-        if sought and (frame is None or frame.pts is None or before(part.start, frame.pts * tick)):
-            self._seek(zero)  # the index leads behind the start: read all instead
-            frame = next(self._decoded, None)
+        frame: av.VideoFrame | None = first
+        if before(beginning, part.start) and self._container.format.name.startswith(SEEKABLE):
+            frame = next(self._decoded, None) if self._seek(part.start) else None
+            if frame is None or frame.pts is None or before(part.start, frame.pts * tick):
+                self._seek(beginning)  # the index leads behind the start: read all instead
+                frame = next(self._decoded, None)
         stamps = _Clock(self._frame_rate(), tick)
         time = Fraction(0)
         while frame is not None and before(time := stamps.stamp(frame).start * tick, part.start):
             frame = next(self._decoded, None)
         if frame is None or part.ended(time):
-            told = "" if length is None else f"; the video is {clock_text(length)} long"
+            ends = "" if length is None else f"; the video is {clock_text(length)} long"
             flags = " ".join(
                 f"{name} {value}" for name, value in wanted.facts().items() if value != NOT_GIVEN
             )
-            raise MediaError(f"{self.path}: no picture begins within {flags}{told}")
+            raise MediaError(f"{self.path}: no picture begins within {flags}{ends}")
         if wanted.end is not None and length is not None and wanted.end > length + 1:
             warn(f"{self.path} ends at {clock_text(length)}, before --end {clock_text(wanted.end)}")
-        self.part = part.beginning_at(time)
-        return frame
+        self.part = part.beginning_at(time if start else Fraction(0))
+        return frame, max(round((time - beginning) * self._frame_rate()), 0)
 
     def _seek(self, time: Fraction) -> bool:
         """Go on decoding at the last key picture at or before ``time``; whether that was possible."""
@@ -206,8 +207,30 @@ class VideoReader:
             )
         return stream
 
+    def _tell_losses(self, frame: av.VideoFrame) -> None:
+        """Tell what pictures say that the result cannot."""
+        if pixels.has_alpha(frame):
+            warn(f"{self.path}: transparency cannot be kept; it is shown on black")
+        if dynamic := hdr.dynamic_metadata_of(frame):
+            warn(
+                f"{self.path}: its {' and '.join(dynamic)} metadata describes each picture as it was and is left "
+                "out; the result is shown as plain HDR, by its colour tags"
+            )
+
     def _decode(self) -> Iterator[av.VideoFrame]:
-        """Decode what can be decoded; a damaged packet costs no more than itself."""
+        """Decode what can be decoded, each picture a whole frame."""
+        decoded = self._decode_packets()
+        return Deinterlacer(self._tell_interlaced)(decoded) if self.deinterlace else decoded
+
+    def _tell_interlaced(self) -> None:
+        if not self._told_interlaced:
+            self._told_interlaced = True
+            warn(
+                f"{self.path} is interlaced; its fields are made whole frames. --no-deinterlace leaves them woven"
+            )
+
+    def _decode_packets(self) -> Iterator[av.VideoFrame]:
+        """A damaged packet costs no more than itself."""
         in_a_row = 0
         while in_a_row < _DAMAGED_PACKETS:
             try:
@@ -240,8 +263,9 @@ class VideoReader:
             colors = pixels.reference_colors(first)
         else:
             colors = pixels.colors_of(first, codec).resolved(first.width, first.height)
+        deep = pixels.depth_of(first) > 8 and not parity
         try:
-            to_rgb = pixels.ToRGB(colors, orientation, (first.height, first.width), fast=parity)
+            to_rgb = pixels.ToRGB(colors, orientation, (first.height, first.width), deep=deep, fast=parity)
         except V2VError as error:
             raise MediaError(f"{self.path}: {error}") from None
         aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1)
@@ -260,6 +284,8 @@ class VideoReader:
             colors=colors,
             depth=pixels.depth_of(first),
             stream_index=stream.index,
+            light=hdr.static_metadata_of(first),
+            profile=pixels.profile_of(first),
         )
         return info, to_rgb
 
@@ -536,24 +562,56 @@ def encoding_for(
     codec: str = "h264",
     crf: int | None = None,
     preset: str | None = None,
+    depth: int | None = None,
     parity: bool = False,
 ) -> Encoding:
     """How to encode the pictures of the video ``info``: its colours, depth, aspect and time stamps.
 
+    What of that the codec cannot hold is told as a :class:`~v2v.runtime.streams.MediaWarning`.
+
     Raises:
-        EncodingError: unknown codec or preset, or a quality that the codec does not have.
+        EncodingError: unknown codec or preset, or a quality or ``depth`` that the codec does not have.
     """
+    if codec in CODECS and not parity:
+        depth = depth or _depth_for(info, codec)
+        _tell_unheld(info, codec)
     return Encoding(
         colors=info.colors,
         rate=PARITY_RATE if parity else info.frame_rate,
         time_base=1 / PARITY_RATE if parity else info.time_base,
         aspect=info.sample_aspect_ratio,
-        deep=info.depth > 8 and not parity,
+        depth=depth,
         codec=codec,
         crf=crf,
         preset=preset,
         parity=parity,
+        light=hdr.UNSTATED if parity else info.light,
     )
+
+
+def _depth_for(info: VideoInfo, codec: str) -> int:
+    """Bits that hold all of the source's, or the most that the codec has."""
+    depths = CODECS[codec].formats
+    if (most := max(depths)) < info.depth <= 16:
+        others = ", ".join(name for name, other in CODECS.items() if max(other.formats) >= info.depth)
+        warn(
+            f"{info.path} has {info.depth} bits a colour, codec {codec} {most}: the finest steps are lost; "
+            f"{others} would keep them"
+        )
+    return min((depth for depth in depths if depth >= info.depth), default=most)
+
+
+def _tell_unheld(info: VideoInfo, codec: str) -> None:
+    if info.light and hdr.encoder_parameters(CODECS[codec].library, info.light) is None:
+        warn(
+            f"{info.path}: codec {codec} cannot hold its HDR metadata (mastering display, light levels); the colour "
+            "tags are kept. h264, hevc and av1 hold all of it"
+        )
+    if info.profile and codec != "png":
+        warn(
+            f"{info.path}: its colour profile (ICC) has no place in a video and is left out; a folder of PNG "
+            "pictures would keep it"
+        )
 
 
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}

@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import numpy.typing as npt
+
+Frame = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""A picture on the host: ``[H, W, 3]``, RGB, all of its type's range, 0..255 or (more than 8 bits) 0..65535."""
 
 Array = Any
 """An array of the device: ``numpy.ndarray`` on a CPU, ``CudaArray`` (shape, dtype, pointer) on CUDA."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +19,9 @@ from v2v.runtime.video import VideoReader, VideoWriter
 
 
 def read(path: Path, **options: bool) -> list[np.ndarray]:
+    """Every picture as bytes."""
     with VideoReader(path, **options) as source:
-        return list(source.frames())
+        return [frame if frame.dtype == np.uint8 else np.rint(frame / 257) for frame in source.frames()]
 
 
 def copy(
@@ -164,7 +166,10 @@ def test_unusual_pixel_formats_are_read(tmp_path: Path, codec: str, pix_fmt: str
         shown = np.repeat(shown[..., :1], 3, axis=2)
     source = make_video(tmp_path / f"in{ending}", pictures=[shown], codec=codec, pix_fmt=pix_fmt)
     assert psnr(read(source)[0], shown) > 36
-    assert psnr(read(copy(source, tmp_path / "out.mp4"))[0], shown) > 34
+    told = pytest.warns(MediaWarning, match="has 16 bits a colour, codec h264 10")
+    with told if "16" in pix_fmt else contextlib.nullcontext():
+        result = copy(source, tmp_path / "out.mp4")
+    assert psnr(read(result)[0], shown) > 34
 
 
 @pytest.mark.parametrize(
