@@ -40,7 +40,9 @@ _THREADS = 256  # of a block; the kernels' launch bounds say the same
 _GROUP = 8  # elements that a thread handles
 _STATISTICS_BLOCKS = 1024  # at most; Scratch in guidance.cu has room for so many
 _SCRATCH_BYTES = 8 + 4 * 8 * _STATISTICS_BLOCKS
-_FRAME_ROWS, _FRAME_THREADS = 4, 128  # of a block of prepare_frame
+_FRAME_ROWS, _FRAME_THREADS = 4, 128  # that a block of prepare_frame makes at a time, and its threads
+_FRAME_BLOCKS = 8  # of prepare_frame that a multiprocessor has registers for; launch bounds in pixels.cu
+_FRAME_TAPS = 3  # at most, of kernels that send source rows ahead
 _SHARED_BYTES = 48 * 1024  # what a block gets without asking
 _NOTHING_FOUND = np.uint64(2**64 - 1)
 
@@ -104,6 +106,8 @@ class CudaDevice:
         self.capability = (capability.major, capability.minor)
         self.cuda_stream = self.gpu.create_stream()
         self.stream = int(self.cuda_stream.handle)
+        self._shared_bytes = self.gpu.properties.max_shared_memory_per_multiprocessor
+        self._shared_reserved = self.gpu.properties.reserved_shared_memory_per_block
         self.allocations = 0  # pieces of memory asked for so far, on the device and pinned
         self.capture_refused: str | None = None  # why the last work that was to be captured was not
         self._pinned = _PinnedPool(self)
@@ -202,27 +206,27 @@ class CudaDevice:
         antialias: bool,
     ) -> None:
         height, width = out.shape[2:]
-        table = self._frame_tables(*frame.shape[:2], *size, *offset, height, width, antialias)
+        table = self._frame_tables(*frame.shape[:2], *size, *offset, height, width, antialias, frame.dtype)
+        parts = -(-width // table.tile) * -(-height // _FRAME_ROWS)
+        at_once = min(_FRAME_BLOCKS, self._shared_bytes // (table.shared + self._shared_reserved))
         self._launch(
-            self._kernel("prepare_frame", out.dtype),
-            (-(-width // table.tile), -(-height // _FRAME_ROWS)),
+            self._kernel("prepare_frame", out.dtype, frame.dtype, table.variant),
+            (min(parts, at_once * self.gpu.properties.multiprocessor_count),),
             (
                 frame.pointer,
-                _int(frame.shape[1]),
+                *map(_int, frame.shape[:2]),
                 out.pointer,
                 _int(height),
                 _int(width),
-                table.row_first.pointer,
-                table.row_weights.pointer,
-                _int(table.row_weights.shape[1]),
-                table.columns.pointer,
-                _int(table.columns.shape[1] // 4),
-                _int(table.taps),
+                *table.rows.arguments,
+                *table.columns.arguments,
                 _int(table.tile),
-                _int(table.shared_row),
+                _int(table.weighed_pitch),
+                _int(table.raw_pitch),
+                _int(table.raw_rows),
             ),
             threads=_FRAME_THREADS,
-            shared=_FRAME_ROWS * table.shared_row * 4,
+            shared=table.shared,
         )
 
     def resize(self, image: CudaArray, out: CudaArray) -> None:
@@ -248,7 +252,7 @@ class CudaDevice:
         self._each(kernel, out.size, moments.pointer, noise.pointer, out.pointer, _float(scale), out.size)
 
     def image_to_bytes(self, image: CudaArray, out: CudaArray, *, truncate: bool) -> None:
-        kernel, pixels = self._kernel("image_to_bytes", image.dtype), out.size // 3
+        kernel, pixels = self._kernel("image_to_bytes", image.dtype, out.dtype), out.size // 3
         self._each(kernel, pixels, image.pointer, out.pointer, pixels, _int(truncate))
 
     # The denoising loop -------------------------------------------------------------------------------------
@@ -406,10 +410,10 @@ class CudaDevice:
     def _move(self, source: int, target: int, nbytes: int, stream: Stream) -> None:
         _check(driver.cuMemcpyAsync(target, source, nbytes, stream.handle))
 
-    def _find_kernel(self, name: str, variant: npt.DTypeLike | int) -> Kernel:
+    def _find_kernel(self, name: str, *variant: npt.DTypeLike | int) -> Kernel:
         file = next(file for file, names in kernels.FILES.items() if name in names)
-        suffix = variant if isinstance(variant, int) else np.dtype(variant).name
-        return self._kernels[file].get_kernel(f"{name}_{suffix}")
+        parts = (str(part) if isinstance(part, int) else np.dtype(part).name for part in variant)
+        return self._kernels[file].get_kernel("_".join((name, *parts)))
 
     def _load(self, name: str) -> Any:
         try:
@@ -435,18 +439,18 @@ class CudaDevice:
         height: int,
         width: int,
         antialias: bool,
+        levels: np.dtype[Any],
     ) -> _FrameTables:
-        rows = _dense(*taps(source_height, resized_height, top, height, antialias), source_height)
-        columns = _dense(*taps(source_width, resized_width, left, width, antialias), source_width)
-        row_first, row_weights = _row_table(*rows, source_height)
-        count = columns[1].shape[1]
-        return _FrameTables(
-            self.upload(row_first),
-            self.upload(row_weights),
-            self.upload(_column_table(*columns)),
-            count,
-            *_tile(columns[0], count),
+        plan = _FramePlan.of(
+            taps(source_height, resized_height, top, height, antialias),
+            taps(source_width, resized_width, left, width, antialias),
+            (source_height, source_width),
+            levels,
         )
+        rows, columns = (
+            _Axis(self.upload(_entries(*axis)), axis[1].shape[1]) for axis in (plan.rows, plan.columns)
+        )
+        return _FrameTables(rows, columns, plan.tile, plan.weighed_pitch, plan.raw_pitch, plan.raw_rows)
 
 
 @dataclass(frozen=True)
@@ -462,25 +466,90 @@ class _Taps:
 
 
 @dataclass(frozen=True)
+class _Axis:
+    """Geometry of one axis for prepare_frame: see Axis in pixels.cu."""
+
+    entries: CudaArray
+    taps: int
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.entries.pointer, _int(self.entries.shape[1] // 4), _int(self.taps)
+
+
+@dataclass(frozen=True)
 class _FrameTables:
     """What prepare_frame in pixels.cu needs to know of a geometry."""
 
-    row_first: CudaArray
-    row_weights: CudaArray
-    columns: CudaArray
-    taps: int
+    rows: _Axis
+    columns: _Axis
+    tile: int  # columns that a block makes at a time
+    weighed_pitch: int  # floats of a row of their source pixels
+    raw_pitch: int  # bytes of the same
+    raw_rows: int  # source rows that are sent ahead; 0: none
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a block."""
+        return _frame_shared(self.weighed_pitch, self.raw_pitch, self.raw_rows)
+
+    @property
+    def variant(self) -> int:
+        """Number of weights that the kernel is made for; 0 for any."""
+        return self.rows.taps if self.raw_rows else 0
+
+
+_AxisTaps = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
+"""First source pixels ``[count]`` and the weights ``[count, K]`` of K neighbours from there on."""
+
+
+@dataclass(frozen=True)
+class _FramePlan:
+    """How prepare_frame in pixels.cu goes about a geometry."""
+
+    rows: _AxisTaps
+    columns: _AxisTaps  # their weights take levels to -1..1
     tile: int
-    shared_row: int
+    weighed_pitch: int
+    raw_pitch: int
+    raw_rows: int
+
+    @classmethod
+    def of(
+        cls, row_taps: _AxisTaps, column_taps: _AxisTaps, source: tuple[int, int], levels: np.dtype[Any]
+    ) -> _FramePlan:
+        """Plan for the ``taps`` of both axes of a source of (height, width) pixels with ``levels``.
+
+        Raises:
+            ValueError: even two columns are made of more pixels than a block can hold.
+        """
+        rows, columns = _dense(*row_taps, source[0]), _dense(*column_taps, source[1])
+        most = max(rows[1].shape[1], columns[1].shape[1])
+        rows, columns = _dense(*row_taps, source[0], most), _dense(*column_taps, source[1], most)
+        columns = columns[0], columns[1] * np.float32(2 / np.iinfo(levels).max)
+        number = rows[1].shape[1]
+        starts = rows[0][::_FRAME_ROWS]
+        ends = (
+            rows[0][np.minimum(np.arange(len(starts)) * _FRAME_ROWS + _FRAME_ROWS, len(rows[0])) - 1] + number
+        )
+        raw_rows = int((ends - starts).max())
+        worth_sending = number == columns[1].shape[1] <= _FRAME_TAPS and raw_rows <= _FRAME_ROWS * number
+        for sent in (raw_rows, 0) if worth_sending else (0,):
+            for tile in (2 * _FRAME_THREADS, 128, 64, 32, 16, 8, 4, 2):  # two columns a thread
+                pitches = _pitches(columns, tile, levels.itemsize)
+                if _frame_shared(*pitches, sent) <= _SHARED_BYTES:
+                    return cls(rows, columns, tile, *pitches, sent)
+        raise ValueError("the picture is scaled down further than a GPU block can hold: resize it before")
 
 
 def _dense(
-    indices: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], size: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Taps as a first source pixel and the weights ``[count, K]`` of K neighbours, K as small as it can be."""
+    indices: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], size: int, least: int = 1
+) -> _AxisTaps:
+    """Taps of a source of ``size`` as neighbours, as few as can be, but ``least`` where the source has so many."""
     counts = weights != 0
     first = np.where(counts, indices, size).min(axis=1)
     last = np.where(counts, indices, -1).max(axis=1)
-    number = int((last - first).max()) + 1
+    number = max(int((last - first).max()) + 1, min(least, size))
     first = np.minimum(first, size - number)
     dense = np.zeros((len(indices), number), np.float32)
     places = np.nonzero(counts)
@@ -488,47 +557,29 @@ def _dense(
     return first.astype(np.int32), dense
 
 
-def _row_table(
-    first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], size: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """First source row of each block of rows, and ``[blocks, source rows, rows of a block]`` weights."""
-    blocks = -(-len(first) // _FRAME_ROWS)
-    number = weights.shape[1]
-    starts = np.pad(first, (0, blocks * _FRAME_ROWS - len(first)), "edge").reshape(blocks, _FRAME_ROWS)
-    span = int((starts.max(axis=1) - starts.min(axis=1)).max()) + number
-    block_first = np.minimum(starts.min(axis=1), size - span)
-    table = np.zeros((blocks, span, _FRAME_ROWS), np.float32)
-    for row, (start, values) in enumerate(zip(first, weights, strict=True)):
-        block, place = divmod(row, _FRAME_ROWS)
-        begin = start - block_first[block]
-        table[block, begin : begin + number, place] = values
-    return block_first.astype(np.int32), table
-
-
-def _column_table(first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``[count, 4 n]``: the first source pixel's bits, then the weights that take bytes to -1..1."""
+def _entries(first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """``[count, 4 n]``: the first source pixel's bits, then the weights."""
     count, number = weights.shape
     table = np.zeros((count, -(-(number + 1) // 4) * 4), np.float32)
     table[:, 0] = first.view(np.float32)
-    table[:, 1 : number + 1] = weights * np.float32(2 / 255)
+    table[:, 1 : number + 1] = weights
     return table
 
 
-def _tile(first: npt.NDArray[np.int32], number: int) -> tuple[int, int]:
-    """Columns that a block of prepare_frame makes, and the floats that a row of their source pixels needs.
+def _pitches(columns: _AxisTaps, tile: int, size: int) -> tuple[int, int]:
+    """Floats and bytes of a row of the source samples, of ``size`` bytes, that ``tile`` columns are made of."""
+    first, weights = columns
+    lefts = np.arange(0, len(first), tile)
+    whole = 16 // size  # samples: what is sent starts at a multiple of 16 bytes
+    begin = first[lefts] * 3 // whole * whole
+    end = (first[np.minimum(lefts + tile, len(first)) - 1] + weights.shape[1]) * 3
+    samples = int(-(-(end - begin).max() // whole) * whole)
+    return samples, samples * size
 
-    Raises:
-        ValueError: even two columns are made of more pixels than a block can hold.
-    """
-    count = len(first)
-    for tile in (2 * _FRAME_THREADS, 128, 64, 32, 16, 8, 4, 2):  # two columns a thread
-        lefts = np.arange(0, count, tile)
-        begin = first[lefts] * 3 & ~3
-        end = (first[np.minimum(lefts + tile, count) - 1] + number) * 3
-        shared_row = int(-(-(end - begin).max() // 4) * 4)
-        if _FRAME_ROWS * shared_row * 4 <= _SHARED_BYTES:
-            return tile, shared_row
-    raise ValueError("the picture is scaled down further than a GPU block can hold: resize it before")
+
+def _frame_shared(weighed_pitch: int, raw_pitch: int, raw_rows: int) -> int:
+    """Bytes of shared memory: weighed rows, and two parts' source rows."""
+    return _FRAME_ROWS * weighed_pitch * 4 + 2 * raw_rows * raw_pitch
 
 
 class _Pinned:

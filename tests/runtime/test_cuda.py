@@ -108,46 +108,51 @@ def test_without_a_gpu_the_message_says_what_to_check():
     assert "\n" not in str(caught.value)
 
 
+AXES = [(640, 1280), (1280, 1280), (1920, 1280), (3840, 1280), (8192, 100), (7, 5), (3, 50), (1, 9)]
+
+
 @pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize(("source", "target"), [(640, 1280), (1280, 1280), (3840, 1280), (8192, 100), (7, 5)])
-def test_a_block_of_a_resize_holds_what_its_pixels_are_made_of(source, target, antialias):
+@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("source", "target"), AXES)
+def test_a_block_of_a_resize_holds_what_its_pixels_are_made_of(source, target, levels, antialias):
     cuda = pytest.importorskip("v2v.runtime.device.cuda", exc_type=EngineError)
     from v2v.runtime.device.resize import taps
 
-    first, weights = cuda._dense(*taps(source, target, -3, target + 6, antialias), source)
+    rows, columns = taps(90, 180, 0, 180, antialias), taps(source, target, -3, target + 6, antialias)
+    plan = cuda._FramePlan.of(rows, columns, (90, source), np.dtype(levels))
+    assert cuda._frame_shared(plan.weighed_pitch, plan.raw_pitch, plan.raw_rows) <= cuda._SHARED_BYTES
+    first, weights = plan.columns
     number = weights.shape[1]
-    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     assert first.min() >= 0 and first.max() + number <= source
-    tile, shared_row = cuda._tile(first, number)
-    assert cuda._FRAME_ROWS * shared_row * 4 <= cuda._SHARED_BYTES and shared_row % 4 == 0
-    for left in range(0, len(first), tile):
-        part = first[left : left + tile]
+    whole = 16 // np.dtype(levels).itemsize
+    for left in range(0, len(first), plan.tile):
+        part = first[left : left + plan.tile]
         assert (np.diff(part) >= 0).all()
-        begin = part[0] * 3 // 4 * 4
-        assert (part[-1] + number) * 3 - begin <= shared_row
+        begin = part[0] * 3 // whole * whole
+        assert (part[-1] + number) * 3 - begin <= plan.weighed_pitch
+    if plan.raw_rows:
+        first, weights = plan.rows
+        for top in range(0, len(first), 4):
+            assert first[top : top + 4][-1] + number - first[top] <= plan.raw_rows
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize(("source", "target"), [(36, 72), (72, 72), (100, 30), (3, 50), (1, 9), (270, 90)])
-def test_tables_of_rows_and_columns_say_what_the_taps_say(source, target, antialias):
+@pytest.mark.parametrize(("source", "target"), AXES)
+def test_entries_of_an_axis_say_what_the_taps_say(source, target, antialias):
     cuda = pytest.importorskip("v2v.runtime.device.cuda", exc_type=EngineError)
     from v2v.runtime.device.resize import taps
 
     geometry = taps(source, target, -5, target + 9, antialias)
     picture = np.random.default_rng(1).random(source).astype(FLOAT)
     expected = (picture[geometry[0]] * geometry[1]).sum(axis=1)
-    first, weights = cuda._dense(*geometry, source)
-    block_first, table = cuda._row_table(first, weights, source)
-    assert block_first.min() >= 0 and block_first.max() + table.shape[1] <= source
-    rows = picture[block_first[:, None] + np.arange(table.shape[1])]
-    by_rows = (rows[..., None] * table).sum(axis=1).ravel()[: len(expected)]
-    np.testing.assert_allclose(by_rows, expected, atol=1e-6)
-    columns = cuda._column_table(first, weights)
-    start = columns[:, :1].view(np.int32)
-    by_columns = (picture[start + np.arange(weights.shape[1])] * columns[:, 1 : weights.shape[1] + 1]).sum(
-        axis=1
-    )
-    np.testing.assert_allclose(by_columns * 255 / 2, expected, atol=1e-5)
+    for least in (1, 3):
+        first, weights = cuda._dense(*geometry, source, least)
+        number = weights.shape[1]
+        assert min(least, source) <= number <= max(least, geometry[0].shape[1])
+        entries = cuda._entries(first, weights)
+        start = entries[:, :1].view(np.int32)
+        weighed = (picture[start + np.arange(number)] * entries[:, 1 : number + 1]).sum(axis=1)
+        np.testing.assert_allclose(weighed, expected, atol=1e-6)
 
 
 # Memory -----------------------------------------------------------------------------------------------------------
@@ -218,6 +223,11 @@ RESIZES = {  # frame, size, out, offset, antialias
     "odd": ((67, 91), (123, 205), (123, 205), (0, 0), False),
     "padded": ((60, 100), (120, 201), (144, 256), (-11, -20), True),
     "part": ((60, 101), (240, 400), (80, 128), (90, 300), True),
+    "no multiple of 16": ((67, 92), (123, 205), (123, 205), (0, 0), False),
+    "wider than a part": ((9, 1280), (9, 1280), (9, 1280), (0, 0), False),
+    "two thirds": ((108, 480), (72, 320), (72, 320), (0, 0), True),
+    "half": ((108, 480), (54, 240), (54, 240), (0, 0), True),
+    "one row": ((1, 64), (16, 64), (16, 64), (0, 0), True),
     "shrunk": ((270, 479), (90, 160), (90, 160), (0, 0), True),
     "shrunk plainly": ((270, 479), (90, 160), (90, 160), (0, 0), False),
     "shrunk a lot": ((200, 4100), (9, 33), (16, 64), (-2, -7), True),
@@ -227,10 +237,11 @@ RESIZES = {  # frame, size, out, offset, antialias
 
 @gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
+@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
 @pytest.mark.parametrize("case", RESIZES)
-def test_prepare_frame(both, rng, dtype, case):
+def test_prepare_frame(both, rng, dtype, levels, case):
     source, size, out, offset, antialias = RESIZES[case]
-    frame = rng.integers(0, 256, (*source, 3), np.uint8)
+    frame = rng.integers(0, np.iinfo(levels).max + 1, (*source, 3), levels)
     result = both(
         "prepare_frame",
         frame,
@@ -243,6 +254,14 @@ def test_prepare_frame(both, rng, dtype, case):
 
 
 @gpu_test
+@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
+def test_a_large_frame_is_prepared_by_blocks_that_make_many_parts_each(both, rng, levels):
+    frame = rng.integers(0, np.iinfo(levels).max + 1, (1080, 1920, 3), levels)
+    out = poisoned((1, 3, 2160, 3840), HALF)
+    close(both("prepare_frame", frame, (2160, 3840), out, offset=(0, 0), antialias=True)[1], HALF)
+
+
+@gpu_test
 @pytest.mark.parametrize("out", [(45, 80), (720, 1280), (1, 1), (31, 77)])
 def test_resize(both, rng, out):
     image = rng.standard_normal((1, 3, 90, 160)).astype(FLOAT)
@@ -250,24 +269,28 @@ def test_resize(both, rng, out):
 
 
 @gpu_test
-def test_prepare_frame_takes_a_frame_that_is_not_aligned(gpu, rng):
-    frames = rng.integers(0, 256, (3, 5, 12, 3), np.uint8)  # 180 bytes a frame, then 179 further on
-    memory = gpu.upload(np.concatenate([[0], frames.ravel()]).astype(np.uint8))
-    frame = gpu.reshape(gpu.view(memory, slice(1, 181)), (5, 12, 3))
-    out, twin = gpu.empty((1, 3, 9, 30), FLOAT), np.empty((1, 3, 9, 30), FLOAT)
-    gpu.prepare_frame(frame, (9, 30), out, offset=(0, 0), antialias=False)
-    cpu.prepare_frame(frames[0], (9, 30), twin, offset=(0, 0), antialias=False)
-    close((gpu.download(out), twin))
+@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [(9, 30), (5, 12), (2, 5)])
+def test_prepare_frame_takes_a_frame_that_is_not_aligned(gpu, rng, levels, size):
+    frames = rng.integers(0, np.iinfo(levels).max + 1, (3, 5, 12, 3), levels)
+    memory = gpu.upload(np.concatenate([[0], frames.ravel()]).astype(levels))
+    out, twin = gpu.empty((1, 3, *size), FLOAT), np.empty((1, 3, *size), FLOAT)
+    for k, host in enumerate(frames):
+        frame = gpu.reshape(gpu.view(memory, slice(1 + 180 * k, 181 + 180 * k)), (5, 12, 3))
+        gpu.prepare_frame(frame, size, out, offset=(0, 0), antialias=True)
+        cpu.prepare_frame(host, size, twin, offset=(0, 0), antialias=True)
+        close((gpu.download(out), twin))
 
 
 @gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
+@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
 @pytest.mark.parametrize("truncate", [False, True])
 @pytest.mark.parametrize("size", [(64, 96), (13, 7)])
-def test_image_to_bytes_is_exact(both, rng, dtype, truncate, size):
+def test_image_to_bytes_is_exact(both, rng, dtype, levels, truncate, size):
     image = (rng.standard_normal((1, 3, *size)) * 0.7).astype(dtype)
     image.ravel()[:4] = [-1, 1, 0, 1e4]
-    mine, twin = both("image_to_bytes", image, poisoned((*size, 3), np.uint8), truncate=truncate)[1]
+    mine, twin = both("image_to_bytes", image, poisoned((*size, 3), levels), truncate=truncate)[1]
     np.testing.assert_array_equal(mine, twin)
 
 

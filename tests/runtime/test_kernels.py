@@ -37,7 +37,12 @@ def driver_is_there():
 
 
 def expected(name):
-    variants = {"combine": range(1, 6)}
+    pictures = [f"{pixel}_{level}" for pixel in ("float32", "float16") for level in ("uint8", "uint16")]
+    variants = {
+        "combine": range(1, 6),
+        "image_to_bytes": pictures,
+        "prepare_frame": [f"{picture}_{taps}" for picture in pictures for taps in range(4)],
+    }
     return {
         f"{kernel}_{variant}"
         for kernel in kernels.FILES[name]

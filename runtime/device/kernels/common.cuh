@@ -7,11 +7,12 @@
 #pragma once
 
 typedef unsigned char uint8;
+typedef unsigned short uint16;
 typedef unsigned int uint32;
 typedef unsigned long long uint64;
 
 struct half {
-    unsigned short bits;
+    uint16 bits;
 };
 
 __device__ __forceinline__ float to_float(float value) { return value; }
@@ -80,8 +81,8 @@ __device__ __forceinline__ Group load(const half* pointer) {
     Group g;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        g.v[2 * i] = to_float(half{static_cast<unsigned short>(words[i] & 0xffffu)});
-        g.v[2 * i + 1] = to_float(half{static_cast<unsigned short>(words[i] >> 16)});
+        g.v[2 * i] = to_float(half{static_cast<uint16>(words[i] & 0xffffu)});
+        g.v[2 * i + 1] = to_float(half{static_cast<uint16>(words[i] >> 16)});
     }
     return g;
 }

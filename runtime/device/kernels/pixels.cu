@@ -1,144 +1,233 @@
-// Bytes of a picture to the network's pixels and back.
+// Levels of a picture, 8 or 16 bits, to the network's pixels and back.
 // Layouts and formulas are those of v2v.runtime.device.Device; cpu.py is the specification, resize.py the geometry.
 
 #include "common.cuh"
 
-// A byte as float without the conversion unit: 2^23 + byte is exact, and so is the difference.
-__device__ __forceinline__ float byte_to_float(uint32 word, int k) {
-    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + k)) - 8388608.0f;
+// Four samples of a row as they lie in memory.
+template <typename S>
+struct Raw;
+
+template <>
+struct Raw<uint8> {
+    uint32 word;
+
+    // Without the conversion unit: 2^23 + a sample is exact, and so is the difference.
+    __device__ __forceinline__ float sample(int k) const {
+        return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + k)) - 8388608.0f;
+    }
+};
+
+template <>
+struct alignas(8) Raw<uint16> {
+    uint32 words[2];
+
+    __device__ __forceinline__ float sample(int k) const {
+        return __uint_as_float(__byte_perm(words[k / 2], 0x4b000000u, k % 2 ? 0x7432u : 0x7410u)) - 8388608.0f;
+    }
+};
+
+// Rows of a frame: `last` is the last word of it, `aligned` the alignment that all of them share: 16, 4 or 1 bytes.
+struct Rows {
+    const uint8* source;
+    const uint32* last;
+    uint64 pitch;
+    int aligned;
+
+    __device__ __forceinline__ Rows(const void* source, int height, uint64 pitch)
+        : source(static_cast<const uint8*>(source)), pitch(pitch) {
+        const uint64 end = reinterpret_cast<uint64>(source) + height * pitch;
+        last = reinterpret_cast<const uint32*>((end - 1) & ~3ull);
+        const uint64 both = reinterpret_cast<uint64>(source) | pitch;
+        aligned = both % 16 == 0 ? 16 : both % 4 == 0 ? 4 : 1;
+    }
+
+    __device__ __forceinline__ const uint8* row(int y) const { return source + y * pitch; }
+
+    // Four bytes at any address: out of the one or two words that they lie in.
+    __device__ __forceinline__ uint32 word(const uint8* at) const {
+        if (aligned > 1) return __ldg(reinterpret_cast<const uint32*>(at));
+        const uint32* low = reinterpret_cast<const uint32*>(reinterpret_cast<uint64>(at) & ~3ull);
+        const uint32* high = low < last ? low + 1 : low;
+        return __funnelshift_r(__ldg(low), __ldg(high), 8 * (reinterpret_cast<uint64>(at) & 3));
+    }
+
+    __device__ __forceinline__ Raw<uint8> samples(const uint8* at, uint8) const { return {word(at)}; }
+    __device__ __forceinline__ Raw<uint16> samples(const uint8* at, uint16) const {
+        return {{word(at), word(at + 4)}};
+    }
+};
+
+// What the resized pixels of an axis are made of: an entry of `stride` float4 for each, which hold its first source
+// pixel (an integer's bits), then the weights of that one and the next `taps` - 1.
+struct Axis {
+    const float4* entries;
+    int stride, taps;
+
+    __device__ __forceinline__ const float4* entry(int pixel) const { return entries + pixel * stride; }
+    __device__ __forceinline__ int first(int pixel) const { return __float_as_int(__ldg(entry(pixel)).x); }
+};
+
+// Work of a block at a time: GROUP rows of `tile` pixels.
+constexpr int GROUP = 4;  // a warp weighs source rows for one of them
+
+struct Part {
+    int left, right, top;  // of the picture made
+    int row, rows;         // source rows that it is made of
+    int first, count;      // samples of them, from a multiple of 16 bytes on
+};
+
+template <typename S>
+__device__ __forceinline__ Part part_of(
+    int item, int groups, int tile, int height, int width, const Axis& rows, const Axis& columns) {
+    Part part;
+    part.left = item / groups * tile;
+    part.right = min(part.left + tile, width);
+    part.top = item % groups * GROUP;
+    part.row = rows.first(part.top);
+    part.rows = rows.first(min(part.top + GROUP, height) - 1) + rows.taps - part.row;
+    constexpr int whole = 16 / sizeof(S);
+    part.first = columns.first(part.left) * 3 / whole * whole;
+    part.count = (columns.first(part.right - 1) + columns.taps) * 3 - part.first;
+    return part;
 }
 
-// Bilinear resize of bytes [source_height, source_width, 3] into [3, height, width], scaled to -1..1.
-//
-// A block makes ROWS rows of `tile` pixels. First it weighs `source_rows` rows of bytes into shared memory, all between
-// the tile's first and last source pixel: each word is loaded and converted once for all ROWS. Then each pixel weighs
-// its `taps` neighbours there. The geometry comes in tables:
-//   row_first[block]                   the first source row of a block
-//   row_weights[block][source_rows]    a row's weight in each of the block's ROWS rows
-//   columns[pixel][stride]             the first source pixel as an integer, then weights, those times 2 / 255
-// `shared_row` floats hold a row of a span. TAPS is `taps` where it is at most 3 (2: no antialiasing), else 0.
-//
-// Loads are asked for in batches before the first of them is used, and no branch stands between them: otherwise each
-// would wait for the one before.
-constexpr int ROWS = 4;
-
-// Four bytes of a source row, those before `end`. Rows that start at any byte are read byte by byte.
-template <bool ALIGNED>
-__device__ __forceinline__ uint32 four_bytes(const uint8* row, int at, int end) {
-    if (ALIGNED) return __ldg(reinterpret_cast<const uint32*>(row + at));
-    uint32 word = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        word |= static_cast<uint32>(__ldg(row + min(at + i, end - 1))) << (8 * i);
-    return word;
-}
-
-// The bytes first..end of `source_rows` rows, weighed for each of ROWS rows.
-template <bool ALIGNED>
-__device__ __forceinline__ void weigh_rows(
-    const uint8* rows, uint64 pitch, const float4* row_weights, int source_rows, int first, int end, float* shared,
-    int shared_row) {
-    constexpr int BATCH = ALIGNED ? 4 : 1;
-    for (int at = first + static_cast<int>(threadIdx.x) * 4; at < end; at += blockDim.x * 4) {
-        float4 sums[ROWS] = {};
-        for (int k = 0; k < source_rows; k += BATCH) {
-            uint32 words[BATCH];
-#pragma unroll
-            for (int i = 0; i < BATCH; i++)
-                words[i] = four_bytes<ALIGNED>(rows + min(k + i, source_rows - 1) * pitch, at, end);
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                // A small table that all blocks of a row read: it is near, unlike the picture.
-                const float4 weight = k + i < source_rows ? __ldg(row_weights + k + i) : float4{};
-                const float bytes[4] = {byte_to_float(words[i], 0), byte_to_float(words[i], 1),
-                                        byte_to_float(words[i], 2), byte_to_float(words[i], 3)};
-                const float weights[ROWS] = {weight.x, weight.y, weight.z, weight.w};
-#pragma unroll
-                for (int r = 0; r < ROWS; r++) {
-                    sums[r].x += weights[r] * bytes[0];
-                    sums[r].y += weights[r] * bytes[1];
-                    sums[r].z += weights[r] * bytes[2];
-                    sums[r].w += weights[r] * bytes[3];
-                }
-            }
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            *reinterpret_cast<float4*>(shared + r * shared_row + (at - first)) = sums[r];
+// Send a part's source rows to `raw [rows][pitch]` in shared memory; they are there after `arrived` and a barrier.
+template <typename S>
+__device__ __forceinline__ void send(const Rows& from, const Part& part, uint8* raw, int pitch) {
+    const int lane = threadIdx.x % 32, bytes = part.count * static_cast<int>(sizeof(S));
+    for (int r = threadIdx.x / 32; r < part.rows; r += GROUP) {
+        const uint8* row = from.row(part.row + r) + part.first * sizeof(S);
+        const uint32 to = static_cast<uint32>(__cvta_generic_to_shared(raw + r * pitch));
+        if (from.aligned == 16)
+            for (int at = lane * 16; at < bytes; at += 32 * 16)
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + at), "l"(row + at) : "memory");
+        else if (from.aligned == 4)
+            for (int at = lane * 4; at < bytes; at += 32 * 4)
+                asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + at), "l"(row + at) : "memory");
+        else
+            for (int at = lane * 4; at < bytes; at += 32 * 4)
+                *reinterpret_cast<uint32*>(raw + r * pitch + at) = from.word(row + at);
     }
 }
 
-// ROWS rows of one pixel from the weighed bytes; `head` is the start of the pixel's entry in `columns`.
+__device__ __forceinline__ void arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+template <typename S>
+__device__ __forceinline__ void add_samples(float4& sum, const Raw<S>& raw, float weight) {
+    sum.x += weight * raw.sample(0);
+    sum.y += weight * raw.sample(1);
+    sum.z += weight * raw.sample(2);
+    sum.w += weight * raw.sample(3);
+}
+
+// Weigh source rows for row `top` + warp of a part into `weighed`; TAPS rows out of `raw`, or any number of the frame.
+template <int TAPS, typename S>
+__device__ __forceinline__ void weigh_rows(
+    const Rows& from, const Part& part, const Axis& rows, int height, const uint8* raw, int pitch, float* weighed) {
+    const float4* entry = rows.entry(min(part.top + static_cast<int>(threadIdx.x) / 32, height - 1));
+    const float4 head = __ldg(entry);
+    const float weights[3] = {head.y, head.z, head.w};
+    const int row = __float_as_int(head.x);
+    for (int at = threadIdx.x % 32 * 4; at < part.count; at += 32 * 4) {
+        float4 sum = {};
+        if (TAPS) {
+            const uint8* samples = raw + (row - part.row) * pitch + at * sizeof(S);
+#pragma unroll
+            for (int k = 0; k < TAPS; k++)
+                add_samples(sum, *reinterpret_cast<const Raw<S>*>(samples + k * pitch), weights[k]);
+        } else {
+            const uint8* samples = from.row(row) + (part.first + at) * sizeof(S);
+            const float* more = reinterpret_cast<const float*>(entry) + 1;
+#pragma unroll 2
+            for (int k = 0; k < rows.taps; k++)
+                add_samples(sum, from.samples(samples + k * from.pitch, S{}), __ldg(more + k));
+        }
+        *reinterpret_cast<float4*>(weighed + at) = sum;
+    }
+}
+
+// GROUP rows of one pixel out of the weighed source rows, whose weights take levels to -1..1.
 template <int TAPS>
 __device__ __forceinline__ void weigh_columns(
-    float (&sums)[ROWS][3], const float* shared, int shared_row, int first, const float4& head, const float4* column,
+    float (&sums)[GROUP][3], const float* weighed, int pitch, int first, const float4& head, const float4* entry,
     int taps) {
-    const float* at = shared + __float_as_int(head.x) * 3 - first;
+    const float* at = weighed + __float_as_int(head.x) * 3 - first;
     const float weights[3] = {head.y, head.z, head.w};
 #pragma unroll
-    for (int r = 0; r < ROWS; r++)
+    for (int r = 0; r < GROUP; r++)
 #pragma unroll
         for (int c = 0; c < 3; c++) sums[r][c] = -1.0f;
     const auto add = [&](int k, float weight) {
 #pragma unroll
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < GROUP; r++)
 #pragma unroll
-            for (int c = 0; c < 3; c++) sums[r][c] += weight * at[r * shared_row + k * 3 + c];
+            for (int c = 0; c < 3; c++) sums[r][c] += weight * at[r * pitch + k * 3 + c];
     };
     if (TAPS) {
 #pragma unroll
         for (int k = 0; k < TAPS; k++) add(k, weights[k]);
     } else {
-        const float* more = reinterpret_cast<const float*>(column) + 1;
+        const float* more = reinterpret_cast<const float*>(entry) + 1;
         for (int k = 0; k < taps; k++) add(k, __ldg(more + k));
     }
 }
 
-template <int TAPS, typename T>
+// Bilinear resize of samples [source_height, source_width, 3] into [3, height, width], scaled to -1..1.
+//
+// A block makes one part after the other. While it weighs a part's source rows in shared memory, where each sample is
+// converted once, and then each pixel's neighbours there, the next part's source rows are already on their way to it.
+// With TAPS 0 the number of weights is free and source rows are not sent ahead.
+template <int TAPS, typename S, typename T>
 __device__ __forceinline__ void prepare_frame(
-    const uint8* source, int source_width, T* out, int height, int width, const int* row_first,
-    const float4* row_weights, int source_rows, const float4* columns, int stride, int taps, int tile,
-    int shared_row) {
-    extern __shared__ float4 shared4[];
-    float* shared = reinterpret_cast<float*>(shared4);
-    const int left = blockIdx.x * tile;
-    const int right = min(left + tile, width);
-    const int top = blockIdx.y * ROWS;
-    // A thread makes two neighbouring pixels; what it needs to know of them is on its way from here on.
-    const int x = left + static_cast<int>(threadIdx.x) * 2;
-    const float4* column_a = columns + min(x, right - 1) * stride;
-    const float4* column_b = columns + min(x + 1, right - 1) * stride;
-    const float4 head_a = __ldg(column_a), head_b = __ldg(column_b);
-
-    const uint64 pitch = static_cast<uint64>(source_width) * 3;
-    const int first = __float_as_int(__ldg(columns + left * stride).x) * 3 & ~3;
-    const int end = (__float_as_int(__ldg(columns + (right - 1) * stride).x) + (TAPS ? TAPS : taps)) * 3;
-    const uint8* rows = source + __ldg(row_first + blockIdx.y) * pitch;
-    row_weights += blockIdx.y * source_rows;
-    if (pitch % 4 == 0 && (reinterpret_cast<uint64>(source) & 3) == 0)
-        weigh_rows<true>(rows, pitch, row_weights, source_rows, first, end, shared, shared_row);
-    else
-        weigh_rows<false>(rows, pitch, row_weights, source_rows, first, end, shared, shared_row);
-    __syncthreads();
-    if (x >= right) return;
-
-    float a[ROWS][3], b[ROWS][3];
-    weigh_columns<TAPS>(a, shared, shared_row, first, head_a, column_a, taps);
-    weigh_columns<TAPS>(b, shared, shared_row, first, head_b, column_b, taps);
+    const S* source, int source_height, int source_width, T* out, int height, int width, const Axis& rows,
+    const Axis& columns, int tile, int weighed_pitch, int raw_pitch, int raw_rows) {
+    extern __shared__ float4 shared[];
+    float* weighed = reinterpret_cast<float*>(shared);  // [GROUP][weighed_pitch]
+    uint8* raw = reinterpret_cast<uint8*>(weighed + GROUP * weighed_pitch);  // [2][raw_rows][raw_pitch]
+    const Rows from(source, source_height, static_cast<uint64>(source_width) * 3 * sizeof(S));
+    const int groups = (height + GROUP - 1) / GROUP;
+    const uint64 items = static_cast<uint64>((width + tile - 1) / tile) * groups;
+    int item = static_cast<int>(items * blockIdx.x / gridDim.x);
+    const int stop = static_cast<int>(items * (blockIdx.x + 1) / gridDim.x);
     const uint64 plane = static_cast<uint64>(height) * width;
-    const bool pairs = width % 2 == 0 && (reinterpret_cast<uint64>(out) % (2 * sizeof(T))) == 0;
-    T* to = out + static_cast<uint64>(top) * width + x;
+    const bool pairs = width % 2 == 0 && reinterpret_cast<uint64>(out) % (2 * sizeof(T)) == 0;
+
+    Part part = part_of<S>(item, groups, tile, height, width, rows, columns);
+    if (TAPS) send<S>(from, part, raw, raw_pitch);
+    for (int turn = 0; item < stop; item++, turn ^= 1) {
+        // A thread makes two neighbouring pixels; what it needs to know of them is on its way from here on.
+        const int x = part.left + static_cast<int>(threadIdx.x) * 2;
+        const float4* entry_a = columns.entry(min(x, part.right - 1));
+        const float4* entry_b = columns.entry(min(x + 1, part.right - 1));
+        const float4 head_a = __ldg(entry_a), head_b = __ldg(entry_b);
+        if (TAPS) arrived();
+        __syncthreads();  // also: nobody reads `weighed` of the part before any more
+        const Part now = part;
+        if (item + 1 < stop) {
+            part = part_of<S>(item + 1, groups, tile, height, width, rows, columns);
+            if (TAPS) send<S>(from, part, raw + (turn ^ 1) * raw_rows * raw_pitch, raw_pitch);
+        }
+        weigh_rows<TAPS, S>(from, now, rows, height, raw + turn * raw_rows * raw_pitch, raw_pitch,
+                            weighed + threadIdx.x / 32 * weighed_pitch);
+        __syncthreads();
+        if (x >= now.right) continue;
+
+        float a[GROUP][3], b[GROUP][3];
+        weigh_columns<TAPS>(a, weighed, weighed_pitch, now.first, head_a, entry_a, columns.taps);
+        weigh_columns<TAPS>(b, weighed, weighed_pitch, now.first, head_b, entry_b, columns.taps);
+        T* to = out + static_cast<uint64>(now.top) * width + x;
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        if (top + r >= height) return;
+        for (int r = 0; r < GROUP; r++) {
+            if (now.top + r >= height) break;
 #pragma unroll
-        for (int c = 0; c < 3; c++) {
-            T* pixel = to + c * plane + r * width;
-            if (pairs) {
-                store_pair(pixel, a[r][c], b[r][c]);
-            } else {
-                from_float(a[r][c], pixel[0]);
-                if (x + 1 < right) from_float(b[r][c], pixel[1]);
+            for (int c = 0; c < 3; c++) {
+                T* pixel = to + c * plane + r * width;
+                if (pairs) {
+                    store_pair(pixel, a[r][c], b[r][c]);
+                } else {
+                    from_float(a[r][c], pixel[0]);
+                    if (x + 1 < now.right) from_float(b[r][c], pixel[1]);
+                }
             }
         }
     }
@@ -168,14 +257,17 @@ __device__ __forceinline__ void resize(
     from_float(sum, out[index]);
 }
 
-// [3, size] in -1..1 -> bytes [size, 3]. The order of roundings is the reference's, so that truncating agrees.
-__device__ __forceinline__ uint32 to_byte(float value, bool truncate) {
-    const float level = fminf(fmaxf(value * 0.5f + 0.5f, 0.0f), 1.0f) * 255.0f;  // a NaN becomes 0
+// [3, size] in -1..1 -> levels [size, 3]. The order of roundings is the reference's, so that truncating agrees.
+template <typename O>
+__device__ __forceinline__ uint32 to_level(float value, bool truncate) {
+    constexpr float white = sizeof(O) == 1 ? 255.0f : 65535.0f;
+    const float level = fminf(fmaxf(value * 0.5f + 0.5f, 0.0f), 1.0f) * white;  // a NaN becomes 0
     return static_cast<uint32>(truncate ? level : rintf(level));
 }
 
-template <typename T>
-__device__ __forceinline__ void image_to_bytes(const T* image, uint8* out, uint64 size, int truncate) {
+template <typename T, typename O>
+__device__ __forceinline__ void image_to_bytes(const T* image, O* out, uint64 size, int truncate) {
+    constexpr int per_word = 4 / sizeof(O), words = 24 / per_word, bits = 8 * sizeof(O);
     const uint64 first = thread_index() * 8;
     if (first >= size) return;
     const int count = size - first < 8 ? static_cast<int>(size - first) : 8;
@@ -186,50 +278,53 @@ __device__ __forceinline__ void image_to_bytes(const T* image, uint8* out, uint6
         const T* at = image + c * size + first;
         channels[c] = load_any(at, count, full && aligned16(at));
     }
-    uint32 words[6] = {};
+    uint32 packed[words] = {};
 #pragma unroll
     for (int i = 0; i < 24; i++)
-        words[i / 4] |= to_byte(channels[i % 3].v[i / 3], truncate) << (8 * (i % 4));
-    uint8* bytes = out + first * 3;
-    if (full && (reinterpret_cast<uint64>(bytes) & 7) == 0) {
+        packed[i / per_word] |= to_level<O>(channels[i % 3].v[i / 3], truncate) << (bits * (i % per_word));
+    O* levels = out + first * 3;
+    if (full && (reinterpret_cast<uint64>(levels) & 7) == 0) {
 #pragma unroll
-        for (int i = 0; i < 3; i++)
-            reinterpret_cast<uint2*>(bytes)[i] = make_uint2(words[2 * i], words[2 * i + 1]);
+        for (int i = 0; i < words / 2; i++)
+            reinterpret_cast<uint2*>(levels)[i] = make_uint2(packed[2 * i], packed[2 * i + 1]);
     } else {
 #pragma unroll
         for (int i = 0; i < 24; i++)
-            if (i < count * 3) bytes[i] = static_cast<uint8>(words[i / 4] >> (8 * (i % 4)));
+            if (i < count * 3) levels[i] = static_cast<O>(packed[i / per_word] >> (bits * (i % per_word)));
     }
 }
 
+#define PREPARE(S, T, NAME, TAPS)                                                                             \
+    extern "C" __global__ void __launch_bounds__(32 * GROUP, 8) prepare_frame_##NAME##_##TAPS(                \
+        const S* source, int source_height, int source_width, T* out, int height, int width,                  \
+        const float4* row_entries, int row_stride, int row_taps, const float4* column_entries,                \
+        int column_stride, int column_taps, int tile, int weighed_pitch, int raw_pitch, int raw_rows) {       \
+        const Axis rows = {row_entries, row_stride, row_taps};                                                \
+        const Axis columns = {column_entries, column_stride, column_taps};                                    \
+        prepare_frame<TAPS>(source, source_height, source_width, out, height, width, rows, columns, tile,     \
+                            weighed_pitch, raw_pitch, raw_rows);                                              \
+    }
+#define LEVELS(S, T, NAME)                                                                                    \
+    PREPARE(S, T, NAME, 0)                                                                                    \
+    PREPARE(S, T, NAME, 1)                                                                                    \
+    PREPARE(S, T, NAME, 2)                                                                                    \
+    PREPARE(S, T, NAME, 3)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256)                                                         \
+        image_to_bytes_##NAME(const T* image, S* out, uint64 size, int truncate) {                            \
+        image_to_bytes(image, out, size, truncate);                                                           \
+    }
+LEVELS(uint8, float, float32_uint8)
+LEVELS(uint8, half, float16_uint8)
+LEVELS(uint16, float, float32_uint16)
+LEVELS(uint16, half, float16_uint16)
+
 #define KERNELS(T, NAME)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(128, 7) prepare_frame_##NAME(                                \
-        const uint8* source, int source_width, T* out, int height, int width, const int* row_first,           \
-        const float4* row_weights, int source_rows, const float4* columns, int stride, int taps, int tile,    \
-        int shared_row) {                                                                                     \
-        if (taps == 1)                                                                                        \
-            prepare_frame<1>(source, source_width, out, height, width, row_first, row_weights, source_rows,   \
-                             columns, stride, taps, tile, shared_row);                                        \
-        else if (taps == 2)                                                                                   \
-            prepare_frame<2>(source, source_width, out, height, width, row_first, row_weights, source_rows,   \
-                             columns, stride, taps, tile, shared_row);                                        \
-        else if (taps == 3)                                                                                   \
-            prepare_frame<3>(source, source_width, out, height, width, row_first, row_weights, source_rows,   \
-                             columns, stride, taps, tile, shared_row);                                        \
-        else                                                                                                  \
-            prepare_frame<0>(source, source_width, out, height, width, row_first, row_weights, source_rows,   \
-                             columns, stride, taps, tile, shared_row);                                        \
-    }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) resize_##NAME(                                          \
         const T* source, int source_height, int source_width, T* out, int height, int width, uint64 size,     \
         const int* row_index, const float* row_weight, int row_taps, const int* column_index,                 \
         const float* column_weight, int column_taps) {                                                        \
         resize(source, source_height, source_width, out, height, width, size, row_index, row_weight,          \
                row_taps, column_index, column_weight, column_taps);                                           \
-    }                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256)                                                         \
-        image_to_bytes_##NAME(const T* image, uint8* out, uint64 size, int truncate) {                        \
-        image_to_bytes(image, out, size, truncate);                                                           \
     }
 KERNELS(float, float32)
 KERNELS(half, float16)
