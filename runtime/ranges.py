@@ -16,7 +16,7 @@ from v2v.engine.console import UsageError
 
 NOT_GIVEN = "not given"
 _MICROSECOND = Fraction(1, 1_000_000)
-_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?|\.\d+)")
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 
 # Containers with an index to seek by, where a picture keeps the time stamp that it has when all is read in order.
 SEEKABLE = ("mov", "matroska", "image2")
@@ -68,7 +68,10 @@ WHOLE = TimeRange()
 
 @dataclass(frozen=True)
 class Part:
-    """A range on a file's own clock, in seconds. ``shift`` is the time that becomes 0: that of its first picture."""
+    """A range on a file's own clock, in seconds.
+
+    ``shift`` is the time that becomes 0: that of the first picture, or 0 where the part begins with the film.
+    """
 
     start: Fraction
     stop: Fraction | None

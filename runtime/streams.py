@@ -135,7 +135,7 @@ class StreamCopier:
             if stream.type == "subtitle" and packet.pts is not None and packet.duration:
                 if not _cut(packet, part):
                     continue
-            elif before(start, part.shift) or part.ended(start):
+            elif (part.shift and before(start, part.shift)) or part.ended(start):
                 continue
             if stream.type == "video":
                 if stream.index not in begun and not packet.is_keyframe:
