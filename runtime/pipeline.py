@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.engine.backend import Engine, EngineError, V2VError
-from v2v.engine.components import ComponentName, Window
+from v2v.engine.components import ComponentName, Window, is_unet
 from v2v.engine.store import EngineSet
 from v2v.export.models.configs import Defaults
 from v2v.runtime import noise
@@ -27,6 +27,7 @@ from v2v.runtime.colors import ColorMatch
 from v2v.runtime.device import Array, Device, Frame
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.prompt import Tokenizer
+from v2v.runtime.reuse import UNetEngines
 from v2v.runtime.sampling import DenoisingLoop, Guidance, NumericalError
 from v2v.runtime.schedule import Schedule
 from v2v.runtime.solvers import SOLVERS
@@ -40,6 +41,9 @@ _WINDOWS_PER_SEGMENT = 3
 # What the reference makes of every clip.
 PARITY_FRAMES = 32
 PARITY_SIZE = (720, 1280)
+# What ``fast`` asks for (benchmarks/NOTES.md has the reasons): about 22 evaluations of the UNet instead of 60, and of
+# those every second one on features of the one before where the engines can. No more steps than the model makes.
+_FAST_STEPS, _FAST_SOLVER, _FAST_INTERVAL, _FAST_REUSE = 12, "dpmpp_2m", (0.08, 0.56), 2
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,12 @@ class Settings:
     """What a run may be told; None leaves a value to the model's defaults.
 
     ``strength`` is the noise level, 0..1 of the 1000 levels; guidance acts only at the levels inside
-    ``guidance_interval``, which spares the other steps their second evaluation. ``size`` is the output's
-    (height, width) in pixels; without it ``scale`` times the input's. ``depth`` is the bits of a component wanted:
-    with 8 the pictures given out are uint8, with more uint16, with None as the frames taken in. ``parity`` follows
-    the reference in its oddities too: 1280x720 by stretching without antialiasing, the first 32 frames, its
+    ``guidance_interval``, which spares the other steps their second evaluation. Every ``reuse``-th evaluation is made
+    in full, the others on its deep features, with engines that can. ``fast`` stands for a combination of fewer steps,
+    a solver for few steps, a narrow interval and reuse; whatever is said besides holds instead. ``size`` is the
+    output's (height, width) in pixels; without it ``scale`` times the input's. ``depth`` is the bits of a component
+    wanted: with 8 the pictures given out are uint8, with more uint16, with None as the frames taken in. ``parity``
+    follows the reference in its oddities too: 1280x720 by stretching without antialiasing, the first 32 frames, its
     schedule's rounding, its start, its colours and truncated bytes.
     """
 
@@ -61,7 +67,9 @@ class Settings:
     strength: float | None = None
     guidance: float | None = None
     guidance_rescale: float | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] | None = None
+    reuse: int | None = None
+    fast: bool = False
     seed: int = 666  # as published
     size: tuple[int, int] | None = None
     scale: float | None = None
@@ -82,6 +90,7 @@ class Plan:
     guidance: float
     guidance_rescale: float
     guidance_interval: tuple[float, float]
+    reuse: int
     seed: int
     size: tuple[int, int]
     color: ColorMatch
@@ -101,12 +110,13 @@ class Plan:
     @property
     def sigmas(self) -> list[float]:
         """Noise-to-signal ratios of the run, falling to 0."""
-        grid = self.schedule.leading if self.solver == "heun" else self.schedule.trailing
-        return grid(self.schedule.start(self.strength), self.steps)
+        schedule = self.schedule
+        grids = {"dpmpp_2m_sde": schedule.trailing, "dpmpp_2m": schedule.reaching, "heun": schedule.leading}
+        return grids[self.solver](schedule.start(self.strength), self.steps)
 
 
-def plan(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> Plan:
-    """Fill in a model's defaults for a source of (height, width) pixels.
+def plan(settings: Settings, defaults: Defaults, source: tuple[int, int], reuse: bool = False) -> Plan:
+    """Fill in a model's defaults for a source of (height, width) pixels and engines that can ``reuse`` features or not.
 
     Raises:
         V2VError: a value out of range; names the flag and what it takes.
@@ -119,15 +129,51 @@ def plan(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> Pla
         **{
             "negative_prompt": None,
             "depth": None,
+            "guidance_interval": (0.0, 1.0),
+            "reuse": 1,
             **usual,
+            **(_fast(defaults, reuse) if settings.fast else {}),
             **given,
             "size": output_size(settings, defaults, source),
         }
     )
+    if made.parity and settings.fast:
+        raise V2VError(
+            "--fast and --parity contradict each other: the reference takes 30 steps; leave one of them out"
+        )
     if made.parity:
         made = replace(made, size=PARITY_SIZE, color="none", depth=None)
     _check(made)
     return made
+
+
+def _fast(defaults: Defaults, reuse: bool) -> dict[str, Any]:
+    return {
+        "steps": min(defaults.steps, _FAST_STEPS),
+        "solver": _FAST_SOLVER,
+        "guidance_interval": _FAST_INTERVAL,
+        "reuse": _FAST_REUSE if reuse else 1,
+    }
+
+
+def can_reuse(engine_set: EngineSet) -> bool:
+    """Whether the set's UNet can go on from the features of an earlier evaluation."""
+    return "unet_outer" in engine_set.manifest.components
+
+
+def check_reuse(plan: Plan, engine_set: EngineSet) -> None:
+    """Refuse to reuse features with engines that leave none.
+
+    Raises:
+        EngineError: with the command that builds engines that do.
+    """
+    if plan.reuse > 1 and not can_reuse(engine_set):
+        recipe = engine_set.manifest.recipe
+        command = replace(recipe, options=replace(recipe.options, reuse=True)).command
+        raise EngineError(
+            f"--reuse {plan.reuse}: engine set {engine_set.path} was built without --reuse; "
+            f"build another with: {command}"
+        )
 
 
 def output_size(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> tuple[int, int]:
@@ -155,6 +201,7 @@ def _check(plan: Plan) -> None:
         ("--guidance-rescale", plan.guidance_rescale, 0, 1),
         ("--guidance-interval", plan.guidance_interval[0], 0, plan.guidance_interval[1]),
         ("--guidance-interval", plan.guidance_interval[1], plan.guidance_interval[0], 1),
+        ("--reuse", plan.reuse, 1, 998),
         ("--seed", plan.seed, 0, 2**64 - 1),
         ("--depth", plan.depth or 8, 8, 16),
         ("--size", min(plan.size), 1, 2**15),
@@ -269,7 +316,7 @@ class VideoToVideo:
         carry: Carry | None = None
         for segment in segments(self.window, frames, cuts, parity=settings.parity):
             source = segment.frames[0].shape
-            made = plan(settings, self.model.defaults, (source[0], source[1]))
+            made = plan(settings, self.model.defaults, (source[0], source[1]), can_reuse(self.engine_set))
             pictures, carry = self.enhance(segment, made, carry, report)
             for picture in pictures:
                 report.frames_done += 1
@@ -299,7 +346,7 @@ class VideoToVideo:
         self._encode(segment, plan, canvas, source, loop.x, known, report)
         held = self._add_noise(plan, loop, noise.canvas(source, numbers, noise.DIFFUSION), carry)
         contexts = self._encode_prompts(plan.prompt, plan.negative_prompt, plan.parity)
-        loop.use(self._engine("unet"))
+        loop.use(self._unet())
         report.begin("denoise", segment, len(loop.updates))
         latents = loop.run(
             contexts,
@@ -417,16 +464,23 @@ class VideoToVideo:
         return Tokenizer(self.engine_set.tokenizer_path)
 
     def _make_loop(self, plan: Plan, extent: tuple[int, int, int]) -> DenoisingLoop:
+        check_reuse(plan, self.engine_set)
         window = (self.window.frames, self.window.latent_height, self.window.latent_width)
         return DenoisingLoop(
             self.device,
-            self._engine("unet"),
+            self._unet(),
             plan.schedule,
             SOLVERS[plan.solver](plan.sigmas),
             Guidance(plan.guidance, plan.guidance_rescale, plan.guidance_interval),
             extent,
             (shared_frames(self.window), window[1] // _OVERLAP, window[2] // _OVERLAP),
+            plan.reuse,
         )
+
+    def _unet(self) -> UNetEngines:
+        if can_reuse(self.engine_set):
+            return UNetEngines(self._engine("unet_full"), self._engine("unet_outer"))
+        return UNetEngines(self._engine("unet"))
 
     def _engine(self, name: ComponentName) -> Engine:
         """The component's engine, loaded if it is not; with low memory, the others are unloaded first."""
@@ -434,7 +488,8 @@ class VideoToVideo:
             if self.memory == "low":
                 self.device.synchronize()
                 for other in list(self._engines):
-                    self._engines.pop(other).close()
+                    if not (is_unet(name) and is_unet(other)):
+                        self._engines.pop(other).close()
             self._engines[name] = self.engine_set.load(name, self.device.name)
         return self._engines[name]
 

@@ -10,8 +10,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from v2v.engine.backend import Engine, V2VError
+from v2v.engine.backend import V2VError
 from v2v.runtime.device import Array, Device, Feed, Pending, StepRow
+from v2v.runtime.reuse import UNetEngines, evaluations_in_full
 from v2v.runtime.schedule import LEVELS, Schedule
 from v2v.runtime.solvers import Update, solve
 from v2v.runtime.windows import Tile, tiles
@@ -51,14 +52,15 @@ class DenoisingLoop:
     def __init__(
         self,
         device: Device,
-        unet: Engine,
+        unet: UNetEngines,
         schedule: Schedule,
         updates: list[Update],
         guidance: Guidance,
         extent: tuple[int, int, int],
         overlap: tuple[int, int, int],
+        reuse: int = 1,
     ) -> None:
-        latents = unet.component.inputs[0]
+        latents = unet.full.component.inputs[0]
         _, channels, *window = latents.shape
         self.device, self._unet, self.guidance = device, unet, guidance
         self.updates = updates
@@ -80,12 +82,14 @@ class DenoisingLoop:
 
         self._one_window = tuple(window) == extent
         self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
-        self._steps: dict[bool, Callable[[], None]] = {}  # captured, with and without guidance
+        self._in_full = evaluations_in_full(self._guided, reuse)
+        self._features = self._make_features()
+        self._steps: dict[tuple[bool, bool], Callable[[], None]] = {}  # captured: by guided, in full
         self._contexts: tuple[Array, Array] | None = None
 
-    def use(self, unet: Engine) -> None:
-        """Run on ``unet`` from now on: the same engine, loaded again."""
-        if unet is not self._unet:
+    def use(self, unet: UNetEngines) -> None:
+        """Run on ``unet`` from now on: the same engines, perhaps loaded again."""
+        if unet != self._unet:
             self._unet, self._steps = unet, {}
 
     def run(
@@ -126,8 +130,8 @@ class DenoisingLoop:
         if contexts is not self._contexts:
             self._steps, self._contexts = {}, contexts
 
-        def step(guided: bool) -> None:
-            unconditional = self._evaluate(contexts, guided)
+        def step(guided: bool, in_full: bool) -> None:
+            unconditional = self._evaluate(contexts, guided, in_full)
             device.advance(
                 self._row, self.conditional, unconditional, self.x, self.history, self.noise, self.scaled
             )
@@ -137,12 +141,12 @@ class DenoisingLoop:
             self._select(k)
             if update.x_noise:
                 supply.next()
-            guided = self._guided[k]
-            if guided in self._steps:
-                self._steps[guided]()
+            kind = self._guided[k], self._in_full[k]
+            if kind in self._steps:
+                self._steps[kind]()
             else:
-                step(guided)
-                self._steps[guided] = device.capture(partial(step, guided))
+                step(*kind)
+                self._steps[kind] = device.capture(partial(step, *kind))
             supply.refill()  # the device has work now: the host may take its time
             pace.mark(k)
 
@@ -155,19 +159,20 @@ class DenoisingLoop:
     ) -> None:
         """Several windows, blended in every step: their velocities add up to one velocity of the whole segment."""
         device = self.device
-        evaluation = 0
+        evaluation = in_full = 0
 
         def denoise(x: Array, sigma: float, out: Array) -> None:
-            nonlocal evaluation
-            c = self._coefficients[evaluation]
+            nonlocal evaluation, in_full
+            c, guided = self._coefficients[evaluation], self._guided[evaluation]
+            in_full += self._in_full[evaluation]  # windows stay in place as long as their features are used
             if known is not None:
                 latents, noise = known
                 device.combine([(1.0, latents), (sigma, noise)], device.view(x, slice(0, latents.shape[0])))
             self._select(evaluation)
             device.zero(self.total)
-            for tile, weights in self._plans[evaluation % len(_PHASES)]:
+            for place, (tile, weights) in enumerate(self._plans[(in_full - 1) % len(_PHASES)]):
                 device.take_window(x, tile.start, c.scale, self.scaled)
-                unconditional = self._evaluate(contexts, self._guided[evaluation])
+                unconditional = self._evaluate(contexts, guided, self._in_full[evaluation], place)
                 device.guide(
                     self.conditional,
                     unconditional,
@@ -190,17 +195,39 @@ class DenoisingLoop:
 
         solve(denoise, self.x, self.updates, next_noise, device, after)
 
-    def _evaluate(self, contexts: tuple[Array, Array], guided: bool) -> Array | None:
-        """Run the UNet on :attr:`scaled` under the prompt and, if guided, the negative one; returns the latter's."""
+    def _evaluate(
+        self, contexts: tuple[Array, Array], guided: bool, in_full: bool, place: int = 0
+    ) -> Array | None:
+        """Run the UNet on :attr:`scaled` under the prompt and, if guided, the negative one; returns the latter's.
+
+        ``place`` is the number of the window among those of the step.
+        """
         unconditional = self.unconditional if guided else None
-        for context, velocity in zip(contexts, (self.conditional, unconditional), strict=True):
+        velocities = self.conditional, unconditional
+        for context, velocity, features in zip(contexts, velocities, self._features[place], strict=True):
             if velocity is not None:
                 self._unet.run(
                     {"latents": self.scaled, "timestep": self._timestep, "context": context},
-                    {"velocity": velocity},
-                    self.device.stream,
+                    velocity,
+                    features,
+                    in_full=in_full,
+                    stream=self.device.stream,
                 )
         return unconditional
+
+    def _make_features(self) -> list[tuple[Array | None, Array | None]]:
+        """For each window of a step, where the UNet leaves its features under the prompt and the negative one."""
+        places, features = max(map(len, self._plans)), self._unet.features
+        if features is None:
+            return [(None, None)] * places
+        if all(self._in_full):  # never read again
+            scrap = self.device.empty(features.shape, features.dtype)
+            return [(scrap, scrap)] * places
+        prompts = 1 + any(self._guided)
+        made = [
+            [self.device.empty(features.shape, features.dtype) for _ in range(prompts)] for _ in range(places)
+        ]
+        return [(each[0], each[-1]) for each in made]
 
     def _select(self, k: int) -> None:
         """Make row ``k`` of the tables the current one."""

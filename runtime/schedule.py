@@ -15,6 +15,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 LEVELS = 1000
+USUAL_STEPS = 30  # of the reference
 # The log signal-to-noise ratio of the base schedule runs between +-15; its two ends are then moved for the higher
 # resolution by these factors (Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093, "shifted cosine").
 _LOGSNR_END = 15.0
@@ -95,6 +96,18 @@ class Schedule:
     def leading(self, start: int, steps: int) -> list[float]:
         """Sigmas for Heun's method: ``steps`` of them, ``(start + 1) / steps`` time steps apart, then 0."""
         return self._sigmas([start - k * (start + 1) / steps for k in range(steps)])
+
+    def reaching(self, start: int, steps: int) -> list[float]:
+        """Sigmas for few steps: ``steps`` of them, evenly from time step ``start`` to where 30 of :meth:`trailing` end.
+
+        The last evaluation takes away all noise that is left, and with it detail that is fainter than that noise:
+        the fewer steps :meth:`trailing` makes, the more. From 30 steps on the two are the same.
+        """
+        if steps == 1:
+            return self._sigmas([start])
+        usual = max(steps, USUAL_STEPS)
+        last = start - (usual - 1) * (start + 1) / (usual + 1)
+        return self._sigmas([start - k * (start - last) / (steps - 1) for k in range(steps)])
 
     def _sigmas(self, timesteps: list[float]) -> list[float]:
         if not self.exact:

@@ -65,6 +65,25 @@ def dpmpp_2m_sde(sigmas: Sequence[float]) -> list[Update]:
     return updates
 
 
+def dpmpp_2m(sigmas: Sequence[float]) -> list[Update]:
+    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2): the ODE's solver, which draws no noise.
+
+    With r = sigma'/sigma and h = -ln r: x' = r x + (1 - r) (D + h / (2 h_last) (D - D_last)).
+    """
+    updates = []
+    last_h = math.inf  # no step yet: the second-order term vanishes
+    for sigma, next_sigma in pairwise(sigmas):
+        if next_sigma == 0:
+            updates.append(Update(sigma, x_denoised=1))
+            break
+        r = next_sigma / sigma
+        h = -math.log(r)
+        second = (1 - r) * h / (2 * last_h)
+        updates.append(Update(sigma, x_x=r, x_denoised=1 - r + second, x_history=-second, history_denoised=1))
+        last_h = h
+    return updates
+
+
 def heun(sigmas: Sequence[float]) -> list[Update]:
     """Heun's second-order method (Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 1), no churn.
 
@@ -85,7 +104,7 @@ def heun(sigmas: Sequence[float]) -> list[Update]:
     return updates
 
 
-SOLVERS: dict[str, Solver] = {"dpmpp_2m_sde": dpmpp_2m_sde, "heun": heun}
+SOLVERS: dict[str, Solver] = {"dpmpp_2m_sde": dpmpp_2m_sde, "dpmpp_2m": dpmpp_2m, "heun": heun}
 """By the name used on the command line."""
 
 

@@ -43,9 +43,11 @@ class FakeEngine:
         for tensor in self.component.inputs:
             assert inputs[tensor.name].shape == tensor.shape, tensor.name
             assert inputs[tensor.name].dtype == tensor.dtype, tensor.name
-        (name, out), *_ = outputs.items()
-        out[...] = self.function(**inputs)
-        assert name == self.component.outputs[0].name
+        results = self.function(**inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        assert [*outputs] == [tensor.name for tensor in self.component.outputs]
+        for out, result in zip(outputs.values(), results, strict=True):
+            out[...] = result
 
     def close(self):
         self.closed = True
@@ -77,10 +79,27 @@ def some_velocity(latents, timestep, context):
     )
 
 
+def deep_features(latents, timestep, context):
+    """Of each position by itself, [1, F, h, w, C]."""
+    deep = some_velocity(2 * latents, timestep, context).mean(axis=1)
+    return np.repeat(deep[..., None], MODEL.unet.width, axis=-1)
+
+
+def outer_velocity(latents, timestep, context, features):
+    return (0.5 * some_velocity(latents, timestep, context) + features[None, ..., 0]).astype(latents.dtype)
+
+
+def full_velocity(latents, timestep, context):
+    features = deep_features(latents, timestep, context)
+    return outer_velocity(latents, timestep, context, features), features
+
+
 FUNCTIONS = {
     "text_encoder": encode_text,
     "vae_encoder": encode_image,
     "unet": some_velocity,
+    "unet_full": full_velocity,
+    "unet_outer": outer_velocity,
     "vae_decoder": decode_latents,
 }
 
@@ -88,8 +107,8 @@ FUNCTIONS = {
 class FakeEngineSet:
     """What the runtime uses of an engine set."""
 
-    def __init__(self, folder: Path, window=WINDOW, **functions):
-        described = components(MODEL, window, "fp32")
+    def __init__(self, folder: Path, window=WINDOW, reuse=False, **functions):
+        described = components(MODEL, window, "fp32", reuse)
         self.tokenizer_path = folder / "tokenizer.json"
         packed = Path(v2v.engine.__file__).parent / "data" / "tokenizer.json.xz"
         self.tokenizer_path.write_bytes(lzma.decompress(packed.read_bytes()))

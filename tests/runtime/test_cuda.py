@@ -13,6 +13,7 @@ from v2v.engine.components import Window, components
 from v2v.export.models.configs import MODELS
 from v2v.runtime.device import Nonfinite, StepRow
 from v2v.runtime.device.cpu import CpuDevice
+from v2v.runtime.reuse import UNetEngines
 from v2v.runtime.sampling import DenoisingLoop, Guidance
 from v2v.runtime.schedule import Schedule
 from v2v.runtime.solvers import SOLVERS
@@ -471,7 +472,8 @@ def denoise(device, precision, solver, extent=(8, 18, 32), steps=6, loop=None, t
     if loop is None:
         unet = LinearUNet(device, Window(8, 144, 256), precision)
         guidance = Guidance(7.5, 0.2)
-        loop = DenoisingLoop(device, unet, schedule, SOLVERS[solver](sigmas), guidance, extent, (2, 4, 8))
+        engines, updates = UNetEngines(unet), SOLVERS[solver](sigmas)
+        loop = DenoisingLoop(device, engines, schedule, updates, guidance, extent, (2, 4, 8))
         loop.test_contexts = tuple(device.empty(unet.component.inputs[2].shape, HALF) for _ in range(2))
     rng = np.random.default_rng(3)
     device.upload(rng.standard_normal(loop.x.shape).astype(FLOAT) * sigmas[0], loop.x)

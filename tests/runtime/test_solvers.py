@@ -94,10 +94,73 @@ def test_a_perfect_denoiser_gives_back_the_clean_latents(solver):
     np.testing.assert_allclose(x, clean, atol=1e-5)
 
 
+def gaussian_denoiser(spread):
+    """The exact denoiser of data that are normal with that standard deviation."""
+
+    def denoise(x, sigma, out):
+        out[...] = x * (spread**2 / (spread**2 + sigma**2))
+
+    return denoise
+
+
+def test_dpmpp_2m_takes_the_steps_of_the_variance_preserving_formulation():
+    """Algorithm 2 of Lu et al. 2022 in z = alpha x, with log-SNR differences and data predictions."""
+    schedule = Schedule()
+    sigmas = schedule.reaching(599, 7)
+    denoiser = ToyDenoiser(3.0, 0.2)
+    x = np.random.default_rng(3).standard_normal((2, 4, 6, 8)).astype(np.float32) * np.float32(sigmas[0])
+    found = x.copy()
+    solve(denoiser, found, SOLVERS["dpmpp_2m"](sigmas), lambda k: 1 / 0, CpuDevice())
+
+    levels = [schedule.noising(schedule.timestep(sigma)) for sigma in sigmas[:-1]]
+    z, estimates = x.astype(np.float64) * levels[0][0], []
+    for k, (alpha, s) in enumerate(levels):
+        estimate = np.empty_like(x)
+        denoiser((z / alpha).astype(np.float32), sigmas[k], estimate)
+        estimates.append(estimate.astype(np.float64))
+        if k + 1 == len(levels):
+            z = estimates[-1]
+            break
+        next_alpha, next_s = levels[k + 1]
+        h = np.log(next_alpha / next_s) - np.log(alpha / s)
+        combined = estimates[-1]
+        if k > 0:
+            last_alpha, last_s = levels[k - 1]
+            ratio = (np.log(alpha / s) - np.log(last_alpha / last_s)) / h
+            combined = (1 + 1 / (2 * ratio)) * estimates[-1] - 1 / (2 * ratio) * estimates[-2]
+        z = (next_s / s) * z - next_alpha * np.expm1(-h) * combined
+    assert relative_error(found, z) < 1e-5
+
+
+def test_dpmpp_2m_is_of_second_order_and_needs_no_noise():
+    start, end, spread = 4.0, 0.5, 1.3
+    exact = np.sqrt((spread**2 + end**2) / (spread**2 + start**2))  # of the ODE; then D at the end
+    errors = []
+    for steps in (16, 32, 64):
+        sigmas = [start * (end / start) ** (k / steps) for k in range(steps + 1)]
+        x = np.ones((1, 1, 1, 1))
+        updates = SOLVERS["dpmpp_2m"]([*sigmas, 0.0])
+        assert not any(update.x_noise for update in updates)
+        solve(gaussian_denoiser(spread), x, updates, lambda k: 1 / 0, CpuDevice())
+        errors.append(abs(x.item() - exact * spread**2 / (spread**2 + end**2)))
+    assert errors[0] / errors[1] > 3.3 and errors[1] / errors[2] > 3.3
+
+
+def test_few_steps_end_where_many_do():
+    schedule = Schedule()
+    assert schedule.reaching(599, 30) == schedule.trailing(599, 30)
+    assert schedule.reaching(599, 50) == schedule.trailing(599, 50)
+    for steps in (2, 8, 12):
+        sigmas = schedule.reaching(599, steps)
+        assert len(sigmas) == steps + 1
+        assert sigmas[0] == schedule.sigma(599)
+        assert sigmas[-2] == schedule.trailing(599, 30)[-2] < schedule.trailing(599, steps)[-2]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 30])
 def test_grids_start_at_the_strength_and_end_clean(steps):
     schedule = Schedule()
-    for grid in (schedule.trailing, schedule.leading):
+    for grid in (schedule.trailing, schedule.leading, schedule.reaching):
         sigmas = grid(300, steps)
         assert len(sigmas) == steps + 1
         assert sigmas[0] == pytest.approx(schedule.sigma(300))
