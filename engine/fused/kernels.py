@@ -1,7 +1,8 @@
 """Triton kernels for feature maps in token layout, ``[frames, positions, channels]``, channels contiguous.
 
 Every kernel computes in FP32 and stores in the type of its output. Shapes that a kernel is compiled for are passed as
-``tl.constexpr`` in capitals; the functions that launch them, and choose block sizes, are in ``operations.py``.
+``tl.constexpr`` in capitals; the functions that launch them, and choose block sizes, are in ``operations.py``. Numbers
+that are not whole are constants too: as arguments Triton would take them in FP32, PyTorch's compiler in FP64.
 """
 
 # mypy: ignore-errors
@@ -132,7 +133,7 @@ def norm_coefficients(
     second_channels,
     second_chunk,
     group,  # channels per group
-    eps,
+    eps: tl.constexpr,
     TWO: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -256,7 +257,7 @@ def layer_norm(
     tokens,
     channels,
     stride,
-    eps,
+    eps: tl.constexpr,
     ADD: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -337,7 +338,7 @@ def temporal_attention(
     frames,
     rows,
     heads,
-    factor,  # log2(e) / sqrt(SIZE)
+    factor: tl.constexpr,  # log2(e) / sqrt(SIZE)
     SIZE: tl.constexpr,
     BLOCK_F: tl.constexpr,
     IEEE: tl.constexpr,
@@ -375,31 +376,37 @@ def product(
     x,  # tiles [BLOCK_M, BLOCK_K] of [M, K]
     w,  # tiles [BLOCK_N, BLOCK_K] of [N, TAPS * K]; gated: of [2 N, K], values then gates
     w_extra,  # tiles [EXTRA_N, BLOCK_K] of the same
-    bias,  # [N] or [2 N]
+    scale,  # [N] or [2 N] float32: what each column is multiplied by (SCALED)
+    bias,  # [N] or [2 N] (BIAS)
     out,  # [M, stride]; the result fills its last N columns
     M,
     N,
     K,
     stride,
-    step,  # rows from one tap to the next
+    step,  # rows from one tap to the next, or from one row of taps to the next
+    image_height,
+    image_width,
     TAPS: tl.constexpr,
     GATED: tl.constexpr,
+    SCALED: tl.constexpr,
     BIAS: tl.constexpr,
+    PADDED: tl.constexpr,  # M counts padded images as scale_offset writes them; out has no padding
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     EXTRA_N: tl.constexpr,  # columns beyond BLOCK_N that the same program makes, for widths like 320
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """``x @ w.T`` with a fused end: bias, or a GELU gate; with three taps a convolution along the rows' outer axis.
+    """``x @ w.T`` with a fused end (scale, bias, GELU gate); with taps a convolution without gathering anything.
 
-    Tap t reads row ``m + (t - 1) * step``, zero outside: with tokens ``[frames, positions]`` and ``step`` positions
-    that is a convolution over frames, without gathering anything. K must be a multiple of BLOCK_K. Each program makes
-    tile after tile: as many programs as the GPU has multiprocessors suffice.
+    Of three taps number t reads row ``m + (t - 1) * step``, zero outside: with tokens ``[frames, positions]`` and
+    ``step`` positions that is a convolution over frames. Of nine taps (a, b) reads ``m + (a - 1) * step + b - 1``: with
+    padded images and ``step`` one row of these it is a 3x3 convolution. Each program makes tile after tile: as many
+    programs as can be resident suffice. What a tile of x has beyond K is zero, so K need not be a multiple of BLOCK_K.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N + EXTRA_N)
-    blocks = K // BLOCK_K
+    blocks = tl.cdiv(K, BLOCK_K)
     per_group = GROUP * tiles_n
     for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
         group_m = (tile // per_group) * GROUP
@@ -414,31 +421,49 @@ def product(
             extra = tl.zeros([BLOCK_M, EXTRA_N], tl.float32)
         for index in range(TAPS * blocks):
             tap = index // blocks
-            a = x.load([first_m + (tap - TAPS // 2) * step, (index % blocks) * BLOCK_K])
-            acc = tl.dot(a, w.load([first_n, index * BLOCK_K]).T, acc)
+            depth = (index % blocks) * BLOCK_K
+            if TAPS == 9:  # noqa: SIM108
+                shift = (tap // 3 - 1) * step + tap % 3 - 1
+            else:
+                shift = (tap - TAPS // 2) * step
+            a = x.load([first_m + shift, depth])
+            depth += tap * K
+            acc = tl.dot(a, w.load([first_n, depth]).T, acc)
             if GATED:
-                gates = tl.dot(a, w.load([first_n + N, index * BLOCK_K]).T, gates)
+                gates = tl.dot(a, w.load([first_n + N, depth]).T, gates)
             if EXTRA_N > 0:
-                extra = tl.dot(a, w_extra.load([first_n + BLOCK_N, index * BLOCK_K]).T, extra)
+                extra = tl.dot(a, w_extra.load([first_n + BLOCK_N, depth]).T, extra)
 
         row = first_m + tl.arange(0, BLOCK_M)
         column = first_n + tl.arange(0, BLOCK_N)
         inside = column < N
-        mask = (row < M)[:, None]
+        kept = row < M
+        if PADDED:
+            j = row % (image_width + 1)
+            i = row // (image_width + 1) % (image_height + 1)
+            kept &= (i < image_height) & (j < image_width)
+            row = (row // ((image_width + 1) * (image_height + 1)) * image_height + i) * image_width + j
+        mask = kept[:, None]
         line = out + row.to(tl.int64)[:, None] * stride + (stride - N)
+        if SCALED:
+            acc *= tl.load(scale + column, mask=inside, other=0.0)[None, :]
         if BIAS:
             acc += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
         if GATED:
+            if SCALED:
+                gates *= tl.load(scale + N + column, mask=inside, other=0.0)[None, :]
             if BIAS:
                 gates += tl.load(bias + N + column, mask=inside, other=0.0).to(tl.float32)[None, :]
             acc *= gelu(gates)
-        tl.store(line + column[None, :], acc.to(out.dtype.element_ty), mask=mask & inside[None, :])
+        tl.store(line + column[None, :], fitted(acc, out), mask=mask & inside[None, :])
         if EXTRA_N > 0:
             column = first_n + BLOCK_N + tl.arange(0, EXTRA_N)
             inside = column < N
+            if SCALED:
+                extra *= tl.load(scale + column, mask=inside, other=0.0)[None, :]
             if BIAS:
                 extra += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
-            tl.store(line + column[None, :], extra.to(out.dtype.element_ty), mask=mask & inside[None, :])
+            tl.store(line + column[None, :], fitted(extra, out), mask=mask & inside[None, :])
 
 
 @triton.jit
@@ -450,7 +475,7 @@ def _attend_block(
     head,
     width,
     rows,
-    factor,
+    factor: tl.constexpr,
     top,
     total,
     acc,
@@ -481,7 +506,7 @@ def spatial_attention(
     out,  # [frames, rows, heads * SIZE]
     rows,
     heads,
-    factor,  # log2(e) / sqrt(SIZE)
+    factor: tl.constexpr,  # log2(e) / sqrt(SIZE)
     SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -522,7 +547,7 @@ def text_attention(
     keys,
     pitch,
     heads,
-    factor,  # log2(e) / sqrt(SIZE)
+    factor: tl.constexpr,  # log2(e) / sqrt(SIZE)
     SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,

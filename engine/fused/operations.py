@@ -490,7 +490,7 @@ def _feed_forward(
     buffer = x.new_empty((*x.shape[:-1], contract.shape[1]))
     normed = _launch_add_layer_norm(x, delta, bias, weight, offset, eps, buffer, x.dtype)
     if x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
-        _launch_product(normed, expand, expand_bias, buffer, (128, 128, 0), warps=8, stages=3, gated=True)
+        launch_product(normed, expand, expand_bias, buffer, (128, 128, 0), warps=8, stages=3, gated=True)
     else:
         _launch_gate(torch.matmul(normed, expand.t()), expand_bias, buffer)
     return torch.matmul(buffer, contract.t())
@@ -528,7 +528,7 @@ def feed_forward(
     return F.linear(torch.cat([total, value * F.gelu(gates)], -1), contract)
 
 
-def _launch_product(
+def launch_product(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None,
@@ -540,24 +540,35 @@ def _launch_product(
     taps: int = 1,
     step: int = 0,
     gated: bool = False,
+    scale: Tensor | None = None,
+    image: tuple[int, int] | None = None,
+    depth_block: int = 64,
+    resident: int = 1,
 ) -> None:
-    """Fill the last columns of ``out`` with ``x @ w.T``; see the kernel for taps and gate.
+    """Fill the last columns of ``out`` with ``x @ w.T``; see the kernel for taps, gate and scale.
 
-    ``x`` and ``w`` are not views: PyTorch 2.11 cannot compile ahead of time what reads tiles of a view.
+    ``x`` and ``w`` are not views: PyTorch 2.11 cannot compile ahead of time what reads tiles of a view. ``image`` is
+    height and width where ``x`` is padded; ``resident`` the programs that a multiprocessor has room for.
     """
     tokens, depth = x.shape
     width = w.shape[0] // 2 if gated else w.shape[0]
     block_m, block_n, extra_n = blocks
+    height_of_image, width_of_image = image or (0, 0)
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count
     _launch(
         "product",
-        (min(_up(tokens, block_m) * _up(width, block_n + extra_n), processors),),
+        (min(_up(tokens, block_m) * _up(width, block_n + extra_n), resident * processors),),
         warps=warps,
         stages=stages,
-        tiles={"x": [block_m, 64], "w": [block_n, 64], "w_extra": [extra_n or block_n, 64]},
+        tiles={
+            "x": [block_m, depth_block],
+            "w": [block_n, depth_block],
+            "w_extra": [extra_n or block_n, depth_block],
+        },
         x=x,
         w=w,
         w_extra=w,
+        scale=x if scale is None else scale,
         bias=x if bias is None else bias,
         out=out,
         M=tokens,
@@ -565,13 +576,17 @@ def _launch_product(
         K=depth,
         stride=out.shape[-1],
         step=step,
+        image_height=height_of_image,
+        image_width=width_of_image,
         TAPS=taps,
         GATED=gated,
+        SCALED=scale is not None,
         BIAS=bias is not None,
+        PADDED=image is not None,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         EXTRA_N=extra_n,
-        BLOCK_K=64,
+        BLOCK_K=depth_block,
         GROUP=8,
     )
 
@@ -712,7 +727,7 @@ def _temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
     out = x.new_empty((frames, rows, width))
     # 320 columns in one tile where that is the width: the input is read once.
     blocks = (128, 256, 64) if width % 320 == 0 and width % 128 else (128, 128, 0)
-    _launch_product(x, weight, None, out, blocks, warps=8, stages=3, taps=3, step=rows)
+    launch_product(x, weight, None, out, blocks, warps=8, stages=3, taps=3, step=rows)
     return out
 
 

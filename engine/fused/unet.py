@@ -131,7 +131,7 @@ class SpatialStage(nn.Module):
 
     def forward(self, xs: list[Tensor], moments: list[Tensor], height: int, shift: Tensor | None) -> Tensor:
         """``xs [F, R, I']``, together I channels -> ``[F, R, O]``; ``shift [I]``: what the input still lacks."""
-        y, _ = self.convolution(self.norm(xs, moments, shift), xs[0].shape[0], height)
+        y: Tensor = self.convolution(self.norm(xs, moments, shift), xs[0].shape[0], height)[0]
         return y
 
 
@@ -274,9 +274,7 @@ class Transformer(Weights):
         """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
         frames = part.x.shape[0]
         tokens = self.proj_in(self.norm([part.x], [part.moments]))
-        normed = ops.layer_norm(
-            tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=self.qkv.takes
-        )
+        normed = ops.layer_norm(tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=self.qkv.takes)
         mixed = self.first_attention(self.qkv(normed), frames)
         tokens, normed = ops.add_layer_norm(
             tokens,

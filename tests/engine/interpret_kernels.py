@@ -9,22 +9,38 @@ import torch
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
+from triton.runtime import interpreter
 
-from v2v.engine.fused import kernels
+from v2v.engine.fused import fp8, kernels
 from v2v.engine.fused import operations as ops
+from v2v.engine.fused.operations import E4M3
 
 # What a CPU has no instruction for, and what there is no GPU to ask.
 kernels.tanh = lambda x: 2.0 * tl.sigmoid(2.0 * x) - 1.0
-torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=7)
+torch.cuda.get_device_properties = lambda device: SimpleNamespace(
+    multi_processor_count=7, shared_memory_per_block_optin=232448
+)
 ops.is_wrap_triton_enabled = lambda: False
 ops._chunk = lambda frames, rows, channels: 64
+
+# The interpreter of Triton 3.6 loses the carry when it rounds to e4m3: 1.98 becomes 1.
+_convert = interpreter._convert_float
+
+
+def _convert_float(values: Any, source: Any, target: Any, rounding: Any) -> Any:
+    if target == tl.float8e4nv and source == tl.float32:
+        return torch.from_numpy(values).to(E4M3).view(torch.uint8).numpy()
+    return _convert(values, source, target, rounding)
+
+
+interpreter._convert_float = _convert_float
 
 ROWS, FRAMES, CHANNELS, MORE = 150, 3, 96, 160
 
 
-def kernel_form(name: str) -> Any:
+def kernel_form(name: str, module: Any = ops) -> Any:
     """The function behind an operator, which would not take CPU tensors."""
-    return getattr(ops, name)._init_fn
+    return getattr(module, name)._init_fn
 
 
 def check(name: str, found: Tensor, expected: Tensor) -> None:
@@ -116,6 +132,38 @@ def check_half_only() -> None:
         check("temporal convolution", found, ops.temporal_convolution(x, weight, 4))
 
 
+def check_fp8() -> None:
+    half = torch.float16
+    height, width, depth = 5, 6, 80
+    x = torch.randn(2, height * width, depth).half() * 300  # some saturate
+    coefficients = torch.stack([torch.full((2, depth), 1.0), torch.randn(2, depth)])
+    for padded in (0, width):
+        written = kernel_form("_scale_offset")([x], coefficients, True, E4M3, padded)
+        expected = ops.scale_offset([x], coefficients, silu=True, dtype=E4M3, padded_width=padded)
+        assert expected.float().max() == 448
+        check("e4m3 map", written.float(), expected.float())
+    bias, weight, offset = (torch.randn(depth).half() for _ in range(3))
+    tokens = x.flatten(0, 1) / 300
+    normed = kernel_form("_layer_norm")(tokens, bias, weight, offset, 1e-5, E4M3)
+    found, expected = normed.float(), ops.layer_norm(tokens, bias, weight, offset, dtype=E4M3).float()
+    assert float((found != expected).float().mean()) < 1e-3  # where the last bit before rounding differs
+    for outputs in (320, 48):
+        padded_map = ops.scale_offset([x / 300], coefficients, silu=True, dtype=E4M3, padded_width=width)
+        rows = fp8.Rows(torch.randn(outputs, 9 * depth).half() / 30)
+        arguments = (padded_map, rows.weight, rows.scale, 2, height, width, half)
+        check("FP8 convolution", kernel_form("_convolution", fp8)(*arguments), fp8.convolution(*arguments))
+        rows = fp8.Rows(torch.randn(outputs, 3 * depth).half() / 20)
+        arguments = (expected.to(E4M3), rows.weight, rows.scale, 4, half)
+        made = kernel_form("_temporal_convolution", fp8)(*arguments)
+        check("FP8 temporal convolution", made, fp8.temporal_convolution(*arguments))
+    for inputs in (depth, 128):
+        rows, biases = fp8.Rows(torch.randn(2 * 96, inputs).half() / 5), torch.randn(2 * 96).half()
+        arguments = (ops.rounded(torch.randn(70, inputs), E4M3), rows.weight, rows.scale, biases)
+        found, expected = kernel_form("_gated", fp8)(*arguments).float(), fp8.gated(*arguments).float()
+        # The gate by tanh is good to half precision: where it is near a boundary e4m3 goes the other way.
+        assert float((found - expected).norm() / expected.norm()) < 1e-2
+
+
 def check_interleave(kind: torch.dtype) -> None:
     height, width, channels = 4, 6, 72
     phases = torch.randn(2, (height + 1) * (width + 1), 4 * channels).to(kind)
@@ -131,3 +179,4 @@ for precision in (torch.float32, torch.float16):
     check_transformer(precision)
     check_interleave(precision)
 check_half_only()
+check_fp8()
