@@ -45,6 +45,7 @@ from v2v.runtime.compare import check_page, write_page
 from v2v.runtime.encoding import CODECS
 from v2v.runtime.film import Target, enhance_film
 from v2v.runtime.folders import check_folder
+from v2v.runtime.journal import settle
 from v2v.runtime.pipeline import (
     Memory,
     Plan,
@@ -251,8 +252,14 @@ def command(
         def team() -> Team:
             return hire(engine_set(), device, high_or_low, workers, ray, opened)
 
+        def facts_of(frames: int, seconds: float, described: dict[str, Any]) -> dict[str, Any]:
+            told = {"frames": frames, "seconds": round(seconds, 3)}
+            return {**told, "engine_set": str(engine_set().path), "settings": described}
+
         def enhance(read_from: Path, written_to: Path, prompt: str, again: bool) -> dict[str, Any]:
             """One video; ``again``: what an earlier run of the same settings has made is left as it is."""
+            settled = settle(written_to)
+            again = again or settled is not None
             if not (again and written_to.exists()):
                 check_place(written_to, read_from, codec, overwrite=overwrite)
             with VideoReader(
@@ -273,7 +280,7 @@ def command(
                 note = json.dumps(described)
                 if again and written_to.exists():
                     if not overwrite and batch.was_made_before(written_to, note):
-                        return {}
+                        return facts_of(settled, 0.0, described) if settled is not None else {}
                     check_place(written_to, read_from, codec, overwrite=overwrite)
                 encoding.check(written_to, *made.size)
                 target = Target(written_to, encoding, overwrite, restart, note)
@@ -281,12 +288,7 @@ def command(
                 started = time.monotonic()
                 with display.following(read_from.name if many else "") as show:
                     frames = enhance_film(members, reader, target, made, show)
-            return {
-                "frames": frames,
-                "seconds": round(time.monotonic() - started, 3),
-                "engine_set": str(engine_set().path),
-                "settings": described,
-            }
+            return facts_of(frames, time.monotonic() - started, described)
 
         if many:
             jobs = batch.plan_jobs(inputs, Path(output), codec, prompt, prompt_file)

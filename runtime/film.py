@@ -75,7 +75,7 @@ def enhance_film(
                 else:
                     chains.add(segment)
             chains.finish()
-        with _writer(target, reader, parity=plan.parity) as writer:
+        with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
         journal.discard()
     return len(stamps)
@@ -154,9 +154,21 @@ def _bytes_of(segment: Segment) -> int:
     return sum(frame.nbytes for frame in segment.frames)
 
 
-def _writer(target: Target, reader: VideoReader, *, parity: bool) -> VideoWriter | FolderWriter:
+def _writer(
+    target: Target, reader: VideoReader, journal: Journal, frames: int, *, parity: bool
+) -> VideoWriter | FolderWriter:
+    def complete() -> None:
+        journal.complete(frames)
+
     if target.encoding.makes_folder:
-        return FolderWriter(target.path, reader.path, target.note, reader.info.profile)
+        return FolderWriter(
+            target.path,
+            reader.path,
+            target.note,
+            reader.info.profile,
+            partial=journal.joined,
+            complete=complete,
+        )
     return VideoWriter(
         target.path,
         reader,
@@ -164,6 +176,8 @@ def _writer(target: Target, reader: VideoReader, *, parity: bool) -> VideoWriter
         note=target.note,
         encoding=target.encoding,
         parity=parity,
+        partial=journal.joined,
+        complete=complete,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ import av.container
 
 from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
+from v2v.engine.store import sync
 from v2v.runtime.encoding import EncodedSegment
 from v2v.runtime.streams import warn
 
@@ -95,18 +97,34 @@ def check_folder(path: Path) -> None:
 class FolderWriter:
     """Writes enhanced pictures as ``000001.png`` and so on, into a folder that appears when it is finished.
 
-    ``profile`` is the ICC profile of the pictures' colours.
+    ``profile`` is the ICC profile of the pictures' colours; ``partial`` is where to write until then, on the same
+    disk, instead of a folder beside ``path``; ``complete`` is called when all is on the disk, before the folder gets
+    its name.
 
     Raises:
         FolderError: :func:`check_folder` refuses the place, or it cannot be written.
     """
 
-    def __init__(self, path: Path, source: Path, note: str = "", profile: bytes | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: Path,
+        note: str = "",
+        profile: bytes | None = None,
+        *,
+        partial: Path | None = None,
+        complete: Callable[[], None] = lambda: None,
+    ) -> None:
         check_folder(path)
-        self.path, self._note = path, note
+        self.path, self._note, self._complete = path, note, complete
         self._profile = b"" if profile is None else _profile_chunk(profile)
         try:
-            self._partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent))
+            if partial is None:
+                partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent))
+            else:
+                shutil.rmtree(partial, ignore_errors=True)  # of a run that was ended here
+                partial.mkdir()
+            self._partial = partial
         except OSError as error:
             raise FolderError(
                 f"cannot write {path}: {error.strerror}; choose another place with -o"
@@ -128,7 +146,10 @@ class FolderWriter:
                 if self._note:
                     (self._partial / SETTINGS).write_text(self._note + "\n", encoding="utf-8")
                 self._partial.chmod(0o755)
+                os.sync()  # thousands of files: one wait for all
+                self._complete()
                 self._partial.rename(self.path)  # takes the place of an empty folder, never of a full one
+                sync(self.path.parent)
 
     def join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Any]) -> None:
         """Write every picture of every segment: a packet of the PNG codec is a PNG file."""

@@ -5,15 +5,22 @@
     ├── journal.json        every fact that decides the result: input, settings, engine set
     ├── 00000.mov           pictures of a finished segment, encoded
     ├── 00000.npz           what the next segment needs of it; written first: the pictures count only with it
+    ├── joined.part         the output while segments are joined
+    ├── complete.json       what the output will be known by, written before it gets its name
     └── lock                held by the process that works here
 
 A segment's bytes depend on its frames, the facts and the carry alone, so a resumed run gives the same file.
+
+Power may fail at any moment, so each thing is on the disk before the next one relies on it: a file's content before
+its name, the carry before the pictures, the joined film before ``complete.json``, that before the output's name, and
+the output's name before the journal goes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +36,7 @@ from v2v.runtime.pipeline import Carry
 from v2v.runtime.workers import Done
 
 _FACTS = "journal.json"
+_COMPLETE = "complete.json"
 
 
 class JournalError(V2VError):
@@ -52,7 +60,7 @@ class Journal:
 
     def __init__(self, output: Path, facts: dict[str, str], *, restart: bool = False) -> None:
         self.output, self.facts = output, facts
-        self.folder = output.with_name(f".{output.name}.v2v")
+        self.folder = _folder(output)
         self._restart = restart
         self._lock = filelock.FileLock(self.folder / "lock")
         self._worthless = ExitStack()  # as long as nothing is finished, an abort leaves nothing behind
@@ -60,6 +68,7 @@ class Journal:
     def __enter__(self) -> Journal:
         try:
             self.folder.mkdir(exist_ok=True)
+            sync(self.folder.parent)
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise JournalError(
@@ -93,8 +102,8 @@ class Journal:
     def _begin(self) -> None:
         if self._restart:
             self._empty()
-        written = self._read_facts()
-        if written is None:
+        written = _read(self.folder / _FACTS)
+        if written is None or not self._anything_finished():
             self._empty()
             self._write(_FACTS, json.dumps(self.facts, indent=2).encode())
             return
@@ -106,18 +115,14 @@ class Journal:
                     "go on with what it was, or begin anew with --restart"
                 )
 
-    def _read_facts(self) -> dict[str, Any] | None:
-        try:
-            facts = json.loads((self.folder / _FACTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return facts if isinstance(facts, dict) else None
-
     def _empty(self) -> None:
         """Remove everything of ours from the folder; what somebody else put there stays."""
         for pattern in ("*.mov", "*.npz", "*.part", _FACTS):
-            for file in self.folder.glob(pattern):
-                file.unlink(missing_ok=True)
+            for path in self.folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def _anything_finished(self) -> bool:
         return any(self.finished(int(file.stem)) for file in self.folder.glob("[0-9]*.mov"))
@@ -154,12 +159,24 @@ class Journal:
             found.append(EncodedSegment(self.pictures(len(found)), order))
         return found
 
+    @property
+    def joined(self) -> Path:
+        """Where the output lies, a file or a folder, until it gets its name."""
+        return self.folder / "joined.part"
+
+    def complete(self, frames: int) -> None:
+        """:attr:`joined` is whole and on the disk, and will get its name now: if the run ends, :func:`settle` knows."""
+        self._write(_COMPLETE, json.dumps({"frames": frames, "output": _identity(self.joined)}).encode())
+
     def discard(self) -> None:
         """Remove the journal: the output is complete, or nothing worth keeping was made."""
         self._empty()
         self._lock.release()
         with suppress(OSError):
             (self.folder / "lock").unlink(missing_ok=True)
+            (self.folder / _COMPLETE).unlink(
+                missing_ok=True
+            )  # last: until then the next run knows what to do
             self.folder.rmdir()
 
     def _carry(self, index: int) -> Path:
@@ -171,3 +188,37 @@ class Journal:
         sync(partial)
         partial.replace(self.folder / name)
         sync(self.folder)
+
+
+def settle(output: Path) -> int | None:
+    """Clear up after a run that was ended when its output had its name already; returns its number of frames.
+
+    None if there was no such run.
+
+    Raises:
+        JournalError: the run has not ended, but is about to.
+    """
+    told = _read(_folder(output) / _COMPLETE)
+    if told is None or not output.exists() or told.get("output") != _identity(output):
+        return None
+    with Journal(output, _read(_folder(output) / _FACTS) or {}) as journal:
+        journal.discard()
+    return int(told["frames"])
+
+
+def _folder(output: Path) -> Path:
+    return output.with_name(f".{output.name}.v2v")
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def _identity(path: Path) -> list[int]:
+    """What a file or folder keeps when it gets another name."""
+    found = path.stat()
+    return [found.st_ino, found.st_mtime_ns]

@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -341,6 +341,8 @@ class VideoWriter:
         source: where the pictures come from.
         overwrite: whether an existing file may be replaced.
         note: settings of the run, kept in the file's comment.
+        partial: where to write until it is finished, on the same disk, instead of a file beside ``path``.
+        complete: called when all is on the disk, before the file gets its name.
         encoding: codec and quality; H.264 at crf 17 where None.
 
     Raises:
@@ -356,12 +358,15 @@ class VideoWriter:
         note: str = "",
         encoding: Encoding | None = None,
         parity: bool = False,
+        partial: Path | None = None,
+        complete: Callable[[], None] = lambda: None,
     ) -> None:
+        self._complete = complete
         self.path, self.source, self.overwrite, self.note, self.parity = path, source, overwrite, note, parity
         self.encoding = encoding or encoding_for(source.info, parity=parity)
         self._format = _format_for(path)
         check_output(path, source.path, overwrite=overwrite)
-        self._partial = _create_beside(path)
+        self._partial = partial or _create_beside(path)
         self._cleanup = contextlib.ExitStack()
         self._cleanup.callback(self._partial.unlink, missing_ok=True)
         self._cleanup.enter_context(removed_on_abort(self._partial))
@@ -493,8 +498,10 @@ class VideoWriter:
     def _publish(self) -> None:
         """Give the finished file its name, in one step."""
         self._partial.chmod(0o666 & ~_umask())
+        self._complete()
         if self.overwrite:
             self._partial.replace(self.path)
+            sync(self.path.parent)
             return
         target, number = self.path, 1
         while True:  # a file that appeared meanwhile is not replaced, and finished work is not thrown away
@@ -509,6 +516,7 @@ class VideoWriter:
                     continue
                 self._partial.rename(target)
                 break
+        sync(self.path.parent)
         if target != self.path:
             warn(f"{self.path} has appeared meanwhile and is left as it is; the result is in {target}")
 

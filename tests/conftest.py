@@ -14,6 +14,11 @@ from v2v.export.models.configs import MODELS
 SMALL_WINDOW = (80, 72), 4  # (width, height) and frames: as little as the small UNet takes
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of single tests."""
+    parser.addoption("--kills", type=int, default=3, help="moments at which test_kill.py kills a run")
+
+
 @pytest.fixture(autouse=True)
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has an empty store; no test sees or touches the user's."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -176,3 +179,60 @@ def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
         target = Target(tmp_path / "out.mp4", encoding_for(reader.info))
         facts = facts_of(reader, made, engines, target)
     assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Plan)} <= facts.keys()
+
+
+def test_each_thing_is_on_the_disk_before_the_next_relies_on_it(engines, source, tmp_path, monkeypatch):
+    """Power may fail at any moment: the order of what reaches the disk is what a resumed run can trust."""
+    did = []
+    recording = True
+
+    def hear(event, given):  # a hook stays as long as Python runs
+        if recording and event in ("os.rename", "os.link", "os.remove"):
+            did.append((event, *(Path(path).name for path in given[:2] if isinstance(path, str | Path))))
+
+    fsync = os.fsync
+
+    def synced(handle):
+        did.append(("fsync", Path(f"/proc/self/fd/{handle}").readlink().name))
+        fsync(handle)
+
+    sys.addaudithook(hear)
+    monkeypatch.setattr(os, "fsync", synced)
+    enhance(engines, source, tmp_path / "out.mp4")
+    recording = False
+
+    def in_order(*events):
+        places = [did.index(event) for event in events]
+        assert places == sorted(places), [did[place] for place in sorted(places)]
+
+    here, journal = tmp_path.name, ".out.mp4.v2v"
+    in_order(("fsync", here), ("fsync", "journal.json.part"))
+    for number in range(4):
+        carry, pictures = f"{number:05d}.npz", f"{number:05d}.mov"
+        in_order(
+            ("fsync", f"{carry}.part"),
+            ("os.rename", f"{carry}.part", carry),
+            ("fsync", f"{pictures}.part"),
+            ("os.rename", f"{pictures}.part", pictures),
+        )
+        assert ("fsync", journal) in did[did.index(("os.rename", f"{pictures}.part", pictures)) :]
+    in_order(
+        ("fsync", "joined.part"),
+        ("fsync", "complete.json.part"),
+        ("os.rename", "complete.json.part", "complete.json"),
+        ("os.link", "joined.part", "out.mp4"),
+        ("os.remove", "00000.mov"),
+        ("os.remove", "complete.json"),
+    )
+    named, removed = did.index(("os.link", "joined.part", "out.mp4")), did.index(("os.remove", "00000.mov"))
+    assert ("fsync", here) in did[named:removed]
+    assert ("fsync", journal) in did[did.index(("os.rename", "complete.json.part", "complete.json")) : named]
+
+
+def test_what_was_begun_but_of_which_nothing_is_finished_does_not_stand_in_the_way(engines, source, tmp_path):
+    journal = tmp_path / ".out.mp4.v2v"
+    journal.mkdir()
+    (journal / "journal.json").write_text('{"--seed": "5"}')
+    (journal / "00000.npz.part").write_bytes(b"torn")
+    enhance(engines, source, tmp_path / "out.mp4")
+    assert left_beside(tmp_path / "out.mp4", source) == []
