@@ -102,9 +102,9 @@ class Resample(Weights):
             image = F.pad(image, (0, 0, 0, 1, 0, 1))
             height, stride, padding = part.height + 1, 2, (0, 0)
         y, height = ops.convolution(
-            image.flatten(0, 2), self.weight, 1, height, stride=stride, padding=padding
+            image.flatten(0, 2), self.weight, 1, height, bias=self.bias, stride=stride, padding=padding
         )
-        return mapped(y + self.bias, height)
+        return mapped(y, height)
 
 
 class Chain(nn.Module):
@@ -116,15 +116,23 @@ class Chain(nn.Module):
         self.blocks = nn.ModuleList(_convert(block) for block in blocks if not isinstance(block, nn.Identity))
         self.norm = _norm(norm)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """``[1, I, h, w] -> [1, O, h', w']``."""
-        height = image.shape[2]
-        x = image.permute(0, 2, 3, 1).flatten(0, 2)
-        part = mapped(self.first(x, 1, height)[0] + self.first.bias, height)
+    def forward(self, x: Tensor, height: int) -> tuple[Tensor, int]:
+        """``[R, I] -> [R', O]`` and the new height."""
+        part = mapped(self.first(x, 1, height, self.first.bias)[0], height)
         for block in self.blocks:
             part = block(part)
-        y, _ = self.last(self.norm([part.x], [part.moments]), 1, part.height)
-        return torch.unflatten(y + self.last.bias, 1, (part.height, -1)).permute(0, 3, 1, 2)
+        y, height = self.last(self.norm([part.x], [part.moments]), 1, part.height, self.last.bias)
+        return y.flatten(0, 1), height
+
+
+def tokens_of(image: Tensor) -> tuple[Tensor, int]:
+    """``[1, C, h, w] -> [h * w, C]`` and the height."""
+    return image.permute(0, 2, 3, 1).flatten(0, 2), image.shape[2]
+
+
+def image_of(tokens: Tensor, height: int) -> Tensor:
+    """``[h * w, C] -> [1, C, h, w]``."""
+    return torch.unflatten(tokens, 0, (1, height, -1)).permute(0, 3, 1, 2).contiguous()
 
 
 def _convert(block: nn.Module) -> nn.Module:
@@ -151,12 +159,12 @@ class FusedEncoder(nn.Module):
         blocks = [block for level in net.down for block in _level(level)]
         middle = [net.mid.block_1, net.mid.attn_1, net.mid.block_2]
         self.chain = Chain(net.conv_in, [*blocks, *middle], net.norm_out, net.conv_out)
-        self.quantise = _copy(autoencoder.quant_conv)
+        self.quantise = Convolution(autoencoder.quant_conv)
 
     def forward(self, image: Tensor) -> Tensor:
         """``image [1, 3, H, W]`` -> ``moments [1, 2Z, h, w]``."""
-        moments: Tensor = self.quantise(self.chain(image))
-        return moments.contiguous()
+        x, height = self.chain(*tokens_of(image))
+        return image_of(self.quantise(x, 1, height, self.quantise.bias)[0].flatten(0, 1), height)
 
 
 class FusedDecoder(nn.Module):
@@ -167,21 +175,11 @@ class FusedDecoder(nn.Module):
         net = autoencoder.decoder
         blocks = [block for level in reversed(list(net.up)) for block in _level(level)]
         middle = [net.mid.block_1, net.mid.attn_1, net.mid.block_2]
-        self.quantise = _copy(autoencoder.post_quant_conv)
+        self.quantise = Convolution(autoencoder.post_quant_conv)
         self.chain = Chain(net.conv_in, [*middle, *blocks], net.norm_out, net.conv_out)
 
     def forward(self, latents: Tensor) -> Tensor:
         """``latents [1, Z, h, w]`` -> ``image [1, 3, H, W]``."""
-        image: Tensor = self.chain(self.quantise(latents))
-        return image.contiguous()
-
-
-def _copy(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution of its own: the networks may move to another device."""
-    assert conv.bias is not None
-    made = nn.Conv2d(conv.in_channels, conv.out_channels, 1)
-    made.weight, made.bias = (
-        nn.Parameter(conv.weight.detach().clone()),
-        nn.Parameter(conv.bias.detach().clone()),
-    )
-    return made
+        x, height = tokens_of(latents)
+        x, _ = self.quantise(x, 1, height, self.quantise.bias)
+        return image_of(*self.chain(x.flatten(0, 1), height))

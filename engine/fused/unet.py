@@ -105,7 +105,7 @@ class Norm(Weights):
 
 
 class Convolution(Weights):
-    """3x3 convolution; the bias is the caller's to add."""
+    """Convolution; its bias is added where the caller says so, here or elsewhere."""
 
     weight: Tensor
     bias: Tensor
@@ -116,9 +116,11 @@ class Convolution(Weights):
         self.keep("bias", conv.bias)
         self.stride, self.padding = conv.stride[0], (int(conv.padding[0]), int(conv.padding[1]))
 
-    def forward(self, x: Tensor, frames: int, height: int) -> tuple[Tensor, int]:
+    def forward(self, x: Tensor, frames: int, height: int, bias: Tensor | None = None) -> tuple[Tensor, int]:
         """``[F * R, I] -> [F, R', O]`` and the new height."""
-        return ops.convolution(x, self.weight, frames, height, stride=self.stride, padding=self.padding)
+        return ops.convolution(
+            x, self.weight, frames, height, bias=bias, stride=self.stride, padding=self.padding
+        )
 
 
 class SpatialStage(nn.Module):
@@ -342,8 +344,7 @@ class Downsample(nn.Module):
 
     def forward(self, part: Map) -> Map:
         """Convolve every second position."""
-        y, height = self.conv(part.x.flatten(0, 1), part.x.shape[0], part.height)
-        y = y + self.conv.bias
+        y, height = self.conv(part.x.flatten(0, 1), part.x.shape[0], part.height, self.conv.bias)
         return Map(y, ops.moments(y), height)
 
 
@@ -479,7 +480,7 @@ class FusedUNet(Weights):
             return parts[0]
 
         x = latents[0].permute(1, 2, 3, 0).flatten(0, 2)
-        x = ops.convolution(x, self.stem, frames, height)[0] + self.stem_bias
+        x, _ = ops.convolution(x, self.stem, frames, height, bias=self.stem_bias)
         part = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
         skips = [part]
         if features is not None:
