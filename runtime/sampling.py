@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 
@@ -68,7 +68,9 @@ class DenoisingLoop:
         self._coefficients = [schedule.coefficients(update.sigma) for update in updates]
 
         canvas = (extent[0], channels, *extent[1:])
-        self.x, self.history, self.noise, self.total = (device.empty(canvas, np.float32) for _ in range(4))
+        self.x, self.history, self.noise = (device.empty(canvas, np.float32) for _ in range(3))
+        # What several windows add up to, and what is left of it after guidance; a lone window needs neither.
+        self.total, self._denoised, self._other = (device.empty(canvas, np.float32) for _ in range(3))
         self.scaled, self.conditional = (device.empty(latents.shape, latents.dtype) for _ in range(2))
         self._guided = [guidance.acts(c.timestep) for c in self._coefficients]
         self.unconditional = device.empty(latents.shape, latents.dtype) if any(self._guided) else None
@@ -84,13 +86,13 @@ class DenoisingLoop:
         self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
         self._in_full = evaluations_in_full(self._guided, reuse)
         self._features = self._make_features()
-        self._steps: dict[tuple[bool, bool], Callable[[], None]] = {}  # captured: by guided, in full
+        self._captured: dict[Hashable, Callable[[], None]] = {}  # by what it is
         self._contexts: tuple[Array, Array] | None = None
 
     def use(self, unet: UNetEngines) -> None:
         """Run on ``unet`` from now on: the same engines, perhaps loaded again."""
         if unet != self._unet:
-            self._unet, self._steps = unet, {}
+            self._unet, self._captured = unet, {}
 
     def run(
         self,
@@ -114,6 +116,8 @@ class DenoisingLoop:
             NumericalError: a latent became NaN or Inf; names the step and the frame.
         """
         draws = [k for k, update in enumerate(self.updates) if update.x_noise]
+        if contexts is not self._contexts:
+            self._captured, self._contexts = {}, contexts
         pace = _Pace(self.device, self._row, done)
         supply = _Supply(self._feed, self.noise, draws, noise)
         if self._one_window and known is None:
@@ -127,8 +131,6 @@ class DenoisingLoop:
     def _run_fused(self, contexts: tuple[Array, Array], supply: _Supply, pace: _Pace) -> None:
         """One window covers the segment: a step is one or two evaluations and one kernel, captured when it has run."""
         device = self.device
-        if contexts is not self._contexts:
-            self._steps, self._contexts = {}, contexts
 
         def step(guided: bool, in_full: bool) -> None:
             unconditional = self._evaluate(contexts, guided, in_full)
@@ -142,11 +144,7 @@ class DenoisingLoop:
             if update.x_noise:
                 supply.next()
             kind = self._guided[k], self._in_full[k]
-            if kind in self._steps:
-                self._steps[kind]()
-            else:
-                step(*kind)
-                self._steps[kind] = device.capture(partial(step, *kind))
+            self._queue(("step", *kind), partial(step, *kind))
             supply.refill()  # the device has work now: the host may take its time
             pace.mark(k)
 
@@ -157,13 +155,22 @@ class DenoisingLoop:
         pace: _Pace,
         known: tuple[Array, Array] | None,
     ) -> None:
-        """Several windows, blended in every step: their velocities add up to one velocity of the whole segment."""
+        """Several windows, blended in every step: their velocities add up to one velocity of the whole segment.
+
+        What a window costs, its evaluations and guidance, is captured once and serves all windows.
+        """
         device = self.device
         evaluation = in_full = 0
 
+        def guide(guided: bool, in_full: bool, place: int) -> None:
+            unconditional = self._evaluate(contexts, guided, in_full, place)
+            device.guide(
+                self.conditional, unconditional, self.guidance.scale, self.guidance.rescale, self.velocity
+            )
+
         def denoise(x: Array, sigma: float, out: Array) -> None:
             nonlocal evaluation, in_full
-            c, guided = self._coefficients[evaluation], self._guided[evaluation]
+            c, kind = self._coefficients[evaluation], (self._guided[evaluation], self._in_full[evaluation])
             in_full += self._in_full[evaluation]  # windows stay in place as long as their features are used
             if known is not None:
                 latents, noise = known
@@ -172,14 +179,8 @@ class DenoisingLoop:
             device.zero(self.total)
             for place, (tile, weights) in enumerate(self._plans[(in_full - 1) % len(_PHASES)]):
                 device.take_window(x, tile.start, c.scale, self.scaled)
-                unconditional = self._evaluate(contexts, guided, self._in_full[evaluation], place)
-                device.guide(
-                    self.conditional,
-                    unconditional,
-                    self.guidance.scale,
-                    self.guidance.rescale,
-                    self.velocity,
-                )
+                work = partial(guide, *kind, place)
+                self._queue(("window", *kind, *map(id, self._features[place])), work)
                 device.add_window(self.velocity, weights, tile.start, self.total)
             device.combine([(c.alpha * c.scale, x), (-c.s, self.total)], out)
             device.check(out, evaluation)
@@ -193,7 +194,16 @@ class DenoisingLoop:
         def after(k: int, denoised: Array) -> None:
             pace.mark(k)
 
-        solve(denoise, self.x, self.updates, next_noise, device, after)
+        buffers = self._denoised, self.history, self._other
+        solve(denoise, self.x, self.updates, next_noise, device, after, buffers)
+
+    def _queue(self, kind: Hashable, work: Callable[[], None]) -> None:
+        """Queue ``work``, all of it at once if work of this kind was queued before."""
+        if kind in self._captured:
+            self._captured[kind]()
+        else:
+            work()
+            self._captured[kind] = self.device.capture(work)
 
     def _evaluate(
         self, contexts: tuple[Array, Array], guided: bool, in_full: bool, place: int = 0

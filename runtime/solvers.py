@@ -121,22 +121,22 @@ def solve(
     noise: Callable[[int], Array],
     device: Device,
     callback: Callable[[int, Array], None] = lambda evaluation, denoised: None,
+    buffers: tuple[Array, Array, Array] | None = None,
 ) -> None:
     """Follow a solver's table from ``x`` to its end, in place.
 
     ``noise(k)`` gives the standard normal array for row k where the row uses one; ``callback(k, D)`` is called after
-    each denoising.
+    each denoising. ``buffers`` are three arrays like ``x`` to work in, whatever they hold; without them some are made.
     """
-    denoised, history, updated = (device.empty(x.shape, x.dtype) for _ in range(3))
+    denoised, history, other = buffers or [device.empty(x.shape, x.dtype) for _ in range(3)]
     for k, row in enumerate(updates):
         denoiser(x, row.sigma, denoised)
         callback(k, denoised)
+        device.combine(
+            [(row.history_x, x), (row.history_denoised, denoised), (row.history_history, history)], out=other
+        )
         terms = [(row.x_x, x), (row.x_denoised, denoised), (row.x_history, history)]
         if row.x_noise:
             terms.append((row.x_noise, noise(k)))
-        device.combine(terms, out=updated)
-        device.combine(
-            [(row.history_x, x), (row.history_denoised, denoised), (row.history_history, history)],
-            out=history,
-        )
-        device.copy(updated, out=x)
+        device.combine(terms, out=x)
+        history, other = other, history

@@ -502,15 +502,32 @@ def test_the_loop_gives_what_it_gives_on_a_cpu(gpu, precision, solver, extent):
 
 @gpu_test
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_captured_step_equals_the_step_run_eagerly(gpu, solver, monkeypatch):
-    captured, loop = denoise(gpu, "fp16", solver)
-    assert type(loop._steps[True]).__name__ == "_Replay"
-    again, _ = denoise(gpu, "fp16", solver, loop=loop)
+@pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
+def test_captured_work_gives_the_bits_of_work_done_eagerly(gpu, solver, extent, monkeypatch):
+    captured, loop = denoise(gpu, "fp16", solver, extent)
+    assert [type(work).__name__ for work in loop._captured.values()] == ["_Replay"]  # one serves all windows
+    again, _ = denoise(gpu, "fp16", solver, extent, loop=loop)
     monkeypatch.setattr(gpu, "capture", lambda work: work)
-    eager, loop = denoise(gpu, "fp16", solver)
-    assert type(loop._steps[True]).__name__ == "partial"
+    eager, loop = denoise(gpu, "fp16", solver, extent)
+    assert [type(work).__name__ for work in loop._captured.values()] == ["partial"]
     np.testing.assert_array_equal(captured, eager)
     np.testing.assert_array_equal(captured, again)
+
+
+@pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
+def test_running_the_loop_makes_no_arrays(extent):
+    made, counts = [], []
+
+    class Counting(CpuDevice):
+        def empty(self, shape, dtype):
+            made.append(shape)
+            return super().empty(shape, dtype)
+
+    _, loop = denoise(Counting(), "fp32", "dpmpp_2m_sde", extent, told=lambda: counts.append(len(made)))
+    before = len(made)
+    denoise(loop.device, "fp32", "dpmpp_2m_sde", extent, loop=loop)
+    assert before > 0 and len(made) == before
+    assert set(counts) == {before}
 
 
 @gpu_test

@@ -94,6 +94,21 @@ def test_a_perfect_denoiser_gives_back_the_clean_latents(solver):
     np.testing.assert_allclose(x, clean, atol=1e-5)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_buffers_held_does_not_matter(solver):
+    schedule = Schedule()
+    start, noise = np.random.default_rng(1).standard_normal((2, 3, 4, 6, 8)).astype(np.float32)
+    sigmas = schedule.trailing(599, 6)
+    results = []
+    for buffers in (None, tuple(np.full_like(start, np.nan) for _ in range(3))):
+        x = start.copy()
+        updates = SOLVERS[solver](sigmas)
+        solve(gaussian_denoiser(0.7), x, updates, lambda k: noise, CpuDevice(), buffers=buffers)
+        results.append(x)
+    np.testing.assert_array_equal(*results)
+    assert np.isfinite(results[0]).all()
+
+
 def gaussian_denoiser(spread):
     """The exact denoiser of data that are normal with that standard deviation."""
 
