@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from v2v.engine.backend import (
+    FP8_TOLERANCE,
     BuildError,
     BuildOptions,
     Compatibility,
@@ -50,6 +51,12 @@ _OPTIONS = {
     # The code around the kernels only queues them; optimising it takes longer than compiling all kernels.
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
+
+FP8_CAPABILITY = (8, 9)
+"""Of the first GPUs whose matrix units take e4m3."""
+
+_CHOICES = {"fused": "networks made of few operations with kernels of their own", "fp8": "products in FP8"}
+"""Options of this backend, each yes or no; on a GPU ``fused`` is yes where nothing is said."""
 
 
 class InductorBackend:
@@ -88,6 +95,9 @@ class InductorBackend:
         """
         if options.device not in self.devices:
             raise BuildError(f"PyTorch {torch.__version__} has no {options.device} here to compile for")
+        self._check(options)
+        if options.fp8:
+            _check_fp8_model(model)
         started = time.monotonic()
         plain = _plain(component.name, model, weights)
         inputs = _sample_inputs(component, model, options.device)
@@ -118,16 +128,23 @@ class InductorBackend:
         engine.close()
         expected = _reference(plain, inputs, options.device)
         difference = max(map(_relative_error, found, expected))
-        if not difference <= TOLERANCE[options.precision]:
+        fp8 = options.fp8 and is_unet(component.name)
+        tolerance = FP8_TOLERANCE if fp8 else TOLERANCE[options.precision]
+        if not difference <= tolerance:
             raise BuildError(
                 f"{component.name}: the compiled component differs from PyTorch by {difference:.1e} (relative), "
-                f"more than the {TOLERANCE[options.precision]:.0e} allowed; it was not kept"
+                f"more than the {tolerance:.0e} allowed; it was not kept"
             )
         progress("checking", 1.0)
         return CompiledModule([path, weights_path], difference, exported - started)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
-        """Machine code needs the PyTorch it was made by, and the GPU or the CPU's instructions."""
+        """Machine code needs the PyTorch it was made by, and the GPU or the CPU's instructions.
+
+        Raises:
+            BuildError: ``options`` ask for what this backend or this GPU does not have.
+        """
+        self._check(options)
         if options.device == "cuda" and "cuda" in self.devices:
             capability = ".".join(map(str, torch.cuda.get_device_capability()))
             return {
@@ -137,6 +154,27 @@ class InductorBackend:
                 "label": f"sm{capability.replace('.', '')}",
             }
         return {"torch": torch.__version__, "cpu": _cpu(), "label": _cpu().split()[-1].lower()}
+
+    def _check(self, options: BuildOptions) -> None:
+        for key, value in options.extra.items():
+            if key not in _CHOICES or value not in ("yes", "no"):
+                known = ", ".join(f"{choice}=yes|no ({what})" for choice, what in _CHOICES.items())
+                raise BuildError(f"backend inductor has no option {key}={value}; it has {known}")
+        if not options.fp8:
+            return
+        if options.device != "cuda" or options.precision != "fp16":
+            raise BuildError(
+                "--option fp8=yes computes parts of an FP16 UNet on a GPU: it needs --device cuda --precision fp16, "
+                f"not {options.device} and {options.precision}"
+            )
+        if not _fuse(options):
+            raise BuildError("--option fp8=yes is a choice of the fused network: leave out --option fused=no")
+        if "cuda" in self.devices and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+            have, need = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(), FP8_CAPABILITY))
+            raise BuildError(
+                f"{torch.cuda.get_device_name()} has no FP8 (its compute capability is {have}, FP8 came with "
+                f"{need}): leave out --option fp8=yes"
+            )
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether the machine code of a set runs here."""
@@ -291,7 +329,27 @@ def _to_compile(
         fused = FusedEncoder(network) if name == "vae_encoder" else FusedDecoder(network)
     if fused is None:
         fused = _Method(copy.deepcopy(network), name)
-    return fused.to(options.device, precision).requires_grad_(False).eval()
+    made: Any = fused.to(options.device, precision).requires_grad_(False).eval()
+    if options.fp8 and is_unet(name):
+        from v2v.engine.fused.fp8 import quantise
+
+        quantise(made)
+    module: nn.Module = made
+    return module
+
+
+def _check_fp8_model(model: ModelConfig) -> None:
+    from v2v.engine.fused.fp8 import MULTIPLE
+
+    if not model.unet.groups:
+        raise BuildError(
+            f"model {model.name} has no norms, which keep numbers within FP8's range: leave out --option fp8=yes"
+        )
+    if model.unet.width % MULTIPLE:
+        raise BuildError(
+            f"FP8 needs a UNet whose width is a multiple of {MULTIPLE}; that of {model.name} is {model.unet.width}: "
+            "leave out --option fp8=yes"
+        )
 
 
 def _fuse(options: BuildOptions) -> bool:

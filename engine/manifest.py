@@ -113,6 +113,7 @@ class Recipe:
             self.weights.kind,
             str(self.window),
             self.options.precision,
+            "fp8" if self.options.fp8 else "",
             self.options.device,
             "reuse" if self.options.reuse else "",
             f"{self.backend.name}-{self.backend.version}",

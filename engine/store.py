@@ -259,8 +259,8 @@ def list_sets(root: Path | None = None) -> Iterator[EngineSet | EngineError]:
 def find(wanted: Wanted, root: Path | None = None) -> EngineSet:
     """The best engine set in ``root`` that suits ``wanted``.
 
-    A set compiled for CUDA comes before one for the CPU, then the backends in their order of preference, then a
-    set without ``reuse``, which asks for less memory, then the newest.
+    A set compiled for CUDA comes before one for the CPU, then the backends in their order of preference, then a set
+    without FP8, which is more accurate, then one without ``reuse``, which asks for less memory, then the newest.
 
     Raises:
         NoEngineSet: none suits; the message says why each one there does not.
@@ -282,10 +282,10 @@ def find(wanted: Wanted, root: Path | None = None) -> EngineSet:
         seen = "; ".join(reasons) or "it holds none"
         raise NoEngineSet(f"no engine set in {root} fits ({seen}); build one with: {_build_command(wanted)}")
 
-    def rank(found: EngineSet) -> tuple[bool, int, bool]:
+    def rank(found: EngineSet) -> tuple[bool, int, bool, bool]:
         recipe = found.manifest.recipe
         options = recipe.options
-        return options.device != "cuda", preference.index(recipe.backend.name), options.reuse
+        return options.device != "cuda", preference.index(recipe.backend.name), options.fp8, options.reuse
 
     newest_first = sorted(fitting, key=lambda found: found.manifest.created, reverse=True)
     return min(newest_first, key=rank)
