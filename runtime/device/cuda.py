@@ -207,11 +207,13 @@ class CudaDevice:
     ) -> None:
         height, width = out.shape[2:]
         table = self._frame_tables(*frame.shape[:2], *size, *offset, height, width, antialias, frame.dtype)
-        parts = -(-width // table.tile) * -(-height // _FRAME_ROWS)
+        tiles, groups = -(-width // table.tile), -(-height // _FRAME_ROWS)
+        # As many blocks as run at once, so that each goes on from group to group; what it waits for was sent before.
         at_once = min(_FRAME_BLOCKS, self._shared_bytes // (table.shared + self._shared_reserved))
+        ways = at_once * self.gpu.properties.multiprocessor_count // tiles
         self._launch(
             self._kernel("prepare_frame", out.dtype, frame.dtype, table.variant),
-            (min(parts, at_once * self.gpu.properties.multiprocessor_count),),
+            (tiles, max(min(ways, groups), 1)),
             (
                 frame.pointer,
                 *map(_int, frame.shape[:2]),

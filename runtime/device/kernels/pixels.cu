@@ -3,7 +3,11 @@
 
 #include "common.cuh"
 
-// Four samples of a row as they lie in memory.
+// 2^23: a float of this size has no places behind the point, so a small integer's bits at its end are that integer.
+constexpr float MAGIC = 8388608.0f;
+
+// Four samples of a row as they lie in memory. They become floats without the conversion unit: MAGIC + a sample is
+// put together from its bits, and the difference is exact.
 template <typename S>
 struct Raw;
 
@@ -11,9 +15,8 @@ template <>
 struct Raw<uint8> {
     uint32 word;
 
-    // Without the conversion unit: 2^23 + a sample is exact, and so is the difference.
-    __device__ __forceinline__ float sample(int k) const {
-        return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + k)) - 8388608.0f;
+    __device__ __forceinline__ float biased(int k) const {
+        return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + k));
     }
 };
 
@@ -21,8 +24,8 @@ template <>
 struct alignas(8) Raw<uint16> {
     uint32 words[2];
 
-    __device__ __forceinline__ float sample(int k) const {
-        return __uint_as_float(__byte_perm(words[k / 2], 0x4b000000u, k % 2 ? 0x7432u : 0x7410u)) - 8388608.0f;
+    __device__ __forceinline__ float biased(int k) const {
+        return __uint_as_float(__byte_perm(words[k / 2], 0x4b000000u, k % 2 ? 0x7432u : 0x7410u));
     }
 };
 
@@ -30,18 +33,18 @@ struct alignas(8) Raw<uint16> {
 struct Rows {
     const uint8* source;
     const uint32* last;
-    uint64 pitch;
+    uint32 pitch;
     int aligned;
 
-    __device__ __forceinline__ Rows(const void* source, int height, uint64 pitch)
+    __device__ __forceinline__ Rows(const void* source, int height, uint32 pitch)
         : source(static_cast<const uint8*>(source)), pitch(pitch) {
-        const uint64 end = reinterpret_cast<uint64>(source) + height * pitch;
+        const uint64 end = reinterpret_cast<uint64>(source) + static_cast<uint64>(height) * pitch;
         last = reinterpret_cast<const uint32*>((end - 1) & ~3ull);
         const uint64 both = reinterpret_cast<uint64>(source) | pitch;
         aligned = both % 16 == 0 ? 16 : both % 4 == 0 ? 4 : 1;
     }
 
-    __device__ __forceinline__ const uint8* row(int y) const { return source + y * pitch; }
+    __device__ __forceinline__ const uint8* row(int y) const { return source + static_cast<uint64>(pitch) * y; }
 
     // Four bytes at any address: out of the one or two words that they lie in.
     __device__ __forceinline__ uint32 word(const uint8* at) const {
@@ -64,47 +67,37 @@ struct Axis {
     int stride, taps;
 
     __device__ __forceinline__ const float4* entry(int pixel) const { return entries + pixel * stride; }
-    __device__ __forceinline__ int first(int pixel) const { return __float_as_int(__ldg(entry(pixel)).x); }
+    __device__ __forceinline__ int first(int pixel) const { return __float_as_int(__ldg(&entry(pixel)->x)); }
 };
 
-// Work of a block at a time: GROUP rows of `tile` pixels.
-constexpr int GROUP = 4;  // a warp weighs source rows for one of them
+// A block makes GROUP rows of its columns at a time; a warp weighs source rows for one of them.
+constexpr int GROUP = 4;
 
-struct Part {
-    int left, right, top;  // of the picture made
-    int row, rows;         // source rows that it is made of
-    int first, count;      // samples of them, from a multiple of 16 bytes on
+// Source rows of a group.
+struct Span {
+    int first, count;
+
+    __device__ __forceinline__ Span(const Axis& rows, int top, int height)
+        : first(rows.first(top)), count(rows.first(min(top + GROUP, height) - 1) + rows.taps - first) {}
 };
 
-template <typename S>
-__device__ __forceinline__ Part part_of(
-    int item, int groups, int tile, int height, int width, const Axis& rows, const Axis& columns) {
-    Part part;
-    part.left = item / groups * tile;
-    part.right = min(part.left + tile, width);
-    part.top = item % groups * GROUP;
-    part.row = rows.first(part.top);
-    part.rows = rows.first(min(part.top + GROUP, height) - 1) + rows.taps - part.row;
-    constexpr int whole = 16 / sizeof(S);
-    part.first = columns.first(part.left) * 3 / whole * whole;
-    part.count = (columns.first(part.right - 1) + columns.taps) * 3 - part.first;
-    return part;
-}
-
-// Send a part's source rows to `raw [rows][pitch]` in shared memory; they are there after `arrived` and a barrier.
-template <typename S>
-__device__ __forceinline__ void send(const Rows& from, const Part& part, uint8* raw, int pitch) {
-    const int lane = threadIdx.x % 32, bytes = part.count * static_cast<int>(sizeof(S));
-    for (int r = threadIdx.x / 32; r < part.rows; r += GROUP) {
-        const uint8* row = from.row(part.row + r) + part.first * sizeof(S);
+// Send `bytes` of a group's source rows, from byte `begin` on, to `raw [count][pitch]` in shared memory; they are there
+// after `arrived` and a barrier.
+__device__ __forceinline__ void send(const Rows& from, const Span& span, int begin, int bytes, uint8* raw, int pitch) {
+    const int lane = threadIdx.x % 32;
+    for (int r = threadIdx.x / 32; r < span.count; r += GROUP) {
+        const uint8* row = from.row(span.first + r) + begin;
         const uint32 to = static_cast<uint32>(__cvta_generic_to_shared(raw + r * pitch));
         if (from.aligned == 16)
+#pragma unroll 1
             for (int at = lane * 16; at < bytes; at += 32 * 16)
                 asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + at), "l"(row + at) : "memory");
         else if (from.aligned == 4)
+#pragma unroll 1
             for (int at = lane * 4; at < bytes; at += 32 * 4)
                 asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to + at), "l"(row + at) : "memory");
         else
+#pragma unroll 1
             for (int at = lane * 4; at < bytes; at += 32 * 4)
                 *reinterpret_cast<uint32*>(raw + r * pitch + at) = from.word(row + at);
     }
@@ -112,46 +105,54 @@ __device__ __forceinline__ void send(const Rows& from, const Part& part, uint8* 
 
 __device__ __forceinline__ void arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-template <typename S>
-__device__ __forceinline__ void add_samples(float4& sum, const Raw<S>& raw, float weight) {
-    sum.x += weight * raw.sample(0);
-    sum.y += weight * raw.sample(1);
-    sum.z += weight * raw.sample(2);
-    sum.w += weight * raw.sample(3);
-}
-
-// Weigh source rows for row `top` + warp of a part into `weighed`; TAPS rows out of `raw`, or any number of the frame.
+// Weigh source rows for output row `y` into `weighed`: TAPS of them out of `raw`, which begins with row `above`, or any
+// number out of the frame; `count` samples from byte `begin` on.
 template <int TAPS, typename S>
 __device__ __forceinline__ void weigh_rows(
-    const Rows& from, const Part& part, const Axis& rows, int height, const uint8* raw, int pitch, float* weighed) {
-    const float4* entry = rows.entry(min(part.top + static_cast<int>(threadIdx.x) / 32, height - 1));
+    const Rows& from, const Axis& rows, int y, int begin, int count, const uint8* raw, int above, int pitch,
+    float* weighed) {
+    const float4* entry = rows.entry(y);
     const float4 head = __ldg(entry);
     const float weights[3] = {head.y, head.z, head.w};
-    const int row = __float_as_int(head.x);
-    for (int at = threadIdx.x % 32 * 4; at < part.count; at += 32 * 4) {
-        float4 sum = {};
-        if (TAPS) {
-            const uint8* samples = raw + (row - part.row) * pitch + at * sizeof(S);
-#pragma unroll
-            for (int k = 0; k < TAPS; k++)
-                add_samples(sum, *reinterpret_cast<const Raw<S>*>(samples + k * pitch), weights[k]);
-        } else {
-            const uint8* samples = from.row(row) + (part.first + at) * sizeof(S);
-            const float* more = reinterpret_cast<const float*>(entry) + 1;
+    const int row = __float_as_int(head.x), lane = threadIdx.x % 32;
+    if (TAPS) {
+        const float bias = -MAGIC * weights[0];  // exact, so the first product is rounded once, as the others are
+        const uint8* samples = raw + (row - above) * pitch + lane * 4 * sizeof(S);
 #pragma unroll 2
-            for (int k = 0; k < rows.taps; k++)
-                add_samples(sum, from.samples(samples + k * from.pitch, S{}), __ldg(more + k));
+        for (int at = lane * 4; at < count; at += 32 * 4, samples += 32 * 4 * sizeof(S)) {
+            Raw<S> taken[TAPS ? TAPS : 1];
+            float sums[4];
+#pragma unroll
+            for (int k = 0; k < TAPS; k++) taken[k] = *reinterpret_cast<const Raw<S>*>(samples + k * pitch);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                sums[i] = __fmaf_rn(weights[0], taken[0].biased(i), bias);
+#pragma unroll
+                for (int k = 1; k < TAPS; k++) sums[i] += weights[k] * (taken[k].biased(i) - MAGIC);
+            }
+            *reinterpret_cast<float4*>(weighed + at) = make_float4(sums[0], sums[1], sums[2], sums[3]);
         }
-        *reinterpret_cast<float4*>(weighed + at) = sum;
+    } else {
+        const float* more = reinterpret_cast<const float*>(entry) + 1;
+        const uint8* samples = from.row(row) + begin;
+        for (int at = lane * 4; at < count; at += 32 * 4) {
+            float sums[4] = {};
+#pragma unroll 2
+            for (int k = 0; k < rows.taps; k++) {
+                const Raw<S> taken = from.samples(samples + at * sizeof(S) + static_cast<uint64>(from.pitch) * k, S{});
+                const float weight = __ldg(more + k);
+#pragma unroll
+                for (int i = 0; i < 4; i++) sums[i] += weight * (taken.biased(i) - MAGIC);
+            }
+            *reinterpret_cast<float4*>(weighed + at) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+        }
     }
 }
 
-// GROUP rows of one pixel out of the weighed source rows, whose weights take levels to -1..1.
+// GROUP rows of one pixel out of the weighed source rows, whose weights take levels to -1..1; `head` begins its entry.
 template <int TAPS>
 __device__ __forceinline__ void weigh_columns(
-    float (&sums)[GROUP][3], const float* weighed, int pitch, int first, const float4& head, const float4* entry,
-    int taps) {
-    const float* at = weighed + __float_as_int(head.x) * 3 - first;
+    float (&sums)[GROUP][3], const float* weighed, int pitch, const float4& head, const float4* entry, int taps) {
     const float weights[3] = {head.y, head.z, head.w};
 #pragma unroll
     for (int r = 0; r < GROUP; r++)
@@ -161,7 +162,7 @@ __device__ __forceinline__ void weigh_columns(
 #pragma unroll
         for (int r = 0; r < GROUP; r++)
 #pragma unroll
-            for (int c = 0; c < 3; c++) sums[r][c] += weight * at[r * pitch + k * 3 + c];
+            for (int c = 0; c < 3; c++) sums[r][c] += weight * weighed[r * pitch + k * 3 + c];
     };
     if (TAPS) {
 #pragma unroll
@@ -174,59 +175,69 @@ __device__ __forceinline__ void weigh_columns(
 
 // Bilinear resize of samples [source_height, source_width, 3] into [3, height, width], scaled to -1..1.
 //
-// A block makes one part after the other. While it weighs a part's source rows in shared memory, where each sample is
-// converted once, and then each pixel's neighbours there, the next part's source rows are already on their way to it.
-// With TAPS 0 the number of weights is free and source rows are not sent ahead.
+// A block makes `tile` columns, group by group. While it weighs a group's source rows in shared memory, where each
+// sample is converted once for all columns, and then each pixel's neighbours there, the next group's source rows are
+// already on their way to it. With TAPS 0 the number of weights is free and source rows are not sent ahead.
 template <int TAPS, typename S, typename T>
 __device__ __forceinline__ void prepare_frame(
     const S* source, int source_height, int source_width, T* out, int height, int width, const Axis& rows,
     const Axis& columns, int tile, int weighed_pitch, int raw_pitch, int raw_rows) {
     extern __shared__ float4 shared[];
     float* weighed = reinterpret_cast<float*>(shared);  // [GROUP][weighed_pitch]
-    uint8* raw = reinterpret_cast<uint8*>(weighed + GROUP * weighed_pitch);  // [2][raw_rows][raw_pitch]
-    const Rows from(source, source_height, static_cast<uint64>(source_width) * 3 * sizeof(S));
+    uint8* raw = reinterpret_cast<uint8*>(weighed + GROUP * weighed_pitch);  // two times [raw_rows][raw_pitch]
+    const Rows from(source, source_height, static_cast<uint32>(source_width) * 3 * sizeof(S));
     const int groups = (height + GROUP - 1) / GROUP;
-    const uint64 items = static_cast<uint64>((width + tile - 1) / tile) * groups;
-    int item = static_cast<int>(items * blockIdx.x / gridDim.x);
-    const int stop = static_cast<int>(items * (blockIdx.x + 1) / gridDim.x);
+    int top = static_cast<int>(groups * blockIdx.y / gridDim.y) * GROUP;
+    const int stop = static_cast<int>(groups * (blockIdx.y + 1) / gridDim.y) * GROUP;
+
+    const int left = blockIdx.x * tile, right = min(left + tile, width);
+    constexpr int whole = 16 / sizeof(S);
+    const int first = columns.first(left) * 3 / whole * whole, begin = first * static_cast<int>(sizeof(S));
+    const int count = (columns.first(right - 1) + columns.taps) * 3 - first;
+    Span next(rows, top, height);
+    if (TAPS) send(from, next, begin, count * static_cast<int>(sizeof(S)), raw, raw_pitch);
+
+    // A thread makes two neighbouring pixels.
+    const int x = left + static_cast<int>(threadIdx.x) * 2;
+    const float4* entry_a = columns.entry(min(x, right - 1));
+    const float4* entry_b = columns.entry(min(x + 1, right - 1));
+    const float4 head_a = __ldg(entry_a), head_b = __ldg(entry_b);
+    const float* weighed_a = weighed + __float_as_int(head_a.x) * 3 - first;
+    const float* weighed_b = weighed + __float_as_int(head_b.x) * 3 - first;
     const uint64 plane = static_cast<uint64>(height) * width;
+    T* to = out + static_cast<uint64>(top) * width + x;
     const bool pairs = width % 2 == 0 && reinterpret_cast<uint64>(out) % (2 * sizeof(T)) == 0;
 
-    Part part = part_of<S>(item, groups, tile, height, width, rows, columns);
-    if (TAPS) send<S>(from, part, raw, raw_pitch);
-    for (int turn = 0; item < stop; item++, turn ^= 1) {
-        // A thread makes two neighbouring pixels; what it needs to know of them is on its way from here on.
-        const int x = part.left + static_cast<int>(threadIdx.x) * 2;
-        const float4* entry_a = columns.entry(min(x, part.right - 1));
-        const float4* entry_b = columns.entry(min(x + 1, part.right - 1));
-        const float4 head_a = __ldg(entry_a), head_b = __ldg(entry_b);
+    for (uint8* now = raw; top < stop; top += GROUP, to += GROUP * width) {
+        const Span span = next;
+        uint8* const other = now == raw ? raw + raw_rows * raw_pitch : raw;
         if (TAPS) arrived();
-        __syncthreads();  // also: nobody reads `weighed` of the part before any more
-        const Part now = part;
-        if (item + 1 < stop) {
-            part = part_of<S>(item + 1, groups, tile, height, width, rows, columns);
-            if (TAPS) send<S>(from, part, raw + (turn ^ 1) * raw_rows * raw_pitch, raw_pitch);
+        __syncthreads();  // also: nobody reads `weighed` of the group before any more
+        if (top + GROUP < stop) {
+            next = Span(rows, top + GROUP, height);
+            if (TAPS) send(from, next, begin, count * static_cast<int>(sizeof(S)), other, raw_pitch);
         }
-        weigh_rows<TAPS, S>(from, now, rows, height, raw + turn * raw_rows * raw_pitch, raw_pitch,
-                            weighed + threadIdx.x / 32 * weighed_pitch);
+        const int warp = threadIdx.x / 32;
+        weigh_rows<TAPS, S>(from, rows, min(top + warp, height - 1), begin, count, now, span.first, raw_pitch,
+                            weighed + warp * weighed_pitch);
+        now = other;
         __syncthreads();
-        if (x >= now.right) continue;
+        if (x >= right) continue;
 
         float a[GROUP][3], b[GROUP][3];
-        weigh_columns<TAPS>(a, weighed, weighed_pitch, now.first, head_a, entry_a, columns.taps);
-        weigh_columns<TAPS>(b, weighed, weighed_pitch, now.first, head_b, entry_b, columns.taps);
-        T* to = out + static_cast<uint64>(now.top) * width + x;
+        weigh_columns<TAPS>(a, weighed_a, weighed_pitch, head_a, entry_a, columns.taps);
+        weigh_columns<TAPS>(b, weighed_b, weighed_pitch, head_b, entry_b, columns.taps);
 #pragma unroll
-        for (int r = 0; r < GROUP; r++) {
-            if (now.top + r >= height) break;
+        for (int c = 0; c < 3; c++) {
+            T* pixel = to + c * plane;
 #pragma unroll
-            for (int c = 0; c < 3; c++) {
-                T* pixel = to + c * plane + r * width;
+            for (int r = 0; r < GROUP; r++, pixel += width) {
+                if (top + r >= height) break;
                 if (pairs) {
                     store_pair(pixel, a[r][c], b[r][c]);
                 } else {
                     from_float(a[r][c], pixel[0]);
-                    if (x + 1 < now.right) from_float(b[r][c], pixel[1]);
+                    if (x + 1 < right) from_float(b[r][c], pixel[1]);
                 }
             }
         }
