@@ -38,6 +38,7 @@ from v2v.engine.backend import (
     cuda_devices,
 )
 from v2v.engine.components import Component, ComponentName, is_unet
+from v2v.engine.fused.twins import in_packages
 from v2v.export.models.configs import ModelConfig
 
 if TYPE_CHECKING:
@@ -104,7 +105,13 @@ class InductorBackend:
         module = _to_compile(component.name, model, plain, options)
         path = folder / f"{component.name}.pt2"
         try:
-            with torch.inference_mode(False), torch.no_grad(), _quiet(), _remembered_analyses():
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                _quiet(),
+                _remembered_analyses(),
+                in_packages(),
+            ):
                 progress("tracing", 0.0)
                 program = torch.export.export(module, inputs, strict=False)
                 exported = time.monotonic()

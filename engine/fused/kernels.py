@@ -396,6 +396,7 @@ def product(
     EXTRA_N: tl.constexpr,  # columns beyond BLOCK_N that the same program makes, for widths like 320
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    TWIN: tl.constexpr,  # not zero: the kernel of this name in hopper.py takes this one's place on the GPU
 ):
     """``x @ w.T`` with a fused end (scale, bias, GELU gate); with taps a convolution without gathering anything.
 
@@ -511,31 +512,52 @@ def spatial_attention(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    TWIN: tl.constexpr,  # as in product
 ):
-    """Attention among the positions of a frame; reads the projections where the matrix product left them."""
-    first = tl.program_id(0) * BLOCK_M
+    """Attention among the positions of a frame; reads the projections where the matrix product left them.
+
+    Programs beside each other share a frame's tiles of queries, however many there are.
+    """
     frame = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
     width = heads * SIZE
-    q = queries.load([frame * rows + first, head * SIZE])
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, SIZE], tl.float32)
-    whole = rows // BLOCK_N
-    for block in tl.range(0, whole, num_stages=STAGES):
-        top, total, acc = _attend_block(
-            q, kv, frame, block * BLOCK_N, head, width, rows, factor, top, total, acc, SIZE, BLOCK_N, False
+    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.num_programs(0)):
+        first = tile * BLOCK_M
+        q = queries.load([frame * rows + first, head * SIZE])
+        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, SIZE], tl.float32)
+        whole = rows // BLOCK_N
+        for block in tl.range(0, whole, num_stages=STAGES):
+            top, total, acc = _attend_block(
+                q,
+                kv,
+                frame,
+                block * BLOCK_N,
+                head,
+                width,
+                rows,
+                factor,
+                top,
+                total,
+                acc,
+                SIZE,
+                BLOCK_N,
+                False,
+            )
+        if whole * BLOCK_N < rows:
+            top, total, acc = _attend_block(
+                q, kv, frame, whole * BLOCK_N, head, width, rows, factor, top, total, acc, SIZE, BLOCK_N, True
+            )
+        acc = acc / total[:, None]
+        row = first + tl.arange(0, BLOCK_M)
+        place = (
+            out
+            + (frame.to(tl.int64) * rows + row)[:, None] * width
+            + head * SIZE
+            + tl.arange(0, SIZE)[None, :]
         )
-    if whole * BLOCK_N < rows:
-        top, total, acc = _attend_block(
-            q, kv, frame, whole * BLOCK_N, head, width, rows, factor, top, total, acc, SIZE, BLOCK_N, True
-        )
-    acc = acc / total[:, None]
-    row = first + tl.arange(0, BLOCK_M)
-    place = (
-        out + (frame.to(tl.int64) * rows + row)[:, None] * width + head * SIZE + tl.arange(0, SIZE)[None, :]
-    )
-    tl.store(place, acc.to(out.dtype.element_ty), mask=(row < rows)[:, None])
+        tl.store(place, acc.to(out.dtype.element_ty), mask=(row < rows)[:, None])
 
 
 @triton.jit

@@ -58,6 +58,11 @@ def _launch(
     if is_wrap_triton_enabled():
         _traced(kernel, grid, tiles or {}, arguments)
         return
+    if arguments.get("TWIN"):
+        from v2v.engine.fused import twins
+
+        twins.launch(name, grid, warps, tiles or {}, arguments)
+        return
     for tensor, tile in (tiles or {}).items():
         arguments[tensor] = TensorDescriptor.from_tensor(arguments[tensor], tile)
     kernel[grid](**arguments)
@@ -83,6 +88,18 @@ def _traced(
             )
 
     Tracer().call_triton_kernel(wrap.TraceableTritonKernelWrapper(kernel, None, grid), [], arguments, None)
+
+
+@functools.cache
+def _has_twins(device: torch.device) -> bool:
+    """Whether this GPU is the one that ``hopper.py`` is for, and Triton has its language."""
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    try:
+        from v2v.engine.fused import hopper  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _up(a: int, b: int) -> int:
@@ -490,7 +507,11 @@ def _feed_forward(
     buffer = x.new_empty((*x.shape[:-1], contract.shape[1]))
     normed = _launch_add_layer_norm(x, delta, bias, weight, offset, eps, buffer, x.dtype)
     if x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
-        launch_product(normed, expand, expand_bias, buffer, (128, 128, 0), warps=8, stages=3, gated=True)
+        if _has_twins(x.device):
+            tile: dict[str, Any] = {"blocks": (128, 64, 0), "warps": 4, "twin": 4, "group": 4}
+        else:
+            tile = {"blocks": (128, 128, 0), "warps": 8}
+        launch_product(normed, expand, expand_bias, buffer, stages=3, gated=True, **tile)
     else:
         _launch_gate(torch.matmul(normed, expand.t()), expand_bias, buffer)
     return torch.matmul(buffer, contract.t())
@@ -544,11 +565,14 @@ def launch_product(
     image: tuple[int, int] | None = None,
     depth_block: int = 64,
     resident: int = 1,
+    group: int = 8,
+    twin: int = 0,
 ) -> None:
     """Fill the last columns of ``out`` with ``x @ w.T``; see the kernel for taps, gate and scale.
 
     ``x`` and ``w`` are not views: PyTorch 2.11 cannot compile ahead of time what reads tiles of a view. ``image`` is
-    height and width where ``x`` is padded; ``resident`` the programs that a multiprocessor has room for.
+    height and width where ``x`` is padded; ``resident`` the programs that a multiprocessor has room for; ``twin`` the
+    buffers of the kernel in ``hopper.py``, zero for the one in ``kernels.py``.
     """
     tokens, depth = x.shape
     width = w.shape[0] // 2 if gated else w.shape[0]
@@ -587,7 +611,8 @@ def launch_product(
         BLOCK_N=block_n,
         EXTRA_N=extra_n,
         BLOCK_K=depth_block,
-        GROUP=8,
+        GROUP=group,
+        TWIN=twin,
     )
 
 
@@ -639,9 +664,10 @@ def _spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
     rows = tokens // frames
     heads = three // (3 * size)
     out = qkv.new_empty((tokens, three // 3))
+    consumers = 3 if size == 64 and _has_twins(qkv.device) else 0
     _launch(
         "spatial_attention",
-        (_up(rows, 64), frames * heads),
+        (_up(rows, 64 * (consumers or 1)), frames * heads),
         warps=4,
         stages=2,
         tiles={"queries": [64, size], "kv": [128, size]},
@@ -655,6 +681,7 @@ def _spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
         BLOCK_M=64,
         BLOCK_N=128,
         STAGES=2,
+        TWIN=consumers,
     )
     return out
 
@@ -765,8 +792,13 @@ def _temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
     rows, width = x.shape[0] // frames, weight.shape[0]
     out = x.new_empty((frames, rows, width))
     # 320 columns in one tile where that is the width: the input is read once.
-    blocks = (128, 256, 64) if width % 320 == 0 and width % 128 else (128, 128, 0)
-    launch_product(x, weight, None, out, blocks, warps=8, stages=3, taps=3, step=rows)
+    whole = width % 320 == 0 and width % 128 != 0
+    if _has_twins(x.device):
+        blocks, twin = ((64, 256, 64), 3) if whole else ((128, 128, 0), 4)
+        tile: dict[str, Any] = {"blocks": blocks, "warps": 4, "twin": twin}
+    else:
+        tile = {"blocks": (128, 256, 64) if whole else (128, 128, 0), "warps": 8}
+    launch_product(x, weight, None, out, stages=3, taps=3, step=rows, **tile)
     return out
 
 

@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 from triton.runtime import interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from v2v.engine.fused import fp8, kernels
+from v2v.engine.fused import fp8, kernels, twins
 from v2v.engine.fused import operations as ops
 from v2v.engine.fused.operations import E4M3
 
@@ -22,6 +23,7 @@ torch.cuda.get_device_properties = lambda device: SimpleNamespace(
 )
 ops.is_wrap_triton_enabled = lambda: False
 ops._chunk = lambda frames, rows, channels: 64
+ops._has_twins = lambda device: False
 
 # The interpreter of Triton 3.6 loses the carry when it rounds to e4m3: 1.98 becomes 1.
 _convert = interpreter._convert_float
@@ -132,6 +134,33 @@ def check_half_only() -> None:
         check("temporal convolution", found, ops.temporal_convolution(x, weight, 4))
 
 
+def check_twins() -> None:
+    """As they are launched for Hopper; there other kernels take their places, and must agree with what runs here."""
+
+    def launch(name: str, grid: Any, warps: int, tiles: dict[str, list[int]], arguments: Any) -> None:
+        for tensor, tile in tiles.items():
+            arguments[tensor] = TensorDescriptor.from_tensor(arguments[tensor], tile)
+        getattr(kernels, name)[grid](**arguments)
+        launched.append(name)
+
+    launched: list[str] = []
+    twins.launch, ops._has_twins = launch, lambda device: True
+    qkv = torch.randn(2 * 200, 3 * 128).half()
+    expected = ops.spatial_attention(qkv.float(), 2, 64).half()
+    check("spatial attention, tiles shared", kernel_form("_spatial_attention")(qkv, 2, 64), expected)
+    for width in (320, 128):
+        x, weight = torch.randn(4 * 40, 128).half(), (torch.randn(width, 3 * 128) / 10).half()
+        found = kernel_form("_temporal_convolution")(x, weight, 4)
+        check("temporal convolution, other tiles", found, ops.temporal_convolution(x, weight, 4))
+    x, delta = (torch.randn(70, 64).half() for _ in range(2))
+    bias, weight, offset = (torch.randn(64).half() for _ in range(3))
+    layers = (torch.randn(512, 64) / 10).half(), torch.randn(512).half(), (torch.randn(64, 320) / 20).half()
+    found = kernel_form("_feed_forward")(x, delta, bias, weight, offset, 1e-5, *layers)
+    check("feed-forward, other tiles", found, ops.feed_forward(x, delta, bias, weight, offset, *layers))
+    assert launched == ["spatial_attention", "product", "product", "product"]
+    ops._has_twins = lambda device: False
+
+
 def check_fp8() -> None:
     half = torch.float16
     height, width, depth = 5, 6, 80
@@ -179,4 +208,5 @@ for precision in (torch.float32, torch.float16):
     check_transformer(precision)
     check_interleave(precision)
 check_half_only()
+check_twins()
 check_fp8()
