@@ -44,6 +44,7 @@ class Codec:
     presets: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
     chroma: int = 2  # width and height must be multiples of this
+    narrowest: int = 1  # width must not be smaller
     own: str | None = None  # name of the option that holds the encoder's own parameters
     parameters: dict[str, str] = field(default_factory=dict)  # what is always among them
 
@@ -92,6 +93,7 @@ CODECS: dict[str, Codec] = {
         _X264_PRESETS,
         own="x265-params",
         parameters={"log-level": "error"},
+        narrowest=66,  # below a block of 64, x265 writes beyond its memory; at 64x64 its bytes differ
     ),
     "av1": Codec(
         "libsvtav1",
@@ -190,6 +192,7 @@ class Encoding:
             raise EncodingError(
                 f"cannot write {path}: codec {self.codec} needs a name that ends in {endings}"
             )
+        self._check_width(height, width)
         step = self.library.chroma
         if height % step or width % step:
             raise EncodingError(
@@ -197,12 +200,21 @@ class Encoding:
                 f"try --size {width + width % step}x{height + height % step}"
             )
 
+    def _check_width(self, height: int, width: int) -> None:
+        if width < self.library.narrowest:
+            raise EncodingError(
+                f"--size {width}x{height}: codec {self.codec} needs a width of {self.library.narrowest} or more; "
+                "take another codec"
+            )
+
     def add_stream(self, container: av.container.OutputContainer, height: int, width: int) -> Any:
         """Open the encoder as a stream of ``container``.
 
         Raises:
-            EncodingError: this machine has no such encoder (no NVIDIA GPU, for the hardware ones).
+            EncodingError: this machine has no such encoder (no NVIDIA GPU, for the hardware ones), or the encoder
+                would crash on pictures so narrow.
         """
+        self._check_width(height, width)
         codec = self.library
         os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 would write pages to stderr; 1 is errors alone
         try:
@@ -233,7 +245,12 @@ class Encoding:
     def picture(self, frame: Frame, stream: Any) -> av.VideoFrame:
         """RGB levels ``[H, W, 3]`` in the stream's pixel format."""
         colors = REFERENCE_COLORS if self.parity else self.colors
-        return pixels.from_rgb(frame, stream.pix_fmt, colors, fast=self.parity)
+        picture = pixels.from_rgb(frame, stream.pix_fmt, colors, fast=self.parity)
+        # Most encoders go by the stream, ProRes and PNG by each picture. PNG is left alone unless it is HDR: viewers
+        # take it for sRGB, which is how films of BT.709 are shown too.
+        if self.codec != "png" or colors.transfer in (hdr.PQ, hdr.HLG):
+            picture.color_primaries, picture.color_trc = colors.primaries, colors.transfer
+        return picture
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ class FolderError(V2VError):
     """A folder of pictures cannot be read or written; the message names it, the cause and the way out."""
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def pictures_in(folder: Path, *, tell: bool = False) -> list[Path]:
     """The pictures in ``folder``, frame 2 before frame 10; of several kinds the one that there is most of.
+
+    ``tell``: warn of the others.
 
     Raises:
         FolderError: there are none.
@@ -45,7 +47,7 @@ def pictures_in(folder: Path) -> list[Path]:
             f"{folder} is a folder without pictures; give a video file, or a folder of {', '.join(PICTURES)}"
         )
     (kind, _), *others = Counter(path.suffix.lower() for path in found).most_common()
-    if others:
+    if others and tell:
         left_out = ", ".join(f"{count} {ending}" for ending, count in others)
         warn(f"{folder}: only its {kind} files are used, not the others ({left_out})")
     return sorted((path for path in found if path.suffix.lower() == kind), key=_natural)
@@ -59,7 +61,7 @@ def opened_folder(folder: Path, rate: Fraction) -> Iterator[av.container.InputCo
         FolderError: it holds no pictures.
         av.FFmpegError: the first one is none.
     """
-    pictures = pictures_in(folder)
+    pictures = pictures_in(folder, tell=True)
     ending = pictures[0].suffix.lower()
     with tempfile.TemporaryDirectory(prefix="v2v-") as made, removed_on_abort(Path(made)):
         for number, path in enumerate(
@@ -163,7 +165,26 @@ class FolderWriter:
             first += len(segment.order)
 
 
-_AFTER_HEADER = 8 + 12 + 13  # bytes of a PNG file's signature and its first chunk
+_LARGEST_PROFILE = 1 << 24  # bytes
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_AFTER_HEADER = len(_SIGNATURE) + 12 + 13  # bytes of a PNG file's signature and its first chunk
+
+
+def profile_in(folder: Path) -> bytes | None:
+    """The ICC profile of the first picture in ``folder``, if that is a PNG file and has one."""
+    with pictures_in(folder)[0].open("rb") as file:
+        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+            return None
+        while len(header := file.read(8)) == 8 and header[4:] != b"IDAT":
+            content = file.read(struct.unpack(">I", header[:4])[0])
+            file.read(4)  # its checksum
+            if header[4:] == b"iCCP":
+                try:
+                    packed = content.split(b"\0", 1)[1][1:]
+                    return zlib.decompressobj().decompress(packed, _LARGEST_PROFILE)
+                except (IndexError, zlib.error):
+                    return None
+    return None
 
 
 def _profile_chunk(profile: bytes) -> bytes:

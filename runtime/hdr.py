@@ -7,11 +7,9 @@ Dynamic metadata (HDR10+, Dolby Vision) describes each picture's own numbers, wh
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
-
-import av
 
 PQ, HLG = 16, 18
 """Transfer characteristics of H.273 that make a video HDR."""
@@ -59,24 +57,24 @@ class StaticMetadata:
 UNSTATED = StaticMetadata()
 
 
-def static_metadata_of(frame: av.VideoFrame) -> StaticMetadata:
-    """Read what a decoded frame says; a display that is described in part alone counts as not described."""
-    return StaticMetadata(_display_of(frame), _light_of(frame))
+def static_metadata_of(side_data: Mapping[str, bytes]) -> StaticMetadata:
+    """Read what was decoded beside a frame; a display that is described in part alone counts as not described."""
+    return StaticMetadata(
+        _display_of(side_data.get("MASTERING_DISPLAY_METADATA")),
+        _light_of(side_data.get("CONTENT_LIGHT_LEVEL")),
+    )
 
 
-def dynamic_metadata_of(frame: av.VideoFrame) -> list[str]:
+def dynamic_metadata_of(side_data: Mapping[str, bytes]) -> list[str]:
     """What people call the metadata of a frame that is true of this frame alone."""
-    side_data: Any = frame.side_data
-    found = {_DYNAMIC[item.type.name] for item in side_data if item.type.name in _DYNAMIC}
-    return sorted(found)
+    return sorted({_DYNAMIC[name] for name in side_data.keys() & _DYNAMIC.keys()})
 
 
-def _display_of(frame: av.VideoFrame) -> MasteringDisplay | None:
-    data: Any = frame.side_data.get("MASTERING_DISPLAY_METADATA")
+def _display_of(data: bytes | None) -> MasteringDisplay | None:
     if data is None:
         return None
     # libavutil's AVMasteringDisplayMetadata: ten rationals, then whether colours and luminances are set
-    *numbers, has_colors, has_luminance = struct.unpack("=22i", bytes(data)[:88])
+    *numbers, has_colors, has_luminance = struct.unpack("=22i", data[:88])
     if not (has_colors and has_luminance and all(numbers[1::2])):
         return None
     values = [Fraction(top, bottom) for top, bottom in zip(numbers[::2], numbers[1::2], strict=True)]
@@ -84,11 +82,10 @@ def _display_of(frame: av.VideoFrame) -> MasteringDisplay | None:
     return MasteringDisplay(red, green, blue, white, darkest=values[8], brightest=values[9])
 
 
-def _light_of(frame: av.VideoFrame) -> ContentLight | None:
-    data: Any = frame.side_data.get("CONTENT_LIGHT_LEVEL")
+def _light_of(data: bytes | None) -> ContentLight | None:
     if data is None:
         return None
-    maximum, average = struct.unpack("=2I", bytes(data)[:8])
+    maximum, average = struct.unpack("=2I", data[:8])
     return ContentLight(maximum, average) if maximum or average else None
 
 

@@ -69,15 +69,37 @@ class Orientation:
         return np.ascontiguousarray(pixels[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1])
 
 
-def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """Read a frame's display matrix, rounded to quarter turns and mirrors (ISO 14496-12, 8.2.2)."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return Orientation()
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data))
+def side_data_of(frame: av.VideoFrame, codec: str) -> dict[str, bytes]:
+    """What was decoded beside a frame's pixels, by FFmpeg's names.
+
+    Nothing for PNG: its decoder names colour profiles, and PyAV (18.1) frees that name twice, which ends the
+    process. Their profiles are read by :func:`v2v.runtime.folders.profile_in`.
+    """
+    if codec in ("png", "apng"):
+        return {}
+    side_data: Any = frame.side_data
+    return {item.type.name: bytes(item) for item in side_data}
+
+
+def orientation_of(frame: av.VideoFrame, matrix: bytes | None) -> Orientation:
+    """Read a display matrix, rounded to quarter turns and mirrors (ISO 14496-12, 8.2.2).
+
+    Without one the frame's own rotation counts.
+    """
+    if matrix is None:
+        return _TURNS.get(round(frame.rotation / 90) * 90 % 360, Orientation())
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(True, flip_x=c < 0, flip_y=b < 0)
     return Orientation(False, flip_x=a < 0, flip_y=d < 0)
+
+
+# Degrees to turn counterclockwise -> how.
+_TURNS = {
+    90: Orientation(True, flip_y=True),
+    180: Orientation(False, flip_x=True, flip_y=True),
+    270: Orientation(True, flip_x=True),
+}
 
 
 def colors_of(frame: av.VideoFrame, codec: av.VideoCodecContext) -> Colors:
@@ -97,12 +119,6 @@ def reference_colors(frame: av.VideoFrame) -> Colors:
     That is OpenCV 4, with which it was published; OpenCV 5 goes by a file's tags.
     """
     return replace(REFERENCE_COLORS, full_range=frame.format.name.startswith(_FULL_RANGE_FORMATS))
-
-
-def profile_of(frame: av.VideoFrame) -> bytes | None:
-    """The frame's ICC profile."""
-    data: Any = frame.side_data.get("ICC_PROFILE")
-    return None if data is None else bytes(data)
 
 
 def has_alpha(frame: av.VideoFrame) -> bool:

@@ -211,7 +211,7 @@ class VideoReader:
         """Tell what pictures say that the result cannot."""
         if pixels.has_alpha(frame):
             warn(f"{self.path}: transparency cannot be kept; it is shown on black")
-        if dynamic := hdr.dynamic_metadata_of(frame):
+        if dynamic := hdr.dynamic_metadata_of(self._side_data):
             warn(
                 f"{self.path}: its {' and '.join(dynamic)} metadata describes each picture as it was and is left "
                 "out; the result is shown as plain HDR, by its colour tags"
@@ -258,7 +258,8 @@ class VideoReader:
 
     def _describe(self, first: av.VideoFrame, parity: bool) -> tuple[VideoInfo, pixels.ToRGB]:
         stream, codec = self._stream, self._stream.codec_context
-        orientation = pixels.orientation_of(first)
+        side_data = self._side_data = pixels.side_data_of(first, codec.name)
+        orientation = pixels.orientation_of(first, side_data.get("DISPLAYMATRIX"))
         if parity:
             colors = pixels.reference_colors(first)
         else:
@@ -284,8 +285,9 @@ class VideoReader:
             colors=colors,
             depth=pixels.depth_of(first),
             stream_index=stream.index,
-            light=hdr.static_metadata_of(first),
-            profile=pixels.profile_of(first),
+            light=hdr.static_metadata_of(side_data),
+            profile=side_data.get("ICC_PROFILE")
+            or (folders.profile_in(self.path) if self.path.is_dir() else None),
         )
         return info, to_rgb
 

@@ -85,6 +85,33 @@ def make_video(
     return path
 
 
+def write_planes(
+    path: Path, pix_fmt: str, pictures: Sequence[Sequence[np.ndarray]], colors: dict[str, int]
+) -> Path:
+    """Write planar pictures of more than 8 bits, each a list of planes [h, w] uint16, without loss (FFV1)."""
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("ffv1", rate=Fraction(10))
+        video.height, video.width = pictures[0][0].shape
+        video.pix_fmt = pix_fmt
+        for name, value in colors.items():
+            setattr(video.codec_context, name, value)
+        for number, planes in enumerate(pictures):
+            frame = av.VideoFrame(video.width, video.height, pix_fmt)
+            for plane, values in zip(frame.planes, planes, strict=True):
+                padded = np.zeros((plane.height, plane.line_size // 2), np.uint16)
+                padded[:, : plane.width] = values
+                plane.update(padded.tobytes())
+            frame.pts = number
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+    return path
+
+
+def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
+    """The planes [h, w] of a planar frame of more than 8 bits."""
+    return [np.frombuffer(p, np.uint16).reshape(p.height, -1)[:, : p.width] for p in frame.planes]
+
+
 def make_sound(path: Path) -> Path:
     """A file with sound and no pictures."""
     with av.open(str(path), "w") as output:

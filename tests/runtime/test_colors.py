@@ -60,6 +60,25 @@ def test_adain_gives_each_channel_the_sources_mean_and_contrast():
     assert matched.std(axis=(0, 1)) == pytest.approx(source.std(axis=(0, 1)), rel=0.05)
 
 
+def test_adain_of_16_bits_is_adain_of_8_with_finer_steps():
+    source = rng.integers(60, 200, (40, 50, 3), np.uint8)
+    picture = np.clip(source[::2, ::2] * 0.5 + 90, 0, 255).astype(np.uint8)
+    coarse = match_statistics(picture, source)
+    for deep_picture, deep_source in ((True, True), (True, False), (False, True)):
+        matched = match_statistics(
+            picture.astype(np.uint16) * 257 if deep_picture else picture,
+            source.astype(np.uint16) * 257 if deep_source else source,
+        )
+        assert matched.dtype == (np.uint16 if deep_picture else np.uint8)
+        assert np.abs(matched / (257 if deep_picture else 1) - coarse).max() <= 0.5
+
+
+def test_wavelet_follows_a_source_of_16_bits():
+    source = ramp()
+    matched = low_matched(as_picture(source) + np.float32(0.2), source.astype(np.uint16) * 257)
+    np.testing.assert_allclose(matched, as_picture(source), atol=0.003)
+
+
 def test_adain_survives_a_flat_picture():
     flat = np.full((8, 8, 3), 7, np.uint8)
     assert (match_statistics(flat, np.full((8, 8, 3), 99, np.uint8)) == 99).all()

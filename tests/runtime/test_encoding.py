@@ -28,8 +28,8 @@ def encode(folder, frames, lengths, encoding):
 @pytest.mark.parametrize("codec", SOFTWARE)
 @pytest.mark.parametrize("lengths", [(20,), (1, 12, 1, 6), (7, 13)])
 def test_joined_segments_show_every_picture_at_its_time(tmp_path, codec, lengths):
-    source = make_video(tmp_path / "in.mkv", frames=20, size=(64, 48))
-    frames = [picture(n) for n in range(20)]
+    source = make_video(tmp_path / "in.mkv", frames=20, size=(80, 48))
+    frames = [picture(n, 80, 48) for n in range(20)]
     stamps = [
         Timestamp(40 * n + 13 * (n % 3), 0) for n in range(20)
     ]  # a variable frame rate, in milliseconds
@@ -71,6 +71,19 @@ def test_joining_gives_the_film_that_encoding_in_one_go_gives(tmp_path):
 def test_impossible_choices_are_refused_by_flag(choice, message):
     with pytest.raises(EncodingError, match=message):
         Encoding(Colors(), Fraction(25), Fraction(1, 1000), **choice)
+
+
+def test_pictures_too_narrow_for_x265_are_refused_before_it_breaks(tmp_path):
+    encoding = Encoding(Colors(), Fraction(25), Fraction(1, 1000), codec="hevc")
+    message = "--size 64x48: codec hevc needs a width of 66 or more"
+    with pytest.raises(EncodingError, match=message):
+        encoding.check(tmp_path / "out.mp4", 48, 64)
+    with (
+        (tmp_path / "segment").open("wb") as file,
+        pytest.raises(EncodingError, match=message),
+        SegmentEncoder(file, encoding) as encoder,
+    ):
+        encoder.write(picture(0, 64, 48))
 
 
 @pytest.mark.parametrize("codec", SOFTWARE)

@@ -108,7 +108,7 @@ def interrupted(engines, source, output):
     [
         ({"seed": 5}, "--seed was 666 when it was begun, but is 5 now"),
         ({"prompt": "a fox"}, "--prompt was"),
-        ({"codec": "hevc"}, "--codec was h264"),
+        ({"codec": "av1"}, "--codec was h264"),
         ({"size": (40, 32)}, "--size was"),
     ],
 )
