@@ -80,7 +80,7 @@ class Linear(unet.Weights):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        scale = scale_of_rows(weight).amax()
+        scale = scale_of_rows(weight).amax().reshape(1, 1)  # the compiler would write a scalar into the code
         self.dtype = weight.dtype
         self.keep("weight", quantised(weight, scale))
         self.keep("scale", scale)
