@@ -8,7 +8,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -67,39 +68,43 @@ def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
         thread.join()
 
 
-@contextmanager
-def behind(consume: Callable[[T], None], depth: int) -> Iterator[Callable[[T], None]]:
-    """Lend a function that hands an item to ``consume`` in a thread and returns at once, up to ``depth`` items ahead.
+class Behind:
+    """Does work in a thread of its own, one piece after the other, while whoever hands it over goes on.
 
-    Leaving the block waits until all is consumed. What ``consume`` raises comes out of the next hand-over or of the
-    block's end; left by an exception, what still waits is dropped.
+    A context manager; leaving it waits for what was handed over, or, by an exception, drops what has not begun.
+
+    Args:
+        limit: bytes that may wait; one piece of work may be larger.
     """
-    pipe: _Pipe[T] = _Pipe(depth)
-    failure: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            for item in pipe:
-                if pipe.closed.is_set():
-                    return
-                consume(item)
-        except BaseException as error:
-            failure.append(error)
-            pipe.closed.set()
+    def __init__(self, limit: int) -> None:
+        self._thread = ThreadPoolExecutor(1, "v2v-behind")
+        self._limit, self._waiting = limit, 0
+        self._changed = threading.Condition()
 
-    def hand_over(item: T) -> None:
-        if not pipe.put(item):
-            raise failure[0]
+    def __enter__(self) -> Behind:
+        return self
 
-    thread = threading.Thread(target=work, name="v2v-behind", daemon=True)
-    thread.start()
-    try:
-        yield hand_over
-    except BaseException:
-        pipe.closed.set()
-        raise
-    finally:
-        pipe.finished.set()
-        thread.join()
-    if failure:
-        raise failure[0]
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=kind is not None)
+
+    def hand_over(self, work: Callable[[], T], size: int = 0) -> Future[T]:
+        """Queue ``work``, which holds ``size`` bytes; returns when there is room for them."""
+        with self._changed:
+            while self._waiting and self._waiting + size > self._limit:
+                self._changed.wait()
+            self._waiting += size
+
+        def run() -> T:
+            try:
+                return work()
+            finally:
+                with self._changed:
+                    self._waiting -= size
+                    self._changed.notify()
+
+        return self._thread.submit(run)
+
+    def close(self) -> None:
+        """Drop what has not begun, and end the thread."""
+        self._thread.shutdown(cancel_futures=True)

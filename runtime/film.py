@@ -1,13 +1,16 @@
 """A whole film from file to file: segment by segment, each kept when it is done, joined at the end.
 
-However long the film, memory holds one segment, or with several workers a bounded number. However the run ends, the
+Decoding, the engines and encoding are at work at once: while one segment is denoised, the frames of the next are read
+and the pictures of the one before encoded. However long the film, what waits between them is bounded, and memory holds
+one segment more, or with several workers a bounded number. However the run ends, the
 same command goes on with what is not finished and gives the same bytes as a run that was never disturbed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -20,12 +23,12 @@ from v2v.runtime.background import ahead
 from v2v.runtime.encoding import Encoding
 from v2v.runtime.folders import FolderWriter
 from v2v.runtime.journal import Journal
-from v2v.runtime.pipeline import PARITY_FRAMES, Plan, Progress, Report, Segment, segments
-from v2v.runtime.video import Timestamp, VideoReader, VideoWriter, writing
+from v2v.runtime.pipeline import PARITY_FRAMES, Carry, Plan, Progress, Report, Segment, segments
+from v2v.runtime.video import Timestamp, VideoInfo, VideoReader, VideoWriter, writing
 from v2v.runtime.workers import Done, Task, Team
 
-# Decoded frames that wait for the engines.
-_AHEAD = 8
+# Bytes of decoded frames that wait for the engines, and the least and the most frames.
+_AHEAD, _FRAMES_AHEAD = 256 << 20, (8, 256)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def enhance_film(
         Journal(
             target.path, facts_of(reader, plan, team.engine_set, target), restart=target.restart
         ) as journal,
-        closing(ahead(reader.frames(), _AHEAD)) as frames,
+        closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
     ):
         window = team.engine_set.manifest.recipe.window
         preview = reader.wanted.preview is not None
@@ -81,10 +84,28 @@ def enhance_film(
     return len(stamps)
 
 
-class _Chains:
-    """Hands segments to a team, each once the one whose shot it continues is done, and keeps what comes back.
+def frames_ahead(source: VideoInfo) -> int:
+    """How many frames are decoded while the engines are at work: a whole segment of small ones, a few large ones."""
+    frame = source.height * source.width * 3 * (2 if source.depth > 8 else 1)
+    least, most = _FRAMES_AHEAD
+    return min(max(_AHEAD // frame, least), most)
 
-    Left by an exception, what has not begun is called off.
+
+@dataclass(frozen=True)
+class _AtWork:
+    """A segment that was handed to the team."""
+
+    index: int
+    frames: int
+    room: int  # bytes of frames that it takes
+    done: Future[Done]
+    encoding: bool  # all that is left to do
+
+
+class _Chains:
+    """Hands segments to a team, each once what it continues is known, and keeps what comes back as soon as it does.
+
+    Left by an exception, what has not begun is called off; what only has to be encoded is finished.
     """
 
     def __init__(
@@ -99,18 +120,27 @@ class _Chains:
     ) -> None:
         self._team, self._journal, self._preview = team, journal, preview
         self._plan, self._encoding, self._report = plan, encoding, report
-        self._at_work: dict[Future[Done], Segment] = {}
+        self._at_work: dict[Future[None], _AtWork] = {}  # by when it is in the journal
         self._waiting: dict[int, Segment] = {}  # for the segment before them
+        self._carries: dict[int, Carry] = {}  # of the last segment, if it is not in the journal yet
         self._frames_done = 0
+        self._keeping = threading.Lock()
+        self._left = False
 
     def __enter__(self) -> _Chains:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for future in self._at_work:
-            future.cancel()
-        for segment in (*self._at_work.values(), *self._waiting.values()):
-            self._team.room.take(-_bytes_of(segment))
+        try:
+            for work in self._at_work.values():
+                if not work.encoding:
+                    work.done.cancel()
+            wait(kept for kept, work in self._at_work.items() if work.encoding)
+        finally:
+            with self._keeping:
+                self._left = True
+            left = (*(work.room for work in self._at_work.values()), *map(_bytes_of, self._waiting.values()))
+            self._team.room.take(-sum(left))
 
     def skip(self, segment: Segment) -> None:
         """A segment that an earlier run has finished."""
@@ -120,33 +150,55 @@ class _Chains:
     def add(self, segment: Segment) -> None:
         """Take one more segment; returns when there is room for the next."""
         self._team.room.take(_bytes_of(segment))
-        if segment.continues and not self._journal.finished(segment.index - 1):
+        before = segment.index - 1
+        if segment.continues and before not in self._carries and not self._journal.finished(before):
             self._waiting[segment.index] = segment
         else:
             self._start(segment)
+        self._go_on(wait(self._at_work, timeout=0).done)
         while self._team.room.full and self._at_work:
-            self._keep_next()
+            self._go_on(wait(self._at_work, return_when=FIRST_COMPLETED).done)
 
     def finish(self) -> None:
         """Wait for all that was added."""
         while self._at_work:
-            self._keep_next()
+            self._go_on(wait(self._at_work, return_when=FIRST_COMPLETED).done)
 
     def _start(self, segment: Segment) -> None:
-        carry = self._journal.carry(segment.index - 1) if segment.continues else None
+        carry = None
+        if segment.continues:
+            carry = self._carries.get(segment.index - 1) or self._journal.carry(segment.index - 1)
         task = Task(segment, carry, self._plan, self._encoding, self._preview)
-        self._at_work[self._team.submit(task, self._report)] = segment
+        job = self._team.submit(task, self._report)
+        room = _bytes_of(segment)
+        if job.carry is not None:  # its frames are not needed any more
+            self._carries = {segment.index: job.carry}
+            self._team.room.take(-room)
+            room = 0
+        index, kept = segment.index, Future[None]()  # the segment itself must not be held
+        job.done.add_done_callback(lambda done: self._keep(index, done, kept))
+        self._at_work[kept] = _AtWork(index, len(segment.frames), room, job.done, job.carry is not None)
 
-    def _keep_next(self) -> None:
-        """Wait until a segment is done; keep it and start the one that waits for it."""
-        for future in wait(self._at_work, return_when=FIRST_COMPLETED).done:
-            done = future.result()
-            segment = self._at_work.pop(future)
-            self._team.room.take(-_bytes_of(segment))
-            self._journal.finish(segment.index, done)
-            self._frames_done += len(segment.frames)
-            self._report.finished(segment.index, self._frames_done)
-            if (following := self._waiting.pop(segment.index + 1, None)) is not None:
+    def _keep(self, index: int, done: Future[Done], kept: Future[None]) -> None:
+        """Put a finished segment into the journal, in whatever thread finished it."""
+        try:
+            with self._keeping:
+                if not self._left:
+                    self._journal.finish(index, done.result())
+        except BaseException as error:  # whatever it is belongs to the thread that waits
+            kept.set_exception(error)
+        else:
+            kept.set_result(None)
+
+    def _go_on(self, ready: Iterable[Future[None]]) -> None:
+        """Count segments that are kept, and start those that waited for them."""
+        for kept in ready:
+            kept.result()
+            work = self._at_work.pop(kept)
+            self._team.room.take(-work.room)
+            self._frames_done += work.frames
+            self._report.finished(work.index, self._frames_done)
+            if (following := self._waiting.pop(work.index + 1, None)) is not None:
                 self._start(following)
 
 

@@ -17,8 +17,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -27,12 +28,13 @@ import av
 
 from v2v.engine.backend import V2VError, cuda_devices
 from v2v.engine.store import EngineSet
-from v2v.runtime.background import behind
+from v2v.runtime.background import Behind
+from v2v.runtime.device import Frame
 from v2v.runtime.encoding import Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.pipeline import Carry, Memory, Plan, Report, Segment, VideoToVideo
 from v2v.runtime.preview import side_by_side
 
-_BEHIND = 8  # enhanced frames that wait for the encoder
+_BEHIND = 256 << 20  # bytes of enhanced frames that wait for the encoder
 _WAITING = 1 << 30  # bytes of decoded frames that all films together may have read for the workers
 _LOSSES = 3  # in a row, after which a segment or a worker is given up
 
@@ -68,6 +70,18 @@ class Done:
     carry: Carry
 
 
+@dataclass(frozen=True)
+class Job:
+    """A segment that somebody enhances.
+
+    ``carry`` is there where its pictures are finished and only their encoding may still be under way: the next
+    segment need not wait for that.
+    """
+
+    done: Future[Done]
+    carry: Carry | None = None
+
+
 def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) -> Done:
     """Do the work; ``report`` is told of every picture.
 
@@ -75,21 +89,74 @@ def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) ->
         NumericalError: a latent or a picture became NaN or Inf.
         EncodingError: this machine cannot encode as asked.
     """
+    with Behind(_BEHIND) as encoders:
+        return begin_task(v2v, task, encoders, report).done.result()
+
+
+def begin_task(v2v: VideoToVideo, task: Task, encoders: Behind, report: Report | None = None) -> Job:
+    """Do the work but for the encoding, which is handed over to ``encoders``.
+
+    Raises:
+        NumericalError: a latent or a picture became NaN or Inf.
+        EncodingError: this machine cannot encode as asked, if that is known already; else it comes with the job.
+    """
     report = report or Report()
     pictures, carry = v2v.enhance(task.segment, task.plan, task.carry, report)
-    file = io.BytesIO()
-    encoder = SegmentEncoder(file, task.encoding)
+    encoder = _Encoder(task.encoding, encoders)
     try:
-        with encoder, behind(encoder.write, _BEHIND) as write:
-            for frame, picture in zip(task.segment.frames, pictures, strict=True):
-                write(side_by_side(frame, picture) if task.preview else picture)
-                report.frames_done += 1
-    except av.FFmpegError as error:  # in memory, where no disk can be full
-        raise EncodingError(
-            f"--codec {task.encoding.codec}: its encoder does not work on this machine ({error.strerror}); "
-            "choose another codec"
-        ) from error
-    return Done(file.getvalue(), encoder.order, carry)
+        for frame, picture in zip(task.segment.frames, pictures, strict=True):
+            encoder.write(side_by_side(frame, picture) if task.preview else picture)
+            report.frames_done += 1
+    except BaseException:
+        encoder.abort()
+        raise
+    return Job(encoder.finish(carry), carry)
+
+
+class _Encoder:
+    """Encodes a segment in the thread of a :class:`Behind`."""
+
+    def __init__(self, encoding: Encoding, thread: Behind) -> None:
+        self._codec, self._thread = encoding.codec, thread
+        self._file, self._opened = io.BytesIO(), ExitStack()
+        self._encoder = self._opened.enter_context(SegmentEncoder(self._file, encoding))
+        self._failure: Exception | None = None
+
+    def write(self, picture: Frame) -> None:
+        """Hand over the next picture; what went wrong with one before is raised here."""
+        if self._failure is not None:
+            raise self._failure
+        self._thread.hand_over(partial(self._try, partial(self._encoder.write, picture)), picture.nbytes)
+
+    def finish(self, carry: Carry) -> Future[Done]:
+        """Hand over the end."""
+
+        def work() -> Done:
+            self._try(self._opened.close)
+            if self._failure is not None:
+                raise self._failure
+            return Done(self._file.getvalue(), self._encoder.order, carry)
+
+        return self._thread.hand_over(work)
+
+    def abort(self) -> None:
+        """Nothing more will come, and what is there is not wanted."""
+        stopped = self._failure = WorkerError("the run was stopped")
+        self._thread.hand_over(partial(self._opened.__exit__, WorkerError, stopped, None))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        if self._failure is not None:
+            return
+        try:
+            work()
+        except av.FFmpegError as error:  # in memory, where no disk can be full
+            self._failure = EncodingError(
+                f"--codec {self._codec}: its encoder does not work on this machine ({error.strerror}); "
+                "choose another codec"
+            )
+            self._failure.__cause__ = error
+        except Exception as error:
+            self._failure = error
 
 
 class Room:
@@ -116,7 +183,7 @@ class Team(Protocol):
     room: Room
     size: int  # films worth having at work at once
 
-    def submit(self, task: Task, report: Report) -> Future[Done]:
+    def submit(self, task: Task, report: Report) -> Job:
         """Enhance a segment, now or later; ``report`` is told of what comes before the end, where it can be."""
 
     def close(self) -> None:
@@ -124,23 +191,28 @@ class Team(Protocol):
 
 
 class Alone:
-    """The process itself, which does one segment after the other, each when it is handed in."""
+    """The process itself, which does one segment after the other, each when it is handed in.
+
+    A thread encodes the pictures of one segment while the engines are at the next.
+    """
 
     def __init__(self, v2v: VideoToVideo) -> None:
         self.v2v, self.engine_set = v2v, v2v.engine_set
-        self.room, self.size = Room(0), 1
+        self.room, self.size = Room(1), 1
+        self._encoders = Behind(_BEHIND)
 
-    def submit(self, task: Task, report: Report) -> Future[Done]:
-        """Enhance the segment before returning."""
-        future: Future[Done] = Future()
+    def submit(self, task: Task, report: Report) -> Job:
+        """Enhance the segment before returning; its pictures may still be waiting for the encoder."""
         try:
-            future.set_result(enhance_task(self.v2v, task, report))
+            return begin_task(self.v2v, task, self._encoders, report)
         except Exception as error:
-            future.set_exception(error)
-        return future
+            failed: Future[Done] = Future()
+            failed.set_exception(error)
+            return Job(failed)
 
     def close(self) -> None:
         """Free the engines' memory."""
+        self._encoders.close()
         self.v2v.close()
 
 
@@ -223,7 +295,7 @@ class Pool:
     ) -> None:
         self.close()
 
-    def submit(self, task: Task, report: Report) -> Future[Done]:
+    def submit(self, task: Task, report: Report) -> Job:
         """Queue a segment for the next worker that is free."""
         order = _Order(task)
         with self._changed:
@@ -232,7 +304,7 @@ class Pool:
             else:
                 self._orders.append(order)
                 self._changed.notify_all()
-        return order.future
+        return Job(order.future)
 
     def close(self) -> None:
         """End all workers, whatever they do."""

@@ -1,4 +1,4 @@
-"""Threads that read ahead and write behind lose nothing, hide nothing and end."""
+"""Threads that read ahead and work behind lose nothing, hide nothing and end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from v2v.runtime.background import ahead, behind
+from v2v.runtime.background import Behind, ahead
 
 
 @pytest.fixture(autouse=True)
@@ -49,40 +49,53 @@ def test_an_endless_source_can_be_left():
     assert list(itertools.islice(ahead(itertools.count(), 2), 3)) == [0, 1, 2]
 
 
-def test_everything_handed_over_is_consumed_before_the_block_ends():
+def test_work_handed_over_is_done_in_order_before_the_block_ends():
     done = []
-    with behind(lambda item: (time.sleep(0.005), done.append(item)), 2) as put:
+    with Behind(limit=100) as thread:
         for i in range(20):
-            put(i)
+            thread.hand_over(lambda i=i: (time.sleep(0.005), done.append(i)), 40)
     assert done == list(range(20))
 
 
-def test_a_consumers_failure_reaches_the_one_who_hands_over():
-    def full(item):
+def test_results_and_failures_come_with_each_piece_of_work():
+    def full():
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), behind(full, 1) as put:
-        for i in range(100):
-            put(i)
+    with Behind(limit=1) as thread:
+        failed, fine = thread.hand_over(full), thread.hand_over(lambda: 5)
+        with pytest.raises(OSError, match="disk full"):
+            failed.result()
+        assert fine.result() == 5
 
 
-def test_a_failure_on_the_last_item_is_not_lost():
-    def full(item):
-        raise OSError("disk full")
+def test_no_more_waits_than_the_limit_but_a_large_piece_gets_through():
+    """Whoever hands over is stopped exactly as long as there is no room."""
+    go_on, handed_over = threading.Event(), []
 
-    with pytest.raises(OSError, match="disk full"), behind(full, 4) as put:
-        put(1)
+    def hand_over_all(thread):
+        for size in (40, 40, 40, 500, 1):
+            thread.hand_over(go_on.wait if not handed_over else lambda: None, size)
+            handed_over.append(size)
+
+    with Behind(limit=100) as thread:
+        giver = threading.Thread(target=hand_over_all, args=(thread,))
+        giver.start()
+        giver.join(0.3)
+        assert handed_over == [40, 40]
+        go_on.set()
+        giver.join(10)
+        assert handed_over == [40, 40, 40, 500, 1]
 
 
 def test_leaving_by_an_exception_drops_what_waits():
     done = []
 
-    def slow(item):
+    def slow():
         time.sleep(0.05)
-        done.append(item)
+        done.append(1)
 
-    with pytest.raises(KeyboardInterrupt), behind(slow, 50) as put:
-        for i in range(50):
-            put(i)
+    with pytest.raises(KeyboardInterrupt), Behind(limit=100) as thread:
+        for _ in range(50):
+            thread.hand_over(slow, 1)
         raise KeyboardInterrupt
     assert len(done) < 10

@@ -6,14 +6,18 @@ import dataclasses
 import os
 import random
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.runtime.fakes import MODEL, FakeEngineSet
+from tests.runtime.fakes import MODEL, FakeEngineSet, some_velocity
 from tests.runtime.media import make_video, packets, times
 from v2v.runtime.device.cpu import CpuDevice
-from v2v.runtime.film import Target, enhance_film
+from v2v.runtime.encoding import SegmentEncoder
+from v2v.runtime.film import Target, enhance_film, frames_ahead
 from v2v.runtime.journal import Journal, JournalError
 from v2v.runtime.pipeline import Settings, VideoToVideo, plan
 from v2v.runtime.video import MediaError, VideoReader, encoding_for
@@ -138,6 +142,90 @@ def test_stopped_before_anything_is_finished_leaves_nothing(engines, source, tmp
     with pytest.raises(Interrupted):
         enhance(engines, source, output, stop_at=3)
     assert left_beside(output, source) == []
+
+
+def rendezvous(events, mine, other):
+    """Say that ``mine`` has come and wait for ``other``; both come only if their threads are at work at once."""
+    events[mine].set()
+    assert events[other].wait(20), f"{mine} waited for {other} in vain"
+
+
+def test_a_segment_is_encoded_while_the_next_is_denoised_and_those_after_are_read(
+    tmp_path, source, monkeypatch
+):
+    """Each of the three waits for the other two, so a run that does one after the other never ends well."""
+    events = {name: threading.Event() for name in ("encoding 0", "denoising 1", "reading 3")}
+    pictures, evaluations = [], []
+    write, read = SegmentEncoder.write, VideoReader.frames
+
+    def writes(self, frame):
+        pictures.append(threading.get_ident())
+        if len(pictures) == 5:  # of segment 0
+            rendezvous(events, "encoding 0", "denoising 1")
+        write(self, frame)
+
+    def denoises(latents, timestep, context):
+        evaluations.append(threading.get_ident())
+        if in_segment_1 and not events["denoising 1"].is_set():
+            rendezvous(events, "denoising 1", "encoding 0")
+            assert events["reading 3"].wait(20)
+        return some_velocity(latents, timestep, context)
+
+    def reads(self):
+        for number, frame in enumerate(read(self)):
+            if number == 34:  # of segment 3: a whole segment lies between
+                events["reading 3"].set()
+            yield frame
+
+    in_segment_1 = []
+    monkeypatch.setattr(SegmentEncoder, "write", writes)
+    monkeypatch.setattr(VideoReader, "frames", reads)
+    folder = tmp_path / "engines"
+    folder.mkdir()
+
+    def told(progress):
+        if progress.segment == 1:
+            in_segment_1.append(progress)
+
+    with VideoReader(source) as reader:
+        made = plan(Settings(steps=1), MODEL.defaults, (reader.info.height, reader.info.width))
+        target = Target(tmp_path / "out.mkv", encoding_for(reader.info))
+        team = Alone(VideoToVideo(FakeEngineSet(folder, unet=denoises), CpuDevice()))
+        assert enhance_film(team, reader, target, made, told) == FRAMES
+        team.close()
+    assert all(event.is_set() for event in events.values())
+    assert {*pictures}.isdisjoint(evaluations)
+
+
+def test_what_was_enhanced_before_the_run_was_stopped_is_encoded_and_kept(
+    engines, source, tmp_path, monkeypatch
+):
+    slow = SegmentEncoder.write
+
+    def write(self, frame):
+        time.sleep(0.02)
+        slow(self, frame)
+
+    monkeypatch.setattr(SegmentEncoder, "write", write)
+    output = tmp_path / "out.mp4"
+    signs = enhance(engines, source, tmp_path / "whole.mp4")
+    second = next(n for n, told in enumerate(signs, 1) if told.segment == 1)
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=second)
+    assert (tmp_path / ".out.mp4.v2v" / "00000.mov").exists()
+    assert enhance(engines, source, output)[0].segment == 1
+    assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_frames_are_read_ahead_in_bounded_memory():
+    def ahead(height, width, depth=8):
+        return frames_ahead(SimpleNamespace(height=height, width=width, depth=depth))
+
+    assert ahead(80, 64) == 256
+    assert ahead(720, 1280) * 720 * 1280 * 3 <= 256 << 20
+    assert ahead(720, 1280) >= 80  # a whole segment of the full model
+    assert ahead(1080, 1920, 10) == ahead(1080, 1920) // 2
+    assert ahead(4320, 7680, 10) == 8
 
 
 def test_two_runs_do_not_write_the_same_output(engines, source, tmp_path):

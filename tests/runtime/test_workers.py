@@ -226,7 +226,7 @@ class Slow:
             self.orders.append((task, future))
             self.most = max(self.most, self.room._taken)
         threading.Timer(0.2, self.finish_newest).start()
-        return future
+        return workers.Job(future)
 
     def finish_newest(self):
         with self.lock:
