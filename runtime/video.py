@@ -216,6 +216,11 @@ class VideoReader:
                 f"{self.path}: its {' and '.join(dynamic)} metadata describes each picture as it was and is left "
                 "out; the result is shown as plain HDR, by its colour tags"
             )
+        if "A53_CC" in self._side_data:
+            warn(
+                f"{self.path}: its closed captions (CEA-608/708) lie inside its pictures and are left out; "
+                "FFmpeg or ccextractor make subtitles of them"
+            )
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """Decode what can be decoded, each picture a whole frame."""

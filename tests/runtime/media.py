@@ -161,6 +161,44 @@ def color_tags(path: Path) -> tuple[int, int, int, int]:
         return codec.color_primaries, codec.color_trc, codec.colorspace, codec.color_range
 
 
+def described(path: Path) -> list[dict[str, Any]]:
+    """Every stream as ffprobe tells it: what it is, whom it is for, and of what is copied a digest of each packet."""
+    with av.open(str(path)) as source:
+        found = [
+            {
+                "kind": stream.type,
+                "codec": stream.codec_context.name if stream.codec_context else None,
+                "language": stream.metadata.get("language"),
+                "title": stream.metadata.get("title"),
+                "disposition": int(stream.disposition),
+            }
+            for stream in source.streams
+        ]
+        kinds = [stream.type for stream in source.streams]
+    for number, (stream, kind) in enumerate(zip(found, kinds, strict=True)):
+        if kind in ("audio", "subtitle"):
+            stream["packets"] = packets(path, kind, kinds[:number].count(kind))
+    found[kinds.index("video")] |= described_pictures(path)
+    return found
+
+
+def described_pictures(path: Path) -> dict[str, Any]:
+    """The same of the pictures, which are made anew."""
+    with av.open(str(path)) as source:
+        stream = source.streams.video[0]
+        frames = list(source.decode(stream))
+        return {
+            "format": stream.pix_fmt,
+            "tags": color_tags(path),
+            "size": (stream.width, stream.height),
+            "aspect": stream.sample_aspect_ratio,
+            "times": [frame.pts * frame.time_base for frame in frames],
+            "interlaced": {frame.interlaced_frame for frame in frames},
+            "light": {item.type.name for item in frames[0].side_data}
+            & {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"},
+        }
+
+
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two pictures of bytes."""
     error = np.mean((one.astype(np.float64) - other) ** 2)

@@ -67,8 +67,10 @@ def rounded(metadata: StaticMetadata) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("transfer", [PQ, HLG], ids=["PQ", "HLG"])
-@pytest.mark.parametrize(("codec", "ending"), [("h264", ".mp4"), ("hevc", ".mkv"), ("av1", ".mp4")])
+@pytest.mark.parametrize(
+    ("codec", "ending", "transfer"),
+    [("h264", ".mp4", HLG), ("hevc", ".mkv", PQ), ("hevc", ".mp4", HLG), ("av1", ".mp4", PQ)],
+)
 def test_tags_depth_and_static_metadata_come_out_as_they_went_in(
     run: Run, stand_in_engines: Path, tmp_path: Path, codec: str, ending: str, transfer: int
 ) -> None:
@@ -139,8 +141,18 @@ def test_a_display_described_in_part_counts_as_not_described() -> None:
 # Dynamic metadata -----------------------------------------------------------------------------------------------
 
 
+def supplement(body: bytes) -> bytes:
+    """A message registered after ITU-T T.35 as a unit of HEVC, to stand before a picture's."""
+    payload = bytearray()
+    for byte in bytes([4, len(body)]) + body + b"\x80":
+        if byte <= 3 and payload[-2:] == b"\0\0":
+            payload.append(3)  # so that nothing looks like the start of a unit
+        payload.append(byte)
+    return b"\0\0\0\1" + bytes([39 << 1, 1]) + bytes(payload)
+
+
 def hdr10_plus() -> bytes:
-    """A supplemental message of HEVC with HDR10+ metadata for one window (ST 2094-40, annex A of CTA-861)."""
+    """HDR10+ metadata for one window (ST 2094-40, annex A of CTA-861)."""
     fields = [
         (1, 2),
         (400, 27),
@@ -155,16 +167,21 @@ def hdr10_plus() -> bytes:
     ]
     text = "".join(format(value, f"0{bits}b") for value, bits in fields)
     text += "0" * (-len(text) % 8)
-    body = bytes([0xB5, 0x00, 0x3C, 0x00, 0x01, 4, 1]) + int(text, 2).to_bytes(len(text) // 8, "big")
-    payload = bytearray()
-    for byte in bytes([4, len(body)]) + body + b"\x80":
-        if byte <= 3 and payload[-2:] == b"\0\0":
-            payload.append(3)  # so that nothing looks like the start of a unit
-        payload.append(byte)
-    return b"\0\0\0\1" + bytes([39 << 1, 1]) + bytes(payload)
+    return bytes([0xB5, 0x00, 0x3C, 0x00, 0x01, 4, 1]) + int(text, 2).to_bytes(len(text) // 8, "big")
 
 
-def test_dynamic_metadata_is_left_out_and_named(tmp_path: Path) -> None:
+CAPTIONS = b"\xb5\x00\x31GA94\x03\x41\xff\xfc\x94\x2c\xff"  # one pair of CEA-608 (ATSC A/53 part 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (hdr10_plus(), r"its HDR10\+ metadata describes each picture as it was and is left out"),
+        (CAPTIONS, r"its closed captions \(CEA-608/708\) lie inside its pictures and are left out"),
+    ],
+    ids=["HDR10+", "captions"],
+)
+def test_what_lies_in_each_picture_is_left_out_and_named(tmp_path: Path, body: bytes, said: str) -> None:
     path = tmp_path / "in.mkv"
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx265", rate=10)
@@ -173,15 +190,13 @@ def test_dynamic_metadata_is_left_out_and_named(tmp_path: Path) -> None:
         frames = [av.VideoFrame.from_ndarray(picture(n, 128, 80), format="rgb24") for n in range(2)]
         encoded = (stream.encode(frame.reformat(format="yuv420p10le")) for frame in frames)
         for packet in (*itertools.chain(*encoded), *stream.encode(None)):
-            told = av.Packet(hdr10_plus() + bytes(packet))
+            told = av.Packet(supplement(body) + bytes(packet))
             told.pts, told.dts, told.time_base = packet.pts, packet.dts, packet.time_base
             told.stream, told.is_keyframe = stream, packet.is_keyframe
             output.mux(told)
     with (
         VideoReader(path) as reader,
-        pytest.warns(
-            MediaWarning, match=r"its HDR10\+ metadata describes each picture as it was and is left out"
-        ),
+        pytest.warns(MediaWarning, match=said),
     ):
         assert [frame.dtype for frame in reader.frames()] == [np.uint16] * 2
 
