@@ -53,6 +53,11 @@ _OPTIONS = {
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
 
+_CUDA_OPTIONS = {
+    # Nothing is computed on the CPU: finding out what vectors it has takes a minute, most of a small component's build.
+    "cpp.vec_isa_ok": False,
+}
+
 FP8_CAPABILITY = (8, 9)
 """Of the first GPUs whose matrix units take e4m3."""
 
@@ -116,8 +121,9 @@ class InductorBackend:
                 program = torch.export.export(module, inputs, strict=False)
                 exported = time.monotonic()
                 progress("compiling", 0.0)
+                chosen = {**_OPTIONS, **(_CUDA_OPTIONS if options.device == "cuda" else {})}
                 torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(path), inductor_configs=_OPTIONS
+                    program, package_path=str(path), inductor_configs=chosen
                 )
         except Exception as error:  # a compiler's errors have no common class
             advice = "; --option fused=no compiles the plain network instead" if _fuse(options) else ""
@@ -216,6 +222,8 @@ class InductorEngine:
     """
 
     def __init__(self, component: Component, files: list[Path], device: str) -> None:
+        import v2v.engine.fused.operations  # noqa: F401  # registers the operators that packages call by name
+
         self.component = component
         self._device = device
         code, weights = files
