@@ -1,6 +1,7 @@
 """ONNX Runtime: the backend that runs everywhere, on CPUs and with the onnxruntime-gpu wheel on CUDA.
 
-An engine is the exported graph itself, weights beside it, so a set built on one machine runs on any other.
+An engine is a graph, weights beside it, so a set built on one machine runs on any other. For a CPU, and in FP32, it
+is the exported graph itself; FP16 for CUDA is rewritten (:mod:`v2v.engine.onnxruntime_graph`) and runs there only.
 ONNX Runtime optimises the graph when it loads it: stored optimised, the small model's UNet would load in 0.3
 instead of 0.5 s on two cores and run no faster, and would be tied to one version.
 """
@@ -23,6 +24,13 @@ _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
 # First versions whose kernels cover the graphs: the Attention operator of opset 23 sets the limit.
 _MINIMUM = {"cpu": (1, 23), "cuda": (1, 25)}
+
+
+_CUDA_SETTINGS = {
+    "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
+    "cudnn_conv_algo_search": "HEURISTIC",  # trying all takes a minute, and gigabytes of scratch memory
+    "enable_skip_layer_norm_strict_mode": "1",  # statistics of layer norms in FP32
+}
 
 
 class OnnxRuntimeBackend:
@@ -48,17 +56,22 @@ class OnnxRuntimeBackend:
         Raises:
             BuildError: ONNX Runtime does not accept the graph, or it is not the component's.
         """
+        progress("checking", 0.0)
+        try:
+            _check_interface(_described(graph), component, graph)
+        except EngineError as error:
+            raise BuildError(str(error)) from error
+        progress("checking", 1.0)
+        if _rewritten(options):
+            from v2v.engine.onnxruntime_graph import rewrite_file  # needs what only builds have
+
+            rewrite_file(graph, folder / graph.name, lambda share: progress("rewriting", share))
+            return [folder / graph.name, folder / f"{graph.name}.data"]
         sources = [graph, *sorted(p for p in graph.parent.glob(f"{graph.stem}.*") if p != graph)]
         files = []
         for index, source in enumerate(sources):
             progress("storing", index / len(sources))
             files.append(_link_or_copy(source, folder / source.name))
-        progress("checking", 0.5)
-        try:
-            _check_interface(_described(files[0]), component, files[0])
-        except EngineError as error:
-            raise BuildError(str(error)) from error
-        progress("checking", 1.0)
         return files
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
@@ -71,7 +84,8 @@ class OnnxRuntimeBackend:
             raise BuildError("backend onnxruntime takes one number of frames, as --frames 32, not a range")
         if options.extra:
             raise BuildError(f"backend onnxruntime has no option '{min(options.extra)}'")
-        return {"minimum": {device: ".".join(map(str, version)) for device, version in _MINIMUM.items()}}
+        devices = ["cuda"] if _rewritten(options) else list(_MINIMUM)
+        return {"minimum": {device: ".".join(map(str, _MINIMUM[device])) for device in devices}}
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether this ONNX Runtime is new enough and has ``device``."""
@@ -81,7 +95,10 @@ class OnnxRuntimeBackend:
             return Compatibility(
                 False, f"ONNX Runtime {self.version} runs on {have} here, not on {device}{advice}"
             )
-        needed = str(facts.get("minimum", {}).get(device, "0"))
+        minimum = facts.get("minimum", {})
+        if minimum and device not in minimum:
+            return Compatibility(False, f"it was built for {' and '.join(minimum)}, not for {device}")
+        needed = str(minimum.get(device, "0"))
         if _version(self.version) < _version(needed):
             return Compatibility(
                 False, f"it needs ONNX Runtime {needed} or later on {device}, here is {self.version}"
@@ -156,7 +173,9 @@ class OnnxRuntimeEngine:
         provider = _PROVIDERS[self._device]
         settings: dict[str, str] = {}
         if self._device == "cuda":
-            settings["arena_extend_strategy"] = "kSameAsRequested"  # not the next power of two
+            # A rewritten graph has what the higher levels look for; on the rest they would gain little.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            settings |= _CUDA_SETTINGS
             if self._stream:
                 settings["user_compute_stream"] = str(self._stream)
         try:
@@ -170,6 +189,11 @@ class OnnxRuntimeEngine:
                 "instead; check that the CUDA and cuDNN libraries that it needs are installed"
             )
         return session
+
+
+def _rewritten(options: BuildOptions) -> bool:
+    """Whether an engine is made of operations that only the CUDA provider has."""
+    return options.device == "cuda" and options.precision == "fp16"
 
 
 def _quiet_options() -> ort.SessionOptions:
