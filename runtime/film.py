@@ -24,7 +24,7 @@ from v2v.runtime.encoding import Encoding
 from v2v.runtime.folders import FolderWriter
 from v2v.runtime.journal import Journal
 from v2v.runtime.pipeline import PARITY_FRAMES, Carry, Plan, Progress, Report, Segment, segments
-from v2v.runtime.video import Timestamp, VideoInfo, VideoReader, VideoWriter, writing
+from v2v.runtime.video import Timestamps, VideoInfo, VideoReader, VideoWriter, writing
 from v2v.runtime.workers import Done, Task, Team
 
 # Bytes of decoded frames that wait for the engines, and the least and the most frames.
@@ -60,7 +60,7 @@ def enhance_film(
     total = reader.info.frames
     number = reader.first_number
     report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total, number)
-    stamps: list[Timestamp] = []
+    stamps = Timestamps()
     with (
         writing(target.path),
         Journal(
@@ -72,7 +72,8 @@ def enhance_film(
         preview = reader.wanted.preview is not None
         with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
             for segment in segments(window, frames, reader.cuts, parity=plan.parity, first_number=number):
-                stamps += [reader.timestamps.popleft() for _ in segment.frames]
+                for _ in segment.frames:
+                    stamps.append(reader.timestamps.popleft())
                 if journal.finished(segment.index):
                     chains.skip(segment)
                 else:

@@ -38,6 +38,7 @@ Memory = Literal["high", "low"]
 _OVERLAP = 4
 # A segment is this many windows long: long enough that seams are rare, short enough that its frames fit in memory.
 _WINDOWS_PER_SEGMENT = 3
+_SEGMENT_BYTES = 1 << 30  # of decoded frames, as long as a window is not more than that
 # What the reference makes of every clip.
 PARITY_FRAMES = 32
 PARITY_SIZE = (720, 1280)
@@ -513,13 +514,15 @@ def segments(
     ``first_number`` is the first frame's in the film; ``cuts`` count from that frame.
     """
     shared = shared_frames(window)
-    whole = window.frames * _WINDOWS_PER_SEGMENT - shared * (_WINDOWS_PER_SEGMENT - 1)
-    length = PARITY_FRAMES if parity else whole
+    length = PARITY_FRAMES
     waiting: list[Frame] = []
     index, first, continues = 0, 0, False
     for number, frame in enumerate(frames):
         if parity and number == PARITY_FRAMES:
             break
+        if number == 0 and not parity:
+            windows = min(max(_SEGMENT_BYTES // (frame.nbytes * window.frames), 1), _WINDOWS_PER_SEGMENT)
+            length = window.frames * windows - shared * (windows - 1)
         full = len(waiting) == length - (shared if continues else 0)
         if waiting and (full or number in cuts):
             yield Segment(index, first_number + first, waiting, continues)

@@ -13,6 +13,7 @@ import contextlib
 import math
 import os
 import tempfile
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,24 @@ class Timestamp(NamedTuple):
 
     start: int
     duration: int  # 0 where unknown
+
+
+class Timestamps(Sequence[Timestamp]):
+    """Those of a whole film, 16 bytes a picture."""
+
+    def __init__(self) -> None:
+        self._starts, self._durations = array("q"), array("q")
+
+    def append(self, stamp: Timestamp) -> None:
+        """Add the next picture's."""
+        self._starts.append(stamp.start)
+        self._durations.append(stamp.duration)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, place: Any) -> Any:
+        return Timestamp(self._starts[place], self._durations[place])
 
 
 @dataclass(frozen=True)

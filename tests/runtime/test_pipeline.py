@@ -245,3 +245,14 @@ def test_decoder_sees_unscaled_latents(tmp_path):
     white = np.full((80, 64, 3), 255, np.uint8)
     run(v2v, [white] * 4, strength=0.001, steps=1)
     assert max(seen) == pytest.approx(1.0, abs=0.05)
+
+
+def test_segments_of_large_frames_are_shorter_so_that_memory_holds_one(v2v, monkeypatch):
+    def lengths(limit):
+        monkeypatch.setattr("v2v.runtime.pipeline._SEGMENT_BYTES", limit)
+        return [len(segment.frames) for segment in segments(v2v.window, clip(22, 8, 8))]
+
+    frame = 8 * 8 * 3
+    assert lengths(1 << 30) == [10, 9, 3]
+    assert lengths(8 * frame) == [7, 6, 6, 3]
+    assert lengths(frame) == [4, *[3] * 6]
