@@ -3,6 +3,7 @@
     python -m v2v.benchmarks.gpu_run reference clip.mp4 -o reference.npz        on any machine, with an engine set
     python -m v2v.benchmarks.gpu_run compare reference.npz -o compare.json      on a GPU: the same run there
     python -m v2v.benchmarks.gpu_run trace -o trace.json                        on a GPU: gaps and allocations
+    python -m v2v.benchmarks.gpu_run backends [SET ...] -o backends.json        on a GPU: real engines
 
 ``compare`` answers whether a seed gives the same video on CUDA as on a CPU; ``trace`` whether the loop at full size
 keeps the GPU busy and leaves memory alone. Neither measures how fast a backend is.
@@ -14,8 +15,9 @@ import argparse
 import datetime
 import json
 import platform
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -26,8 +28,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from v2v.engine.backend import Engine
-from v2v.engine.build import window_for
+from v2v.engine import prebuilt
+from v2v.engine.backend import BuildOptions, Engine
+from v2v.engine.build import build_engine_set, window_for
 from v2v.engine.components import Component, ComponentName, Precision, Window, components
 from v2v.engine.store import EngineSet, packaged_tokenizer
 from v2v.export.models.configs import MODELS, ModelConfig
@@ -36,7 +39,7 @@ from v2v.runtime.pipeline import Progress, Settings, VideoToVideo
 Frames = npt.NDArray[np.uint8]
 
 _SETTINGS = Settings(prompt="a white rabbit in a meadow", seed=7)
-_FULL_STEPS = 6
+_GUIDED: dict[str, Any] = {"steps": 4, "guidance": 3.0, "guidance_rescale": 0.2, "strength": 0.2}
 
 
 class TorchEngine:
@@ -50,6 +53,8 @@ class TorchEngine:
             "text_encoder": network,
             "vae_encoder": getattr(network, "encode", None) or network,
             "unet": network,
+            "unet_full": network,
+            "unet_outer": network,
             "vae_decoder": getattr(network, "decode", None) or network,
         }
         self._call = calls[component.name]
@@ -62,8 +67,10 @@ class TorchEngine:
         queue = self._streams.setdefault(stream, torch.cuda.ExternalStream(stream))
         with torch.inference_mode(), torch.cuda.stream(queue):
             tensors = [torch.as_tensor(inputs[t.name], device="cuda") for t in self.component.inputs]
-            (out,) = (torch.as_tensor(outputs[t.name], device="cuda") for t in self.component.outputs)
-            out.copy_(self._call(*tensors))
+            results = self._call(*tensors)
+            results = results if isinstance(results, tuple) else (results,)
+            for described, result in zip(self.component.outputs, results, strict=True):
+                torch.as_tensor(outputs[described.name], device="cuda").copy_(result)
 
     def close(self) -> None:
         """Nothing to free: the networks are shared."""
@@ -77,7 +84,8 @@ class TorchEngineSet:
     window: Window
     precision: Precision
     path: Path
-    networks: Mapping[str, Any]
+    networks: Mapping[str, Any]  # by name, or by component
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         self.tokenizer_path = self.path / "tokenizer.json"
@@ -89,12 +97,13 @@ class TorchEngineSet:
                 options=SimpleNamespace(device="cuda"),
                 weights=SimpleNamespace(kind="random"),
             ),
-            components=components(self.model, self.window, self.precision),
+            components=components(self.model, self.window, self.precision, self.reuse),
         )
 
     def load(self, name: ComponentName, device: str) -> Engine:
         """The component over its network."""
-        network = {"vae_encoder": "autoencoder", "vae_decoder": "autoencoder"}.get(name, name)
+        shared = {"vae_encoder": "autoencoder", "vae_decoder": "autoencoder"}
+        network = name if name in self.networks else shared[name]
         return cast(Engine, TorchEngine(self.manifest.components[name], self.networks[network]))
 
 
@@ -194,10 +203,93 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 }
             )
     return {
+        "weights": "random",
         "what": "the small model (random weights) on CUDA against ONNX Runtime on a CPU, same seed; one window is "
         "captured as a graph, several are not",
         "runs": rows,
     }
+
+
+def backends(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The small model with its trained weights through engine sets on the GPU, and on the CPU of the same machine."""
+    import torch  # noqa: F401  # loads the CUDA libraries that ONNX Runtime needs
+
+    from v2v.runtime.device.cuda import CudaDevice
+
+    model = MODELS["small"]
+    window = window_for(model)
+    cases = {
+        "one window, the model's defaults": (window.frames, (180, 320), {}),
+        "one window, guided": (window.frames, (180, 320), _GUIDED),
+        "several windows, guided": (2 * window.frames, (180, 400), _GUIDED),
+    }
+    rows = []
+    with TemporaryDirectory() as folder:
+
+        def packaged(device: str) -> EngineSet:
+            return build_engine_set(
+                model,
+                weights=str(prebuilt.FOLDER / f"{model.name}.safetensors"),
+                window=window,
+                backend_name="onnxruntime",
+                options=BuildOptions(device=device),
+                output=Path(folder) / device,
+            ).engine_set
+
+        cpu = VideoToVideo.load(packaged("cpu"), "cpu")
+        sets = [EngineSet.open(path) for path in arguments.sets] or [packaged("cuda")]
+        for case, (count, size, changes) in cases.items():
+            frames = moving_picture(count, *size)
+            settings = replace(_SETTINGS, **changes)
+            expected = enhanced(cpu, frames, settings)
+            for engine_set in sets:
+                device = CudaDevice()
+                v2v = VideoToVideo(engine_set, device)
+                outputs = [enhanced(v2v, frames, settings) for _ in range(2)]
+                began = time.perf_counter()
+                list(v2v(frames, settings))
+                rows.append(
+                    {
+                        "backend": engine_set.manifest.recipe.backend.name,
+                        "precision": engine_set.manifest.recipe.options.precision,
+                        "case": case,
+                        "frames": list(expected.shape),
+                        "psnr_against_cpu_db": round(psnr(outputs[0], expected), 2),
+                        "psnr_of_the_source_enlarged_db": round(psnr(enlarged(frames), expected), 2),
+                        "same_bytes_twice": bool((outputs[0] == outputs[1]).all()),
+                        "why_not_captured": device.capture_refused,
+                        "seconds": round(time.perf_counter() - began, 3),
+                    }
+                )
+                v2v.close()
+    return {
+        "weights": "trained",
+        "what": "the small model with its trained weights on CUDA through each backend, against ONNX Runtime on a CPU",
+        "runs": rows,
+    }
+
+
+def enhanced(v2v: VideoToVideo, frames: list[Frames], settings: Settings) -> Frames:
+    """All frames of a run."""
+    return np.stack([frame.astype(np.uint8, copy=False) for frame in v2v(frames, settings)])
+
+
+def moving_picture(count: int, height: int, width: int) -> list[Frames]:
+    """Frames with edges, gradients and texture that move; the same everywhere."""
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    texture = np.random.default_rng(3).standard_normal((height, width, 3)).astype(np.float32)
+    frames = []
+    for number in range(count):
+        waves = np.stack([np.sin(rows / 9 + columns / (7 + c) + number / 3) for c in range(3)], axis=2)
+        disc = (rows - height / 2) ** 2 + (columns - width / 3 - 2 * number) ** 2 < (height / 4) ** 2
+        levels = 120 + 60 * waves + 40 * disc[..., None] + 6 * np.roll(texture, number, axis=1)
+        frames.append(np.clip(levels, 0, 255).astype(np.uint8))
+    return frames
+
+
+def enlarged(frames: list[Frames]) -> Frames:
+    """Twice the size by repeating pixels: how far from doing nothing a result is."""
+    return np.stack(frames).repeat(2, axis=1).repeat(2, axis=2)
 
 
 def psnr(a: Frames, b: Frames) -> float:
@@ -217,50 +309,79 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
     frame_count, height, width = model.defaults.window
     window = window_for(model, (width, height), frame_count)
     rng = np.random.default_rng(0)
-    frames = list(rng.integers(0, 256, (window.frames, 360, 640, 3), np.uint8))
-    memory: list[dict[str, int]] = []
+    settings = Settings(prompt="a white rabbit in a meadow", steps=arguments.steps, seed=7)
+    runs = []
     with TemporaryDirectory() as folder:
         engines = TorchEngineSet(model, window, "fp16", Path(folder), full_networks(model))
-        device = CudaDevice()
+        for count in arguments.frames or [window.frames]:
+            memory: list[dict[str, int]] = []
+            device = CudaDevice()
 
-        def told(progress: Progress) -> None:
-            if progress.stage == "denoise" and progress.step:
-                memory.append(
-                    {
-                        "evaluation": progress.step,
-                        "runtime_allocations": device.allocations,
-                        "driver_allocations": torch.cuda.memory_stats()["num_device_alloc"],
-                        "free_bytes": torch.cuda.mem_get_info()[0],
-                    }
-                )
+            def told(progress: Progress) -> None:
+                if progress.stage == "denoise" and progress.step:
+                    memory.append(  # noqa: B023
+                        {
+                            "evaluation": progress.step,
+                            "runtime_allocations": device.allocations,  # noqa: B023
+                            "driver_allocations": torch.cuda.memory_stats()["num_device_alloc"],
+                            "free_bytes": torch.cuda.mem_get_info()[0],
+                        }
+                    )
 
-        v2v = VideoToVideo(cast(EngineSet, engines), device)
-        settings = Settings(prompt="a white rabbit in a meadow", steps=_FULL_STEPS, seed=7)
-        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-            out = np.stack(list(v2v(frames, settings, progress=told)))
-            device.synchronize()
-    work = sorted(
-        (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
-        for event in profiler.profiler.kineto_results.events()
-        if event.device_type().name == "CUDA"
-    )
+            v2v = VideoToVideo(cast(EngineSet, engines), device)
+            frames = list(rng.integers(0, 256, (count, 360, 640, 3), np.uint8))
+            with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+                out = np.stack(list(v2v(frames, settings, progress=told)))
+                device.synchronize()
+            work = sorted(
+                (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
+                for event in profiler.profiler.kineto_results.events()
+                if event.device_type().name == "CUDA"
+            )
+            runs.append(
+                {
+                    "frames": list(out.shape),
+                    "windows": "one" if count <= window.frames else "several",
+                    "contrast_of_output": round(float(out.std()), 2),
+                    "captured": device.capture_refused is None,
+                    "why_not_captured": device.capture_refused,
+                    "steps": gaps(work),
+                    "memory_after_each_step": memory,
+                }
+            )
+            v2v.close()
     return {
-        "what": "gaps and allocations of a full-size run, networks run by PyTorch without compiling",
-        "frames": list(out.shape),
-        "contrast_of_output": round(float(out.std()), 2),
-        "step_is_a_captured_graph": device.capture_refused is None,
-        "why_not_captured": device.capture_refused,
-        "steps": gaps(work),
-        "memory_after_each_step": memory,
+        "weights": "random",
+        "what": "gaps and allocations of full-size runs, networks run by PyTorch without compiling; in one window a "
+        "whole step is a captured graph, with several what each window costs",
+        "runs": runs,
     }
+
+
+def step_ends(work: list[tuple[int, int, str]]) -> list[int]:
+    """When each step of the loop was over, in nanoseconds.
+
+    In one window it ends with the kernel that advances the latents. With several, it ends with the look for NaN in what
+    they add up to; the solver's combinations follow, as they follow the look at the encoder's latents before all
+    steps, which is left out.
+    """
+    kernels = [(end, name) for _, end, name in work if not name.startswith(("Mem", "mem"))]
+    if any(name.startswith("advance_") for _, name in kernels):
+        return [end for end, name in kernels if name.startswith("advance_")]
+    looks = [
+        end
+        for (end, name), (_, after) in pairwise(kernels)
+        if name.startswith("find_nonfinite_") and after.startswith("combine_")
+    ]
+    return looks[1:]
 
 
 def gaps(work: list[tuple[int, int, str]]) -> list[dict[str, Any]]:
     """For each step after the first: how long, and the longest time in which the GPU did nothing.
 
-    ``work`` is (start, end, name) in nanoseconds, ordered. A step ends with the kernel that advances the latents.
+    ``work`` is (start, end, name) in nanoseconds, ordered.
     """
-    ends = [end for _, end, name in work if name.startswith("advance_")]
+    ends = step_ends(work)
     steps = []
     for number, (begin, end) in enumerate(pairwise(ends), start=2):
         inside = [(start, stop, name) for start, stop, name in work if begin < stop <= end]
@@ -299,7 +420,6 @@ def label() -> dict[str, Any]:
         "driver": driver_version(),
         "versions": {name: version(name) for name in ("torch", "cuda-core", "cuda-bindings", "numpy")}
         | {"python": platform.python_version(), "cudnn": torch.backends.cudnn.version()},  # type: ignore[no-untyped-call]
-        "weights": "random",
     }
 
 
@@ -316,14 +436,26 @@ def main() -> None:
     made.add_argument("--size", default="128x72", help="to which the clip is scaled first")
     repeated = commands.add_parser("compare", help="repeat references on the GPU")
     repeated.add_argument("reference", type=Path, nargs="+")
-    commands.add_parser("trace", help="watch a full-size run on the GPU")
+    watched = commands.add_parser("trace", help="watch a full-size run on the GPU")
+    watched.add_argument(
+        "--frames", type=int, nargs="+", help="one run each; more than the window's make several windows"
+    )
+    watched.add_argument("--steps", type=int, default=6)
+    through = commands.add_parser(
+        "backends", help="run engine sets of the small model on the GPU and on the CPU"
+    )
+    through.add_argument(
+        "sets", type=Path, nargs="*", help="built for CUDA; without any, ONNX Runtime's is built"
+    )
     for command in commands.choices.values():
         command.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.command == "reference":
         reference(arguments)
         return
-    report = {"compare": compare, "trace": trace}[arguments.command](arguments) | label()
+    report = {"compare": compare, "trace": trace, "backends": backends}[arguments.command](
+        arguments
+    ) | label()
     arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 

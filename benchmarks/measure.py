@@ -38,7 +38,7 @@ from v2v.benchmarks.trace import (
     drawable,
     traced,
 )
-from v2v.engine.components import COMPONENTS, Window
+from v2v.engine.components import Window
 from v2v.engine.manifest import Manifest
 from v2v.engine.store import EngineSet
 from v2v.export.models.configs import ModelConfig
@@ -185,7 +185,7 @@ class _Bench:
         started = time.perf_counter()
         self.opened = opener.open(folder)
         device = open_device(opener.device)
-        self.engines = {name: self.opened.load(name, device.name) for name in COMPONENTS}
+        self.engines = {name: self.opened.load(name, device.name) for name in self.opened.manifest.components}
         device.synchronize()
         self.load_seconds = time.perf_counter() - started
 
@@ -283,7 +283,8 @@ def _build(kind: Kind, manifest: Manifest, first: list[Span], stages: tuple[Stag
     if kind == "compile":
         usual = {stage.name: stage.seconds.median for stage in stages}
         extra: dict[str, float] = {}
-        for component, stage in ENGINE_STAGES.items():
+        for component in manifest.components:
+            stage = ENGINE_STAGES[component]
             took = next(span.seconds for span in first if span.stage == stage)
             extra[component] = max(took - usual[stage], 0.0)
         return Build(sum(extra.values()), {}, extra)

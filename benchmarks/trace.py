@@ -24,6 +24,8 @@ ENGINE_STAGES: Mapping[ComponentName, str] = {
     "text_encoder": "text encoder",
     "vae_encoder": "VAE encode",
     "unet": "UNet evaluation",
+    "unet_full": "UNet evaluation",
+    "unet_outer": "UNet evaluation",
     "vae_decoder": "VAE decode",
 }
 VIDEO_DECODE, VIDEO_ENCODE = "video decode", "video encode"

@@ -27,7 +27,7 @@ from v2v.runtime.colors import ColorMatch
 from v2v.runtime.device import Array, Device, Frame
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.prompt import Tokenizer
-from v2v.runtime.reuse import UNetEngines
+from v2v.runtime.reuse import UNetEngines, evaluations_in_full
 from v2v.runtime.sampling import DenoisingLoop, Guidance, NumericalError
 from v2v.runtime.schedule import Schedule
 from v2v.runtime.solvers import SOLVERS
@@ -114,6 +114,19 @@ class Plan:
         schedule = self.schedule
         grids = {"dpmpp_2m_sde": schedule.trailing, "dpmpp_2m": schedule.reaching, "heun": schedule.leading}
         return grids[self.solver](schedule.start(self.strength), self.steps)
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Of the UNet in one window: (in full, on the features of another)."""
+        guidance = Guidance(self.guidance, self.guidance_rescale, self.guidance_interval)
+        guided = [
+            guidance.acts(self.schedule.timestep(row.sigma)) for row in SOLVERS[self.solver](self.sigmas)
+        ]
+        in_full = evaluations_in_full(guided, self.reuse)
+        counts = [
+            sum(1 + g for g, f in zip(guided, in_full, strict=True) if f is kind) for kind in (True, False)
+        ]
+        return counts[0], counts[1]
 
 
 def plan(settings: Settings, defaults: Defaults, source: tuple[int, int], reuse: bool = False) -> Plan:

@@ -135,21 +135,11 @@ def test_a_program_is_refused_in_the_same_words(tmp_path):
 # Fast -------------------------------------------------------------------------------------------------------
 
 
-def evaluations(made):
-    """Of the UNet in one window: (in full, on features)."""
-    low, high = made.guidance_interval
-    timesteps = [made.schedule.timestep(sigma) for sigma in made.sigmas[:-1]]
-    guided = [made.guidance != 1 and low <= t / 1000 <= high for t in timesteps]
-    in_full = evaluations_in_full(guided, made.reuse)
-    counts = [sum(1 + g for g, f in zip(guided, in_full, strict=True) if f == kind) for kind in (True, False)]
-    return tuple(counts)
-
-
 def test_fast_is_the_documented_combination():
     full = plan(Settings(), LARGE, (720, 1280))
     fast = plan(Settings(fast=True), LARGE, (720, 1280))
-    assert evaluations(full) == (60, 0)
-    assert evaluations(fast) == (22, 0)
+    assert full.evaluations == (60, 0)
+    assert fast.evaluations == (22, 0)
     assert fast == replace(full, steps=12, solver="dpmpp_2m", guidance_interval=(0.08, 0.56), reuse=1), (
         "nothing else changes"
     )
@@ -158,7 +148,7 @@ def test_fast_is_the_documented_combination():
 def test_fast_reuses_features_where_the_engines_can():
     made = plan(Settings(fast=True), LARGE, (720, 1280), reuse=True)
     assert made.reuse == 2
-    in_full, on_features = evaluations(made)
+    in_full, on_features = made.evaluations
     assert in_full + on_features == 22 and in_full < 13
 
 
