@@ -114,13 +114,22 @@ def test_a_captured_evaluation_equals_an_eager_one(
 
 
 @pytest.mark.full_size
-@pytest.mark.parametrize(("name", "limit"), [("unet", 440.0), ("vae_encoder", 30.0), ("vae_decoder", 35.0)])
+@pytest.mark.parametrize(
+    ("name", "options", "tolerance", "limit"),
+    [
+        ("unet", CUDA, 5e-3, 440.0),
+        pytest.param("unet", FP8, FP8_TOLERANCE, 360.0, marks=needs_fp8),
+        ("vae_encoder", CUDA, 5e-3, 30.0),
+        ("vae_decoder", CUDA, 5e-3, 35.0),
+    ],
+    ids=["unet", "unet in FP8", "vae_encoder", "vae_decoder"],
+)
 def test_full_size_is_accurate_fast_and_loads_quickly(
-    name: ComponentName, limit: float, tmp_path: Path
+    name: ComponentName, options: BuildOptions, tolerance: float, limit: float, tmp_path: Path
 ) -> None:
     model = MODELS["ms-vid2vid-xl"]
-    component, compiled = build(model, Window(32, 720, 1280), name, tmp_path)
-    assert compiled.error < 5e-3
+    component, compiled = build(model, Window(32, 720, 1280), name, tmp_path, options)
+    assert compiled.error < tolerance
     torch.cuda.empty_cache()
     started = time.monotonic()
     engine: InductorEngine = InductorBackend().load(component, compiled.files, "cuda")
