@@ -8,11 +8,13 @@ import pytest
 
 pytest.importorskip("triton.experimental.gluon")
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from v2v.engine.fused import hopper, kernels, twins
+from v2v.engine.fused import operations as ops
 
 WHOLE = dict.fromkeys(
     ("M", "N", "K", "stride", "step", "image_height", "image_width", "rows", "heads"), "i32"
@@ -94,3 +96,33 @@ def test_the_compiler_gets_hoppers_form_of_what_was_traced_for_it() -> None:
     assert special.fn is hopper.spatial_attention
     assert general.fn is kernels.spatial_attention
     assert heuristics.ASTSource is before
+
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
+def test_twins_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device="cuda", dtype=torch.float16) / shape[-1] ** 0.25
+
+    def everything() -> list[torch.Tensor]:
+        made = [ops.spatial_attention(qkv, 3, 64) for qkv in tokens]
+        made += [ops.temporal_convolution(x, weight, 3) for x, weight in convolutions]
+        return [*made, *(ops.feed_forward(*layer) for layer in layers)]
+
+    # Frames smaller than a tile, of whole tiles, of a part more; widths of one tile and of several.
+    tokens = [random(3 * rows, 3 * 320) for rows in (100, 384, 1000)]
+    convolutions = [(random(3 * 500, width), random(width, 3 * width)) for width in (64, 320, 640, 1280)]
+    layers = []
+    for width in (64, 320, 1280):
+        vectors = [random(1, width)[0] for _ in range(3)]
+        layers.append(
+            (random(700, width), random(700, width), *vectors)
+            + (random(8 * width, width), random(1, 8 * width)[0], random(width, 5 * width))
+        )
+    special = everything()
+    monkeypatch.setattr(ops, "_has_twins", lambda device: False)
+    for one, other in zip(special, everything(), strict=True):
+        assert float((one.float() - other.float()).norm() / other.float().norm()) < 1e-3
