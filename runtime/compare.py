@@ -7,7 +7,9 @@ import html
 import os
 import string
 import tempfile
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from v2v.runtime import hdr
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.encoding import Encoding
 from v2v.runtime.pixels import Colors
 from v2v.runtime.ranges import WHOLE, TimeRange
+from v2v.runtime.streams import MediaWarning
 from v2v.runtime.video import MediaError, VideoReader, writing
 
 # A page holds the videos as text: more than this would be slow to open.
@@ -56,7 +60,8 @@ def write_page(
     with VideoReader(result) as reader:
         height, width = reader.info.height, reader.info.width
     template = string.Template((Path(__file__).parent / "compare.html").read_text(encoding="utf-8"))
-    with writing(path), tempfile.TemporaryDirectory() as folder:
+    with writing(path), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", MediaWarning)  # all of it was told when the source was enhanced
         videos = {
             name: base64.b64encode(
                 _playable(video, part, (height, width), Path(folder) / f"{name}.mp4")
@@ -91,7 +96,12 @@ def _playable(video: Path, wanted: TimeRange, size: tuple[int, int], target: Pat
     pixels: npt.NDArray[np.uint8] = device.empty((*even, 3), np.uint8)
     with VideoReader(video, wanted=wanted) as reader, av.open(str(target), "w") as container:
         info = reader.info
-        encoding = Encoding(Colors(matrix=_BT601), info.frame_rate, info.time_base, crf=18)
+        is_hdr = info.colors.transfer in (
+            hdr.PQ,
+            hdr.HLG,
+        )  # which a browser shows as such, or as well as it can
+        colors = replace(info.colors, full_range=False) if is_hdr else Colors(matrix=_BT601)
+        encoding = Encoding(colors, info.frame_rate, info.time_base, crf=18)
         stream = encoding.add_stream(container, *even)
         first: int | None = None
         for frame in reader.frames():

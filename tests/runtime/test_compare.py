@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import queue
+import re
 import shutil
 import subprocess
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import av
 import numpy as np
 import pytest
 
-from tests.runtime.media import make_video
+from tests.runtime.media import color_tags, make_video
+from tests.runtime.test_deinterlacing import make_interlaced
 from v2v.runtime.compare import check_page, write_page
 from v2v.runtime.video import MediaError
 
@@ -132,6 +137,25 @@ def test_both_videos_play_in_step_behind_a_slider(tmp_path):
     assert seen["clip"] != "none"
     assert seen["outside"] == []
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_videos_of_ten_bits_are_shown_with_eight_and_hdr_ones_keep_their_tags(tmp_path):
+    tags = {"colorspace": 9, "color_primaries": 9, "color_trc": 16, "color_range": 1}
+    pictures = flat((200, 30, 30), 3, 48, 64)
+    before = make_interlaced(tmp_path / "before.mov", codec="prores_ks", pix_fmt="yuv422p10le")
+    after = make_video(tmp_path / "after.mp4", pictures=pictures, colors=tags, pix_fmt="yuv420p10le")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_page(tmp_path / "page.html", before, after, {})
+    found = []
+    for number, text in enumerate(
+        re.findall(r"base64,([A-Za-z0-9+/=]{500,})", (tmp_path / "page.html").read_text())
+    ):
+        video = tmp_path / f"{number}.mp4"
+        video.write_bytes(base64.b64decode(text))
+        with av.open(str(video)) as opened:
+            found.append((opened.streams.video[0].pix_fmt, color_tags(video)))
+    assert sorted(found) == [("yuv420p", (2, 2, 6, 1)), ("yuv420p", (9, 16, 9, 1))]
 
 
 def test_an_existing_page_is_not_replaced_unasked(tmp_path):
