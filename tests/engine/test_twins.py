@@ -117,11 +117,9 @@ def test_twins_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     convolutions = [(random(3 * 500, width), random(width, 3 * width)) for width in (64, 320, 640, 1280)]
     layers = []
     for width in (64, 320, 1280):
-        vectors = [random(1, width)[0] for _ in range(3)]
-        layers.append(
-            (random(700, width), random(700, width), *vectors)
-            + (random(8 * width, width), random(1, 8 * width)[0], random(width, 5 * width))
-        )
+        bias, weight, offset = (random(1, width)[0] for _ in range(3))
+        matrices = random(8 * width, width), random(1, 8 * width)[0], random(width, 5 * width)
+        layers.append((random(700, width), random(700, width), bias, weight, offset, *matrices))
     special = everything()
     monkeypatch.setattr(ops, "_has_twins", lambda device: False)
     for one, other in zip(special, everything(), strict=True):
