@@ -113,6 +113,7 @@ def interrupted(engines, source, output):
         ({"seed": 5}, "--seed was 666 when it was begun, but is 5 now"),
         ({"prompt": "a fox"}, "--prompt was"),
         ({"codec": "av1"}, "--codec was h264"),
+        ({"depth": 10}, "--depth was None when it was begun, but is 10 now"),
         ({"size": (40, 32)}, "--size was"),
     ],
 )
