@@ -69,6 +69,7 @@ class Wanted:
     device: str | None = None  # "cpu" or "cuda"
     weights: str | None = None  # identity
     reuse: bool | None = None
+    fp8: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,12 @@ class EngineSet:
         ):
             if want is not None and have != want:
                 return Compatibility(False, f"its {fact} is {have}, wanted is {want}")
-        if wanted.reuse is not None and recipe.options.reuse != wanted.reuse:
-            return Compatibility(
-                False, f"it was built {'with' if recipe.options.reuse else 'without'} --reuse"
-            )
+        for flag, has, wants in (
+            ("--reuse", recipe.options.reuse, wanted.reuse),
+            ("--option fp8=yes", recipe.options.fp8, wanted.fp8),
+        ):
+            if wants is not None and has != wants:
+                return Compatibility(False, f"it was built {'with' if has else 'without'} {flag}")
         if wanted.model and recipe.model != MODELS.get(wanted.model, recipe.model):
             return Compatibility(
                 False, f"model {wanted.model} has changed since v2v {self.manifest.v2v} built it"
@@ -303,6 +306,7 @@ def _build_command(wanted: Wanted) -> str:
     ):
         words += [flag, value] if value else []
     words += ["--reuse"] if wanted.reuse else []
+    words += ["--option", "fp8=yes"] if wanted.fp8 else []
     return " ".join(words)
 
 

@@ -246,7 +246,7 @@ def command(
 
         @cache
         def engine_set() -> EngineSet:
-            return choose_engines(engines, wanted, display, reuse=settings.fast or (reuse or 1) > 1)
+            return choose_engines(engines, wanted, display, fast=fast, reuse=reuse)
 
         @cache
         def team() -> Team:
@@ -389,10 +389,13 @@ def parse_interval(text: str) -> tuple[float, float]:
     return low, high
 
 
-def choose_engines(named: str | None, wanted: Wanted, display: _Display, *, reuse: bool = False) -> EngineSet:
+def choose_engines(
+    named: str | None, wanted: Wanted, display: _Display, *, fast: bool = False, reuse: int | None = None
+) -> EngineSet:
     """The engine set to use: the one named, else the best in the store, else the small model's, built now.
 
-    With ``reuse``, of two that are the same otherwise the one that was built with --reuse.
+    Among sets that are the same otherwise, what is asked for decides: one built with --reuse to ``reuse`` features, and
+    to be ``fast`` also one with FP8.
 
     Raises:
         EngineError: the named set does not fit ``wanted``, or none does and it is not the small model's.
@@ -404,9 +407,8 @@ def choose_engines(named: str | None, wanted: Wanted, display: _Display, *, reus
         chosen.require(wanted)
     else:
         chosen = _find_or_build(wanted, display)
-        if reuse:
-            with contextlib.suppress(NoEngineSet):
-                chosen = find(_as_chosen_but_reusing(chosen, wanted))
+        if fast or (reuse or 1) > 1:
+            chosen = _specialised(chosen, wanted, fast=fast, reuse=reuse != 1)
     recipe = chosen.manifest.recipe
     display.say(f"engine set {chosen.name}: {recipe.model.name} on {recipe.backend.name}")
     if recipe.weights.kind == "random":
@@ -417,17 +419,22 @@ def choose_engines(named: str | None, wanted: Wanted, display: _Display, *, reus
     return chosen
 
 
-def _as_chosen_but_reusing(chosen: EngineSet, wanted: Wanted) -> Wanted:
+def _specialised(chosen: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) -> EngineSet:
+    """The sibling of ``chosen`` that was built for what is asked, as far as there is one."""
     recipe = chosen.manifest.recipe
-    return Wanted(
+    sibling = Wanted(
         model=recipe.model.name,
         window=recipe.window,
         backend=recipe.backend.name,
         precision=recipe.options.precision,
         device=wanted.device,
         weights=recipe.weights.identity,
-        reuse=True,
     )
+    for reusing in (True, False) if reuse else (False,):
+        for fp8 in (True, False) if fast else (recipe.options.fp8,):
+            with contextlib.suppress(NoEngineSet):
+                return find(replace(sibling, reuse=reusing, fp8=fp8))
+    return chosen
 
 
 def _find_or_build(wanted: Wanted, display: _Display) -> EngineSet:

@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.engine.stand_in import CopyBackend, build, install
 from tests.runtime import command
 from tests.runtime.command import SAMPLE
 from tests.runtime.fakes import MODEL, FakeEngineSet, full_velocity
-from v2v.engine.backend import EngineError, V2VError
+from v2v.engine.backend import BuildOptions, EngineError, V2VError
 from v2v.engine.components import Window
+from v2v.engine.store import EngineSet, Wanted
 from v2v.export.models.configs import MODELS, Defaults
+from v2v.runtime.cli import _Display, choose_engines
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.pipeline import Settings, VideoToVideo, plan
 from v2v.runtime.reuse import evaluations_in_full
@@ -125,11 +128,30 @@ def run_command(monkeypatch, capfd, tmp_path):
 
 
 def test_a_program_is_refused_in_the_same_words(tmp_path):
-    from v2v.engine.store import EngineSet
-
     v2v = VideoToVideo(EngineSet.open(command.build_engines(tmp_path)), CpuDevice())
     with pytest.raises(EngineError, match="was built without --reuse"):
         run(v2v, clip(8), reuse=2)
+
+
+@pytest.mark.filterwarnings("ignore:the weights of model stand-in")
+def test_the_engine_set_that_serves_the_request_best_is_taken(monkeypatch):
+    install(CopyBackend(), monkeypatch)
+    made = {
+        (reuse, fp8): build(options=BuildOptions(reuse=reuse, extra={"fp8": "yes"} if fp8 else {})).engine_set
+        for reuse, fp8 in ((False, False), (True, False), (False, True))
+    }
+
+    def chosen(**asked):
+        return choose_engines(None, Wanted(model="stand-in"), _Display(quiet=True), **asked)
+
+    assert chosen() == made[False, False]
+    assert chosen(reuse=2) == made[True, False]
+    assert chosen(fast=True) == made[True, False]
+    assert chosen(fast=True, reuse=1) == made[False, True]
+    both = build(options=BuildOptions(reuse=True, extra={"fp8": "yes"})).engine_set
+    assert chosen(fast=True) == both
+    assert chosen(reuse=2) == made[True, False]
+    assert chosen() == made[False, False]
 
 
 # Fast -------------------------------------------------------------------------------------------------------
