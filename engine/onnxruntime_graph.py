@@ -25,6 +25,30 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from v2v.engine.onnxruntime_layout import (
+    Axis,
+    Factor,
+    Layout,
+    dense,
+    is_dense,
+    merged,
+    refined,
+    reshaped,
+    shape_of,
+    wider,
+)
+from v2v.engine.onnxruntime_patterns import (
+    Convolution,
+    after_norm,
+    between,
+    convolution,
+    gate,
+    integer,
+    integers,
+    join_pieces,
+    real,
+)
+
 CONTRIB = "com.microsoft"
 
 OPSET = 18
@@ -35,98 +59,6 @@ GATED_WIDTHS = (1280, 2560, 3072, 5120, 6144)
 
 MOST_ELEMENTS = 2**31 - 1
 """Of an array: kernels count in 32 bits."""
-
-Factor = tuple[int, int]
-"""Size and stride, in elements, of a part of an axis."""
-
-Axis = tuple[Factor, ...]
-"""An axis as nested factors, outermost first: ``((32, 4), (8, 128))`` is 256 long. No factor has size 1."""
-
-Layout = tuple[Axis, ...]
-"""Where each axis of a tensor lies in an array. All factors together tile the array exactly."""
-
-
-# Layouts ----------------------------------------------------------------------------------------------------
-
-
-def dense(shape: Iterable[int]) -> Layout:
-    """Row-major."""
-    axes: list[Axis] = []
-    stride = 1
-    for size in reversed(tuple(shape)):
-        axes.append(((size, stride),) if size > 1 else ())
-        stride *= size
-    return tuple(reversed(axes))
-
-
-def shape_of(layout: Layout) -> tuple[int, ...]:
-    """The sizes of the axes."""
-    return tuple(math.prod(size for size, _ in axis) for axis in layout)
-
-
-def merged(factors: Iterable[Factor]) -> Axis:
-    """The same factors with neighbours that lie one inside the other joined."""
-    joined: list[Factor] = []
-    for size, stride in factors:
-        if joined and joined[-1][1] == size * stride:
-            joined[-1] = (joined[-1][0] * size, stride)
-        elif size > 1:
-            joined.append((size, stride))
-    return tuple(joined)
-
-
-def reshaped(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout after Reshape to ``shape``; None where an axis would have to be cut between whole factors."""
-    left = list(merged(factor for axis in layout for factor in axis))
-    axes: list[Axis] = []
-    for size in shape:
-        axis: list[Factor] = []
-        while size > 1:
-            length, stride = left.pop(0)
-            if size % length == 0:
-                axis.append((length, stride))
-                size //= length
-            elif length % size == 0:
-                axis.append((size, stride * (length // size)))
-                left.insert(0, (length // size, stride))
-                size = 1
-            else:
-                return None
-        axes.append(merged(axis))
-    return tuple(axes)
-
-
-def refined(one: Axis, other: Axis) -> tuple[Axis, Axis] | None:
-    """Both axes, of one size, cut into factors of the same sizes; None where that cannot be."""
-    ours, theirs = list(reversed(one)), list(reversed(other))
-    cut: tuple[list[Factor], list[Factor]] = ([], [])
-    while ours and theirs:
-        (size, stride), (size_, stride_) = ours.pop(0), theirs.pop(0)
-        part = min(size, size_)
-        if size % part or size_ % part:
-            return None
-        cut[0].append((part, stride))
-        cut[1].append((part, stride_))
-        if size > part:
-            ours.insert(0, (size // part, stride * part))
-        if size_ > part:
-            theirs.insert(0, (size_ // part, stride_ * part))
-    return tuple(reversed(cut[0])), tuple(reversed(cut[1]))
-
-
-def is_dense(factors: Sequence[Factor], inner: int = 1) -> bool:
-    """Whether these factors, outermost first, lie row-major around ``inner`` elements."""
-    for size, stride in reversed(factors):
-        if stride != inner:
-            return False
-        inner *= size
-    return True
-
-
-def by_stride(layout: Layout) -> tuple[Factor, ...]:
-    """All factors in the order in which they lie in memory, outermost first."""
-    return tuple(sorted((factor for axis in layout for factor in axis), key=lambda factor: -factor[1]))
-
 
 # Arrays -----------------------------------------------------------------------------------------------------
 
@@ -188,83 +120,6 @@ def rewrite_file(source: Path, target: Path, progress: Callable[[float], None] =
         progress((information.index + 1) / information.total)
 
     ir.save(made, target, external_data=f"{target.name}.data", callback=written)
-
-
-# Pieces -----------------------------------------------------------------------------------------------------
-
-
-def join_pieces(graph: ir.Graph) -> None:
-    """Undo feed-forwards in pieces: Split of rows, the same steps on each, Concat become the steps on all rows."""
-    for concat in [node for node in graph if node.op_type == "Concat" and _integer(node, "axis") == 0]:
-        branches = {_branch(value) for value in concat.inputs}
-        if len(branches) != 1 or None in branches:
-            continue
-        split = _split_above(concat.inputs[0])
-        assert split is not None
-        if len(split.outputs) != len(concat.inputs):
-            continue
-        first = split.outputs[0]
-        whole = split.inputs[0]
-        assert whole is not None
-        last = concat.inputs[0]
-        assert last is not None and concat.outputs[0].shape is not None
-        rows = concat.outputs[0].shape[0]
-        for value in _steps(last):
-            assert value.shape is not None
-            value.shape = ir.Shape([rows, *value.shape[1:]])
-        ir.convenience.replace_all_uses_with(concat.outputs[0], last)
-        ir.convenience.replace_all_uses_with(first, whole)
-
-
-_PER_ROW = {"Gemm", "Gelu", "Mul"}
-
-
-def _branch(value: ir.Value | None) -> tuple[Any, ...] | None:
-    """The steps from a Split of rows down to ``value``, with the weights they use; None for other steps."""
-    node = None if value is None else value.producer()
-    if value is None or node is None:
-        return ("constant", None if value is None else value.name)
-    if _is_row_split(node):
-        return ("rows", node.outputs[0].name)
-    if node.op_type not in _PER_ROW and not (node.op_type == "Split" and _integer(node, "axis") == 1):
-        return None
-    inputs = tuple(_branch(source) for source in node.inputs)
-    attributes = tuple(sorted((key, str(attribute.value)) for key, attribute in node.attributes.items()))
-    return None if None in inputs else (node.op_type, attributes, value.index(), inputs)
-
-
-def _steps(value: ir.Value | None) -> set[ir.Value]:
-    """What is computed between a Split of rows and ``value``."""
-    node = None if value is None else value.producer()
-    if node is None or _is_row_split(node):
-        return set()
-    return set(node.outputs).union(*(_steps(source) for source in node.inputs))
-
-
-def _split_above(value: ir.Value | None) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    if node is None or _is_row_split(node):
-        return node
-    return next((found for source in node.inputs if (found := _split_above(source))), None)
-
-
-def _is_row_split(node: ir.Node) -> bool:
-    return node.op_type == "Split" and _integer(node, "axis") == 0
-
-
-def _integer(node: ir.Node, name: str, default: int = 0) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
-
-
-def _integers(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
-    attribute = node.attributes.get(name)
-    return tuple(default if attribute is None else attribute.as_ints())
-
-
-def _float(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_float()
 
 
 # Rewriting --------------------------------------------------------------------------------------------------
@@ -544,7 +399,7 @@ class _Rewriter:
 
     def _transpose(self, node: ir.Node) -> bool:
         view = self._view(node.inputs[0])
-        axes = _integers(node, "perm", range(len(view.layout))[::-1])
+        axes = integers(node, "perm", range(len(view.layout))[::-1])
         self.views[node.outputs[0]] = View(view.stored, tuple(view.layout[axis] for axis in axes))
         return True
 
@@ -588,7 +443,7 @@ class _Rewriter:
     def _cast(self, node: ir.Node) -> bool:
         """A cast for a norm alone is the norm's own business: it computes in FP32."""
         users = [usage.node for usage in node.outputs[0].uses()]
-        if _integer(node, "to") == ir.DataType.FLOAT and all(user.op_type in _NORMS for user in users):
+        if integer(node, "to") == ir.DataType.FLOAT and all(user.op_type in _NORMS for user in users):
             self.views[node.outputs[0]] = self._view(node.inputs[0])
             return True
         return False
@@ -596,61 +451,47 @@ class _Rewriter:
     # Products
 
     def _conv(self, node: ir.Node) -> bool:
-        x, weight = self._view(node.inputs[0]), node.inputs[1]
-        origin = self._origin(weight)
-        if origin is None or origin.shape is None or _integer(node, "group", 1) != 1:
+        x, origin = self._view(node.inputs[0]), self._origin(node.inputs[1])
+        if origin is None or origin.shape is None:
             return False
-        out, channels, *kernel = origin.shape.numpy()
-        spatial = len(kernel)
-        pads = _integers(node, "pads", [0] * 2 * spatial)
-        steps = _integers(node, "strides", [1] * spatial)
-        if (
-            spatial == 3
-            and tuple(kernel[1:]) == (1, 1)
-            and steps == (1, 1, 1)
-            and not any((*pads[1:3], *pads[4:]))
-        ):
-            kernel, pads, steps = [kernel[0], 1], (pads[0], 0, pads[3], 0), (1, 1)
-            rest = True
-        elif spatial == 2:
-            rest = False
-        else:
+        found = convolution(node, origin.shape.numpy())
+        if found is None:
             return False
-        batch, _, *sizes = x.shape
-        if rest:  # over frames: positions are one axis, which the kernel does not touch
-            sizes = [sizes[0], math.prod(sizes[1:])]
-        ends = [(size + pads[i] + pads[i + 2] - kernel[i]) // steps[i] + 1 for i, size in enumerate(sizes)]
-        axes = (0, *range(2, 2 + spatial), 1)
-        if kernel == [1, 1] and steps == (1, 1) and not any(pads):
-            rows = batch * math.prod(sizes)
-            flat = self._weight(weight, (out, channels))
-            array = self._shaped(self._arranged(x, axes), (rows, channels))
-            stored = self._product(
-                Stored(x.stored.size, channels, array), flat, self._bias(node), rows, again=False
-            )
+        batch, sizes = x.shape[0], found.sizes(x.shape)
+        axes = (0, *range(2, len(x.layout)), 1)
+        array = self._shaped(self._arranged(x, axes), (batch, *sizes, found.channels))
+        if found.is_linear:
+            weight = self._weight(origin, (found.outputs, found.channels))
+            rows = Stored(x.stored.size, found.channels, array)
+            stored = self._product(rows, weight, self._bias(node), batch * math.prod(sizes))
         else:
-            array = self._shaped(self._arranged(x, axes), (batch, *sizes, channels))
-            packed = self._weight(
-                weight, (out, channels, *kernel), change=("last", lambda w: np.moveaxis(w, 1, -1))
-            )
-
-            def make(bias: ir.Value | None) -> ir.Value:
-                return self._emit(
-                    "NhwcConv",
-                    [array, packed] if bias is None else [array, packed, bias],
-                    (batch, *ends, out),
-                    array.dtype,
-                    CONTRIB,
-                    kernel_shape=list(kernel),
-                    pads=list(pads),
-                    strides=list(steps),
-                )
-
-            stored = Stored(batch * math.prod(ends) * out, out, make=make, bias=self._bias(node))
-        ends = list(x.shape[2:]) if rest else ends
-        layout = dense((batch, *ends, out))
-        self.views[node.outputs[0]] = View(stored, (layout[0], layout[-1], *layout[1:-1]))
+            stored = self._convolved(array, found, origin, self._bias(node))
+        ends = x.shape[2:] if found.over_frames else found.ends(sizes)
+        self.views[node.outputs[0]] = _channels_second(stored, (batch, *ends, found.outputs))
         return True
+
+    def _convolved(
+        self, array: ir.Value, how: Convolution, origin: ir.Value, bias: ir.Value | None
+    ) -> Stored:
+        """``array`` [N, rows, columns, C] convolved with the weights ``origin`` [O, C, kernel...]."""
+        last = ("last", lambda weight: np.moveaxis(weight, 1, -1))
+        weight = self._weight(origin, (how.outputs, how.channels, *how.kernel), change=last)
+        batch, *sizes, _ = _sizes(array)
+        shape = (batch, *how.ends(sizes), how.outputs)
+
+        def make(added: ir.Value | None) -> ir.Value:
+            return self._emit(
+                "NhwcConv",
+                [array, weight] if added is None else [array, weight, added],
+                shape,
+                array.dtype,
+                CONTRIB,
+                kernel_shape=list(how.kernel),
+                pads=list(how.pads),
+                strides=list(how.steps),
+            )
+
+        return Stored(math.prod(shape), how.outputs, make=make, bias=bias)
 
     def _bias(self, node: ir.Node) -> ir.Value | None:
         """The third input of a convolution or product, as a vector."""
@@ -659,9 +500,9 @@ class _Rewriter:
 
     def _gemm(self, node: ir.Node) -> bool:
         x, weight = self._view(node.inputs[0]), self._origin(node.inputs[1])
-        if weight is None or _integer(node, "transA") or not _integer(node, "transB"):
+        if weight is None or integer(node, "transA") or not integer(node, "transB"):
             return False
-        if any(_float(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
+        if any(real(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
             return False
         rows, inner = x.shape
         if x.layout[1] != ((inner, 1),) or x.stored.channels != inner:
@@ -670,12 +511,10 @@ class _Rewriter:
         out = weight.shape[0]
         assert isinstance(out, int)
         stored = self._product(x.stored, self._weight(weight, (out, inner)), self._bias(node), rows)
-        self.views[node.outputs[0]] = View(stored, (_wider(x.layout[0], inner, out), dense((out,))[0]))
+        self.views[node.outputs[0]] = View(stored, (wider(x.layout[0], inner, out), dense((out,))[0]))
         return True
 
-    def _product(
-        self, x: Stored, weight: ir.Value, bias: ir.Value | None, rows: int, again: bool = True
-    ) -> Stored:
+    def _product(self, x: Stored, weight: ir.Value, bias: ir.Value | None, rows: int) -> Stored:
         """Each row of ``x`` times the transpose of ``weight`` [O, I], plus ``bias``."""
         out = _sizes(weight)[0]
 
@@ -689,14 +528,14 @@ class _Rewriter:
             out,
             make=make,
             bias=bias,
-            sources=(x,) if again else (),
-            again=(lambda sources: self._product(sources[0], weight, bias, rows)) if again else None,
+            sources=(x,),
+            again=lambda sources: self._product(sources[0], weight, bias, rows),
         )
 
     def _split(self, node: ir.Node) -> bool:
         """The gate of a feed-forward: Split in two, Gelu on the second, Mul."""
         x = self._view(node.inputs[0])
-        gelu, product = _gate(node)
+        gelu, product = gate(node)
         if gelu is None or product is None or x.stored.make is None or x.stored.value is not None:
             return False
         width = x.stored.channels // 2
@@ -708,7 +547,7 @@ class _Rewriter:
         rows = x.stored.size // (2 * width)
         array = self._shaped(array, (1, rows, 2 * width))
         value = self._emit("BiasSplitGelu", [array, bias], (1, rows, width), array.dtype, CONTRIB)
-        layout = tuple(_wider(axis, 2, 1) for axis in x.layout[:-1])
+        layout = tuple(wider(axis, 2, 1) for axis in x.layout[:-1])
         self.views[product.outputs[0]] = View(Stored(rows * width, width, value), (*layout, ((width, 1),)))
         self.done |= {gelu, product}
         return True
@@ -718,7 +557,7 @@ class _Rewriter:
     def _groupnormalization(self, node: ir.Node) -> bool:
         x = self._view(node.inputs[0])
         batch, channels, *sizes = x.shape
-        output, silu = _after_norm(node)
+        output, silu = after_norm(node)
         axes = (0, *range(2, len(x.layout)), 1)
         last = sizes[-1] if sizes else 1
         shape = (batch, math.prod(sizes) // last, last, channels)
@@ -728,8 +567,8 @@ class _Rewriter:
             stored = Stored(stored.size, channels, self._arranged(x, axes))
         scale, offset = (self._weight(value, dtype=ir.DataType.FLOAT) for value in node.inputs[1:3])
         attributes = {
-            "epsilon": _float(node, "epsilon", 1e-5),
-            "groups": _integer(node, "num_groups"),
+            "epsilon": real(node, "epsilon", 1e-5),
+            "groups": integer(node, "num_groups"),
             "activation": int(silu),
             "channels_last": 1,
         }
@@ -748,24 +587,23 @@ class _Rewriter:
         else:
             array = self._shaped(self._whole(stored), shape)
             value = self._emit("GroupNorm", [array, scale, offset], shape, array.dtype, CONTRIB, **attributes)
-        lying = dense((batch, *sizes, channels))
-        self.views[output] = View(Stored(stored.size, channels, value), (lying[0], lying[-1], *lying[1:-1]))
-        self.done |= _between(node, output)
+        self.views[output] = _channels_second(Stored(stored.size, channels, value), (batch, *sizes, channels))
+        self.done |= between(node, output)
         return True
 
     def _layernormalization(self, node: ir.Node) -> bool:
         x = self._view(node.inputs[0])
-        if _integer(node, "axis", -1) not in (-1, len(x.layout) - 1):
+        if integer(node, "axis", -1) not in (-1, len(x.layout) - 1):
             return False
         if x.layout[-1] != ((x.stored.channels, 1),):
             x = self._dense(self._arranged(x, range(len(x.layout))))
-        output, silu = _after_norm(node)
+        output, silu = after_norm(node)
         if silu:
             return False
         scale, offset = (self._weight(value) for value in node.inputs[1:3])
-        stored = self._layer_norm(x.stored, scale, offset, _float(node, "epsilon", 1e-5))
+        stored = self._layer_norm(x.stored, scale, offset, real(node, "epsilon", 1e-5))
         self.views[output] = View(stored, x.layout)
-        self.done |= _between(node, output)
+        self.done |= between(node, output)
         return True
 
     def _layer_norm(self, x: Stored, scale: ir.Value, offset: ir.Value, epsilon: float) -> Stored:
@@ -813,7 +651,7 @@ class _Rewriter:
             for view in (query, key, value)
         ]
         shape = (batch, tokens, heads * size)
-        attributes = {"num_heads": heads, "unidirectional": _integer(node, "is_causal")}
+        attributes = {"num_heads": heads, "unidirectional": integer(node, "is_causal")}
         found = self._emit("MultiHeadAttention", arrays, shape, arrays[0].dtype, CONTRIB, **attributes)
         lying = dense((batch, tokens, heads, size))
         stored = Stored(math.prod(shape), heads * size, found)
@@ -868,7 +706,7 @@ class _Rewriter:
     def _concat(self, node: ir.Node) -> bool:
         views = [self._view(value) for value in node.inputs]
         rank = len(views[0].layout)
-        axis = _integer(node, "axis") % rank
+        axis = integer(node, "axis") % rank
         strides = [max((stride for _, stride in part), default=0) for part in views[0].layout]
         axes = sorted(range(rank), key=lambda i: (-strides[i] if strides[i] else -math.inf, i))
         if rank < 4 or axis != axes[-1]:
@@ -979,9 +817,10 @@ def _scaled(rows: Sequence[Factor], stored: Stored, source: Stored) -> list[Fact
     return [(size, stride * source.channels // stored.channels) for size, stride in rows]
 
 
-def _wider(axis: Axis, old: int, new: int) -> Axis:
-    """The factors of an axis of rows when rows become ``new / old`` times as long."""
-    return tuple((size, stride * new // old) for size, stride in axis)
+def _channels_second(stored: Stored, shape: Sequence[int]) -> View:
+    """An array ``[N, ..., C]`` seen as ``[N, C, ...]``."""
+    axes = dense(shape)
+    return View(stored, (axes[0], axes[-1], *axes[1:-1]))
 
 
 def _inner(pairs: Sequence[tuple[Factor, Factor]], channels: int) -> int | None:
@@ -997,44 +836,3 @@ def _permuted(view: View, axes: Sequence[int]) -> View:
     """``view``'s axes are those of another tensor in the order ``axes``: that tensor."""
     layout = [view.layout[axes.index(axis)] for axis in range(len(axes))]
     return View(view.stored, tuple(layout))
-
-
-def _gate(node: ir.Node) -> tuple[ir.Node | None, ir.Node | None]:
-    """The Gelu and the Mul after a Split in two, if that is all there is."""
-    if len(node.outputs) != 2:
-        return None, None
-    first, second = ([usage.node for usage in output.uses()] for output in node.outputs)
-    if len(first) != 1 or len(second) != 1 or second[0].op_type != "Gelu" or first[0].op_type != "Mul":
-        return None, None
-    approximate = second[0].attributes.get("approximate")
-    if approximate is not None and approximate.as_string() != "none":
-        return None, None
-    users = [usage.node for usage in second[0].outputs[0].uses()]
-    return (second[0], first[0]) if users == [first[0]] else (None, None)
-
-
-def _after_norm(node: ir.Node) -> tuple[ir.Value, bool]:
-    """What a norm, perhaps with SiLU and a cast back to FP16 after it, computes; whether there is SiLU."""
-    value, silu = node.outputs[0], False
-    users = [usage.node for usage in value.uses()]
-    if sorted(user.op_type for user in users) == ["Mul", "Sigmoid"]:
-        product = next(user for user in users if user.op_type == "Mul")
-        value, silu = product.outputs[0], True
-        users = [usage.node for usage in value.uses()]
-    if len(users) == 1 and users[0].op_type == "Cast":
-        value = users[0].outputs[0]
-    return value, silu
-
-
-def _between(node: ir.Node, output: ir.Value) -> set[ir.Node]:
-    """The nodes on the way from ``node`` to ``output``."""
-    found: set[ir.Node] = set()
-    todo = [output.producer()]
-    while todo:
-        current = todo.pop()
-        if current is not None and current is not node and current not in found:
-            found.add(current)
-            todo += [value.producer() for value in current.inputs if value is not None]
-            if len(found) > 4:
-                break
-    return found

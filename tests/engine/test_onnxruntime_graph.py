@@ -16,7 +16,7 @@ from v2v.engine import onnxruntime_graph
 from v2v.engine.backend import BuildOptions
 from v2v.engine.components import COMPONENTS, ComponentName, Window, components
 from v2v.engine.onnxruntime import OnnxRuntimeBackend
-from v2v.engine.onnxruntime_graph import dense, merged, refined, reshaped
+from v2v.engine.onnxruntime_layout import dense, merged, refined, reshaped
 from v2v.export import graphs
 from v2v.export.models.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.export.weights import Weights, load_weights
