@@ -230,6 +230,9 @@ class VideoReader:
         """Tell what pictures say that the result cannot."""
         if pixels.has_alpha(frame):
             warn(f"{self.path}: transparency cannot be kept; it is shown on black")
+        elif ("alpha_mode", "1") in {(name.lower(), value) for name, value in self._stream.metadata.items()}:
+            # VP8 and VP9 keep it beside the pictures
+            warn(f"{self.path}: transparency cannot be kept; what it hides is shown")
         if dynamic := hdr.dynamic_metadata_of(self._side_data):
             warn(
                 f"{self.path}: its {' and '.join(dynamic)} metadata describes each picture as it was and is left "

@@ -215,6 +215,21 @@ def test_transparency_is_shown_on_black_and_told(tmp_path: Path) -> None:
     assert np.array_equal(shown[:, 32:], picture(0)[:, 32:])
 
 
+def test_transparency_beside_the_pictures_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "in.mkv"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libvpx-vp9", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuva420p"
+        stream.metadata["alpha_mode"] = "1"
+        output.mux(
+            stream.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuva420p"))
+        )
+        output.mux(stream.encode(None))
+    with pytest.warns(MediaWarning, match="transparency cannot be kept; what it hides is shown"):
+        shown = read(path)[0]
+    assert psnr(shown, picture(0)) > 30
+
+
 # Shape ----------------------------------------------------------------------------------------------------------
 
 
