@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from training.clips import Bytes, h264
-from training.metrics import MEASURES, flicker, sharpness
+from training.metrics import MEASURES, color_error, flicker, sharpness
 from v2v.runtime.colors import ColorMatch
 from v2v.runtime.pipeline import Settings, VideoToVideo
 
@@ -118,7 +118,7 @@ def measure(made: Bytes, true: Bytes) -> dict[str, float]:
     """All measures of one result."""
     a, b = as_tensor(made), as_tensor(true)
     values = {name: function(a, b) for name, function in MEASURES.items()}
-    values["sharpness"], values["flicker"] = sharpness(a), flicker(a, b)
+    values |= {"sharpness": sharpness(a), "flicker": flicker(a, b), "color": color_error(a, b)}
     return {name: round(value, 4) for name, value in values.items()}
 
 
@@ -156,8 +156,16 @@ def evaluate(
 
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
-    heads = ("PSNR dB, up", "SSIM, up", "VIF, up", "GMSD, down", "sharpness, up", "flicker, down")
-    keys = ("psnr", "ssim", "vif", "gmsd", "sharpness", "flicker")
+    heads = (
+        "PSNR dB, up",
+        "SSIM, up",
+        "VIF, up",
+        "GMSD, down",
+        "sharpness, up",
+        "flicker, down",
+        "colour error, down",
+    )
+    keys = ("psnr", "ssim", "vif", "gmsd", "sharpness", "flicker", "color")
     lines = [f"| clip | method | {' | '.join(heads)} |", "| --- | --- |" + " --- |" * len(heads)]
     for case, methods in results.items():
         for method, values in methods.items():

@@ -75,4 +75,9 @@ def flicker(made: Tensor, true: Tensor) -> float:
     return float((luma(made).diff(dim=0) - luma(true).diff(dim=0)).abs().mean() * 255)
 
 
+def color_error(made: Tensor, true: Tensor) -> float:
+    """How far broad colours are off: mean absolute difference of the RGB means of 16x16 pixels, in 0..255."""
+    return float((F.avg_pool2d(made, 16) - F.avg_pool2d(true, 16)).abs().mean() * 255)
+
+
 MEASURES = {"psnr": psnr, "ssim": ssim, "vif": vif, "gmsd": gmsd}

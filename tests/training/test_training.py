@@ -86,6 +86,15 @@ def test_gmsd_is_zero_for_equal_frames_and_grows_with_local_damage(sample: Tenso
     assert metrics.gmsd(damaged, sample) > 0.01
 
 
+def test_the_colour_error_sees_a_cast_and_not_what_is_fine(sample: Tensor) -> None:
+    cast = sample * 0.8 + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
+    true = sample * 0.8
+    noisy = true + 0.1 * torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+    assert metrics.color_error(true, true) == 0
+    assert metrics.color_error(cast, true) == pytest.approx(0.1 * 255 / 3, rel=1e-3)
+    assert metrics.color_error(noisy, true) < 0.2 * metrics.color_error(cast, true)
+
+
 def test_sharpness_falls_with_blur_and_flicker_rises_with_changing_light(sample: Tensor) -> None:
     assert metrics.sharpness(F.avg_pool2d(sample, 3, 1, 1)) < metrics.sharpness(sample)
     light = 1 + 0.05 * torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None, None, None]
