@@ -229,7 +229,7 @@ class InductorEngine:
         code, weights = files
         try:
             with _quiet():
-                self._runner: Any = torch._inductor.aoti_load_package(str(code), run_single_threaded=True)
+                self._runner: Any = _open(code)
                 self._weights = _load(component, weights, device)
                 self._runner.load_constants(self._weights, check_full_update=True, user_managed=True)
         except (RuntimeError, SafetensorError, OSError) as error:
@@ -267,8 +267,8 @@ class InductorEngine:
         if self._runner is None:
             raise EngineError(f"the engine {self.component.name} is closed")
         with torch.inference_mode():
-            results = self._runner(*tensors)
-        return [results] if isinstance(results, Tensor) else list(results)
+            results: list[Tensor] = self._runner.loader.boxed_run(list(tensors))
+        return results
 
     @contextmanager
     def _queued_on(self, stream: int) -> Iterator[None]:
@@ -437,10 +437,23 @@ def _remembered_analyses() -> Iterator[None]:
 # Files ------------------------------------------------------------------------------------------------------
 
 
+def _open(code: Path) -> Any:
+    """Load machine code without ``aoti_load_package``, which first finds out what vectors the CPU has.
+
+    On a machine that has not done so before that means running a C++ compiler for up to a minute.
+    """
+    from torch.export.pt2_archive._package import AOTICompiledModel
+
+    package, single_threaded, runners, current_gpu = str(code), True, 1, -1
+    return AOTICompiledModel(
+        torch._C._aoti.AOTIModelPackageLoader(package, "model", single_threaded, runners, current_gpu)
+    )
+
+
 def _save(component: Component, code: Path, constants: Mapping[str, Tensor]) -> Path:
     """Write the weights that ``code`` asks for, in the order it names them, and what they belong to."""
     with _quiet():
-        runner = torch._inductor.aoti_load_package(str(code), run_single_threaded=True)
+        runner = _open(code)
     names = runner.get_constant_fqns()
     path = code.with_suffix(".safetensors")
     described = json.dumps(asdict(component))

@@ -108,6 +108,22 @@ def test_it_computes_the_network_into_the_callers_arrays(engine: InductorEngine)
         np.testing.assert_allclose(run(engine, ids), expected, atol=1e-5)
 
 
+def test_loading_and_running_compile_nothing(
+    compiled: CompiledModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import subprocess
+
+    from torch._inductor import cpu_vec_isa
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("no compiler is there")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", refuse)
+    loaded = InductorBackend().load(COMPONENT, compiled.files, "cpu")
+    assert np.isfinite(run(loaded, np.zeros((1, 77), np.int64))).all()
+
+
 def test_weights_of_another_component_are_refused(compiled: CompiledModule) -> None:
     other = replace(COMPONENT, name="unet")
     with pytest.raises(EngineError, match="is not the unet expected"):
