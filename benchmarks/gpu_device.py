@@ -155,9 +155,11 @@ def pixel_cases(device: CudaDevice, size: str, height: int, width: int) -> Itera
     pixels = height * width
     rng = np.random.default_rng(0)
 
-    def prepare(source: tuple[int, int], antialias: bool) -> Callable[[], Callable[[], None]]:
+    def prepare(
+        source: tuple[int, int], antialias: bool, levels: Any = np.uint8
+    ) -> Callable[[], Callable[[], None]]:
         def make() -> Callable[[], None]:
-            frame = device.upload(rng.integers(0, 256, (*source, 3), np.uint8))
+            frame = device.upload(rng.integers(0, np.iinfo(levels).max + 1, (*source, 3), levels))
             out = device.empty((1, 3, height, width), np.float16)
             return lambda: device.prepare_frame(
                 frame, (height, width), out, offset=(0, 0), antialias=antialias
@@ -165,10 +167,10 @@ def pixel_cases(device: CudaDevice, size: str, height: int, width: int) -> Itera
 
         return make
 
-    def to_bytes(dtype: Any) -> Callable[[], Callable[[], None]]:
+    def to_bytes(dtype: Any, levels: Any = np.uint8) -> Callable[[], Callable[[], None]]:
         def make() -> Callable[[], None]:
             image = device.upload(rng.random((1, 3, height, width), np.float32).astype(dtype))
-            out = device.empty((height, width, 3), np.uint8)
+            out = device.empty((height, width, 3), levels)
             return lambda: device.image_to_bytes(image, out, truncate=False)
 
         return make
@@ -180,8 +182,11 @@ def pixel_cases(device: CudaDevice, size: str, height: int, width: int) -> Itera
     ):
         moved = source[0] * source[1] * 3 + pixels * 6
         yield Case(f"prepare frame, {name}", size, moved, prepare(source, antialias))
+    deep = prepare((height // 2, width // 2), False, np.uint16)
+    yield Case("prepare frame of 16 bits, resize to twice the size", size, pixels * 15 // 2, deep)
     yield Case("image to bytes, half", size, pixels * 9, to_bytes(np.float16))
     yield Case("image to bytes, float", size, pixels * 15, to_bytes(np.float32))
+    yield Case("image to 16 bits, float", size, pixels * 18, to_bytes(np.float32, np.uint16))
 
 
 def run(device: CudaDevice) -> dict[str, Any]:

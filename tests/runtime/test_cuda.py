@@ -530,6 +530,34 @@ def test_running_the_loop_makes_no_arrays(extent):
     assert set(counts) == {before}
 
 
+@pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
+def test_noise_is_drawn_while_the_device_has_work(extent):
+    """A step's noise is there before the step is queued, and drawn behind the queued work of an earlier one."""
+    events = []
+
+    class Watched(LinearUNet):
+        def run(self, inputs, outputs, stream):
+            if events[-1] != ("step", int(inputs["timestep"][0])):
+                events.append(("step", int(inputs["timestep"][0])))
+            super().run(inputs, outputs, stream)
+
+    schedule = Schedule()
+    updates = SOLVERS["dpmpp_2m_sde"](schedule.trailing(599, 8))
+    unet = UNetEngines(Watched(cpu, Window(8, 144, 256), "fp32"))
+    loop = DenoisingLoop(cpu, unet, schedule, updates, Guidance(7.5, 0.2), extent, (2, 4, 8))
+    loop.x[...] = 1
+    contexts = tuple(np.zeros(unet.full.component.inputs[2].shape, FLOAT) for _ in range(2))
+
+    def draw(k):
+        events.append(("draw", k))
+        return np.zeros(loop.x.shape, FLOAT)
+
+    loop.run(contexts, draw, lambda k: None)
+    kinds = [kind for kind, _ in events]
+    assert kinds == ["draw", "draw", *["step", "draw"] * 5, *["step"] * 3]
+    assert [k for kind, k in events if kind == "draw"] == list(range(7))
+
+
 @gpu_test
 @pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
 def test_after_the_first_step_nothing_is_allocated(gpu, extent):

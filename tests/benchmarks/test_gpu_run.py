@@ -1,0 +1,65 @@
+"""What the proofs on a GPU make of what they saw, without one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av")
+
+from v2v.benchmarks.gpu_run import gaps, moving_picture, psnr, step_ends
+from v2v.benchmarks.overlap import shared, whole
+from v2v.benchmarks.results import Span
+
+
+def one_after_the_other(*names, pause=0):
+    """(start, end, name) of work that takes 10 each, ``pause`` apart."""
+    return [(k * (10 + pause), k * (10 + pause) + 10, name) for k, name in enumerate(names)]
+
+
+def test_steps_in_one_window_end_with_the_kernel_that_advances():
+    work = one_after_the_other("take_window", "unet", "statistics_float16", "advance_float16", "unet",
+                               "Memcpy DtoH", "advance_float16")  # fmt: skip
+    assert step_ends(work) == [40, 70]
+
+
+def test_steps_in_several_windows_end_with_the_look_for_nan():
+    encoding = ["conv", "find_nonfinite_float32", "combine_2"]
+    step = ["take_window", "unet", "add_window", "combine_2", "find_nonfinite_float32", "Memcpy HtoD", "combine_1",
+            "combine_4"]  # fmt: skip
+    decoding = ["conv", "find_nonfinite_float32", "image_to_bytes_float32_uint8"]
+    names = [*encoding, *step, *step, *decoding, *decoding]
+    work = one_after_the_other(*names)
+    assert [names[end // 10 - 1] for end in step_ends(work)] == ["find_nonfinite_float32"] * 2
+    assert step_ends(work) == [80, 160]
+
+
+def test_gaps_are_times_in_which_nothing_runs():
+    work = [(1000 * start, 1000 * end, name) for start, end, name in
+            one_after_the_other(*["unet", "unet", "advance_float16"] * 2, pause=3)]  # fmt: skip
+    work.append(
+        (40_000, 60_000, "copy on another stream")
+    )  # covers the gap between the second step's evaluations
+    (step,) = gaps(sorted(work))
+    assert step["step"] == 2 and step["kernels_and_copies"] == 4
+    assert step["longest_gap_microseconds"] == 3
+    assert step["between"] == ["unet", "advance_float16"]
+    assert step["gap_before_the_step_microseconds"] == 3
+    assert step["idle_share"] == pytest.approx(3 / 39, abs=1e-5)
+
+
+def spans(*pairs):
+    return [Span("host", "stage", begin, end - begin) for begin, end in pairs]
+
+
+def test_what_was_done_at_once_is_counted():
+    denoising = whole(spans((0, 1), (1.01, 2), (5, 6)))
+    assert [(s.start, round(s.start + s.seconds, 6)) for s in denoising] == [(0, 2), (5, 6)]
+    assert shared(spans((0.5, 1.5), (1.8, 5.5), (7, 8)), denoising) == pytest.approx(1 + 0.2 + 0.5)
+
+
+def test_the_moving_picture_is_the_same_everywhere_and_moves():
+    frames = moving_picture(3, 24, 40)
+    assert [frame.shape for frame in frames] == [(24, 40, 3)] * 3
+    assert psnr(frames[0], moving_picture(3, 24, 40)[0]) == np.inf
+    assert 5 < psnr(frames[0], frames[2]) < 30
