@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from v2v.engine.backend import Engine
 from v2v.engine.build import window_for
-from v2v.engine.components import Window
+from v2v.engine.components import Window, is_unet
 from v2v.engine.store import EngineSet
 from v2v.export.models.configs import MODELS, ModelConfig
 from v2v.runtime.device import Device, Frame
@@ -125,6 +125,27 @@ class Bench:
         latents = np.concatenate([noted.result() for noted in self._latents.noted])
         return seconds, latents.astype(np.float64), np.stack(frames)
 
+    def evaluation_seconds(self, repeats: int = 5) -> dict[str, float]:
+        """Median time of one run of each part of the UNet, on zeros."""
+        device = self.v2v.device
+        found: dict[str, float] = {}
+        for name in filter(is_unet, self.v2v.engine_set.manifest.components):
+            engine, samples = self.v2v._engine(name), []
+            inputs, outputs = (
+                {tensor.name: device.empty(tensor.shape, tensor.dtype) for tensor in tensors}
+                for tensors in (engine.component.inputs, engine.component.outputs)
+            )
+            for array in inputs.values():
+                device.zero(array)
+            for _ in range(1 + repeats):
+                device.synchronize()
+                started = time.perf_counter()
+                engine.run(inputs, outputs, device.stream)
+                device.synchronize()
+                samples.append(time.perf_counter() - started)
+            found[name] = statistics.median(samples[1:])
+        return found
+
     def measure(self, mode: Mode, repeats: int) -> Measured:
         """Run ``mode``; the first one measured is what the others are compared with."""
         settings = self.settings(mode)
@@ -186,7 +207,10 @@ def table(report: Mapping[str, Any]) -> str:
             count,
         ]
         lines.append(f"| {' | '.join([*cells, _db(row['psnr_latents_db']), _db(row['psnr_frames_db'])])} |")
-    return "\n".join(lines) + "\n"
+    single = ", ".join(
+        f"{name} {1000 * s:.0f} ms" for name, s in report.get("evaluation_seconds", {}).items()
+    )
+    return "\n".join([*lines, *(["", f"One evaluation: {single}"] if single else [])]) + "\n"
 
 
 def _db(value: float | None) -> str:
@@ -315,6 +339,7 @@ def main() -> None:
     place = {"clip": _engine_set_and_clip, "full-size": _full_size}[arguments.command]
     with place(arguments) as (bench, labels):
         labels.setdefault("date", time.strftime("%Y-%m-%d", time.gmtime()))
+        labels["evaluation_seconds"] = bench.evaluation_seconds()
 
         def write(measured: list[Measured]) -> None:
             report = {**labels, "repeats": arguments.repeats, "modes": [asdict(one) for one in measured]}

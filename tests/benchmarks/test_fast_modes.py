@@ -56,6 +56,11 @@ def test_fast_is_what_v2v_run_makes_of_it():
         )
 
 
+def test_each_part_of_the_unet_is_timed_alone(bench):
+    found = bench.evaluation_seconds(repeats=2)
+    assert list(found) == ["unet_full", "unet_outer"] and all(seconds > 0 for seconds in found.values())
+
+
 def test_differences_are_in_decibels():
     zeros = np.zeros((2, 3))
     assert psnr(zeros + 25.5, zeros, 255.0) == pytest.approx(20.0)
