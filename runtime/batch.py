@@ -25,6 +25,7 @@ from v2v.engine.console import UsageError, messages
 from v2v.runtime.encoding import CODECS
 from v2v.runtime.folders import PICTURES, SETTINGS
 from v2v.runtime.pipes import PIPE
+from v2v.runtime.streams import open_media
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv")
 """Endings of the files that are taken from a folder; any other is taken if it is named."""
@@ -236,7 +237,7 @@ def was_made_before(output: Path, note: str) -> bool:
     try:
         if output.is_dir():
             return (output / SETTINGS).read_text(encoding="utf-8").strip() == note
-        with av.open(str(output), metadata_errors="replace") as made:
+        with open_media(output) as made:
             return any(note in value for value in made.metadata.values())
     except (OSError, av.FFmpegError):
         return False

@@ -22,7 +22,7 @@ from v2v.engine.abort import removed_on_abort
 from v2v.engine.backend import V2VError
 from v2v.engine.store import sync
 from v2v.runtime.encoding import EncodedSegment
-from v2v.runtime.streams import warn
+from v2v.runtime.streams import open_media, warn
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 RATE = Fraction(25)  # pictures per second where the user names none
@@ -135,7 +135,7 @@ class FolderWriter:
         self._cleanup.callback(shutil.rmtree, self._partial, ignore_errors=True)
         self._cleanup.enter_context(removed_on_abort(self._partial))
         if source.is_file():
-            with av.open(str(source), metadata_errors="replace") as film:
+            with open_media(source) as film:
                 if len(film.streams) > 1:
                     warn(f"{path}: a folder of pictures has no place for the sound and the rest of {source}")
 

@@ -69,16 +69,22 @@ class Orientation:
         return np.ascontiguousarray(pixels[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1])
 
 
-def side_data_of(frame: av.VideoFrame, codec: str) -> dict[str, bytes]:
-    """What was decoded beside a frame's pixels, by FFmpeg's names.
+def side_data_of(frame: av.VideoFrame, codec: Any) -> dict[str, bytes]:
+    """What was decoded beside a frame's pixels, by FFmpeg's names; ``codec`` is the context that decoded it.
 
     Nothing for PNG: its decoder names colour profiles, and PyAV (18.1) frees that name twice, which ends the
     process. Their profiles are read by :func:`v2v.runtime.folders.profile_in`.
     """
-    if codec in ("png", "apng"):
+    if codec.name in ("png", "apng"):
         return {}
+    of_all = getattr(
+        codec, "decoded_side_data", {}
+    )  # of PyAV 19, whose FFmpeg no longer repeats it at each frame
     side_data: Any = frame.side_data
-    return {item.type.name: bytes(item) for item in side_data}
+    items = [side_data[place] for place in range(len(side_data))]
+    return {kind.name: data for kind, data in of_all.items()} | {
+        item.type.name: bytes(item) for item in items
+    }
 
 
 def orientation_of(frame: av.VideoFrame, matrix: bytes | None) -> Orientation:

@@ -21,6 +21,7 @@ _OF_THE_WHOLE = {"timecode"}  # what is not true of a part
 _OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time"}
 # Statistics of the stream that was enhanced, which are no longer true.
 _OF_THE_ENCODING = re.compile(r"(BPS|DURATION|NUMBER_OF_|_STATISTICS|encoder|timecode|rotate)", re.IGNORECASE)
+_PYAV = int(av.__version__.split(".")[0])
 Packet = Any  # of any stream: PyAV's class is generic over its kind
 
 _DAMAGED_PACKETS = 50  # in a row, after which a copy gives up
@@ -35,6 +36,13 @@ class MediaWarning(UserWarning):
 def warn(message: str) -> None:
     """Tell the user, who goes on with what there is."""
     warnings.warn(message, MediaWarning, stacklevel=3)
+
+
+def open_media(path: Path) -> av.container.InputContainer:
+    """Open a file for reading. Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced."""
+    lenient: Any = {} if _PYAV >= 19 else {"metadata_errors": "replace"}
+    opened: av.container.InputContainer = av.open(str(path), **lenient)
+    return opened
 
 
 def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
@@ -85,7 +93,7 @@ class StreamCopier:
         part: Part | None = None,
     ) -> None:
         self._output, self._source, self._part = output, source, part
-        self._input = av.open(str(source), metadata_errors="replace")
+        self._input = open_media(source)
         self._copies: dict[int, Any] = {}
         for stream in self._input.streams:
             if stream.index == skip:
@@ -214,5 +222,5 @@ def _fits(stream: Any, container_format: str) -> bool:
 
 def _describe(stream: Any) -> str:
     codec = getattr(stream.codec_context, "name", None) if stream.codec_context else None
-    language = stream.metadata.get("language")
+    language = stream.metadata.get("language", "und").encode("utf-8", "replace").decode()
     return " ".join(filter(None, (stream.type, codec, language if language != "und" else None)))

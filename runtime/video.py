@@ -36,7 +36,7 @@ from v2v.runtime.pixels import Colors
 from v2v.runtime.ranges import NOT_GIVEN, SEEKABLE, WHOLE, Part, TimeRange, before
 from v2v.runtime.ranges import clock as clock_text
 from v2v.runtime.shots import ShotDetector
-from v2v.runtime.streams import StreamCopier, copy_stream_tags, picture_stream, warn
+from v2v.runtime.streams import StreamCopier, copy_stream_tags, open_media, picture_stream, warn
 
 PARITY_RATE = Fraction(8)
 _DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
@@ -264,7 +264,7 @@ class VideoReader:
                 for packet in self._container.demux(self._stream):
                     try:
                         decoded = packet.decode()
-                    except av.FFmpegError:
+                    except (av.FFmpegError, ValueError):  # the latter where damage made the codec unknown
                         self._damaged += 1
                         continue
                     in_a_row = 0
@@ -285,7 +285,7 @@ class VideoReader:
 
     def _describe(self, first: av.VideoFrame, parity: bool) -> tuple[VideoInfo, pixels.ToRGB]:
         stream, codec = self._stream, self._stream.codec_context
-        side_data = self._side_data = pixels.side_data_of(first, codec.name)
+        side_data = self._side_data = pixels.side_data_of(first, codec)
         orientation = pixels.orientation_of(first, side_data.get("DISPLAYMATRIX"))
         if parity:
             colors = pixels.reference_colors(first)
@@ -674,9 +674,7 @@ def _open(path: Path, rate: Fraction | None, opened: contextlib.ExitStack) -> av
             return opened.enter_context(folders.opened_folder(path, rate or folders.RATE))
         if path.is_file() and not path.stat().st_size:
             raise MediaError(f"{path} is empty (0 bytes); give a video file")
-        container: av.container.InputContainer = opened.enter_context(
-            av.open(str(path), metadata_errors="replace")
-        )
+        container: av.container.InputContainer = opened.enter_context(open_media(path))
     except (av.FFmpegError, OSError) as error:
         reasons = {
             ValueError: "it is not a video, or cut off too early",

@@ -11,6 +11,8 @@ from typing import Any
 import av
 import numpy as np
 
+from v2v.runtime import hdr, pixels
+
 SECOND = Fraction(1, 600)  # a time base that holds most frame rates exactly
 
 
@@ -194,8 +196,7 @@ def described_pictures(path: Path) -> dict[str, Any]:
             "aspect": stream.sample_aspect_ratio,
             "times": [frame.pts * frame.time_base for frame in frames],
             "interlaced": {frame.interlaced_frame for frame in frames},
-            "light": {item.type.name for item in frames[0].side_data}
-            & {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"},
+            "light": hdr.static_metadata_of(pixels.side_data_of(frames[0], stream.codec_context)),
         }
 
 

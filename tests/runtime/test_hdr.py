@@ -50,7 +50,7 @@ def make_hdr(path: Path, transfer: int, metadata: str = f"master-display={DISPLA
 def metadata_of(path: Path) -> StaticMetadata:
     with av.open(str(path)) as opened:
         frame = next(opened.decode(video=0))
-        return hdr.static_metadata_of(pixels.side_data_of(frame, opened.streams.video[0].codec_context.name))
+        return hdr.static_metadata_of(pixels.side_data_of(frame, opened.streams.video[0].codec_context))
 
 
 def rounded(metadata: StaticMetadata) -> list[float]:

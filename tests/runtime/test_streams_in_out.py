@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.command import Run
 from tests.runtime.media import described, make_video
 from tests.runtime.test_deinterlacing import make_interlaced
-from tests.runtime.test_hdr import BT2020, DISPLAY
+from tests.runtime.test_hdr import BT2020, DISPLAY, MASTERED
 from v2v.runtime.hdr import PQ
 
 
@@ -78,7 +78,7 @@ def test_an_hdr_film_with_three_tracks(run: Run, stand_in_engines: Path, tmp_pat
     after = without(described(output), size=(256, 160))
     assert after == before
     assert [stream["kind"] for stream in after].count("audio") == 3
-    assert after[0]["light"] == {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"}
+    assert after[0]["light"] == MASTERED
     assert "is left out" not in said
 
 
