@@ -11,7 +11,7 @@ import pytest
 from v2v.engine.backend import EngineError, V2VError
 from v2v.engine.components import Window, components
 from v2v.export.models.configs import MODELS
-from v2v.runtime.device import Nonfinite, StepRow
+from v2v.runtime.device import Nonfinite, StepRow, kernels
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.reuse import UNetEngines
 from v2v.runtime.sampling import DenoisingLoop, Guidance
@@ -31,7 +31,16 @@ def a_gpu_or_why_not():
         return None, str(error)
 
 
+def why_not_emulated():
+    try:
+        from tests.runtime.emulated import why_not
+    except V2VError as error:
+        return str(error)
+    return why_not()
+
+
 GPU, WHY_NOT = a_gpu_or_why_not()
+WHY_NOT_EMULATED = why_not_emulated()
 needs_gpu = pytest.mark.skipif(GPU is None, reason=WHY_NOT or "there is a GPU")
 
 
@@ -50,27 +59,55 @@ def gpu_test(function):
     return pytest.mark.gpu(needs_gpu(function))
 
 
-class Both:
-    """Runs one operation on the GPU and on the CPU with the same arrays; unwritten outputs are poisoned."""
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """The kernels compiled for this CPU."""
+    if WHY_NOT_EMULATED:
+        pytest.skip(WHY_NOT_EMULATED)
+    from tests.runtime.emulated import compiled
+    from tests.runtime.test_kernels import expected
 
-    def __init__(self, gpu):
-        self.gpu = gpu
+    names = set().union(*map(expected, kernels.FILES))
+    return compiled(tmp_path_factory.mktemp("kernels"), names)
+
+
+@pytest.fixture(params=[pytest.param("gpu", marks=[pytest.mark.gpu, needs_gpu]), "emulated"])
+def device(request):
+    """Whatever runs the kernels."""
+    if request.param == "gpu":
+        return GPU
+    from tests.runtime.emulated import EmulatedDevice
+
+    return EmulatedDevice(request.getfixturevalue("library"))
+
+
+class Both:
+    """Runs one operation on a device and its NumPy twin with the same arrays; unwritten outputs are poisoned."""
+
+    def __init__(self, device):
+        self.device = device
 
     def __call__(self, operation, *arguments, **options):
-        """Returns (GPU, CPU) of every array among the arguments, as the operation left it."""
-        mine = [self.gpu.upload(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        """Returns (device's, twin's) of every array among the arguments, as the operation left it."""
+        mine = [self.device.upload(a) if isinstance(a, np.ndarray) else a for a in arguments]
         twin = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
-        getattr(self.gpu, operation)(*mine, **options)
+        getattr(self.device, operation)(*mine, **options)
         with np.errstate(all="ignore"):
             getattr(cpu, operation)(*twin, **options)
         return [
-            (self.gpu.download(m), t) for m, t in zip(mine, twin, strict=True) if isinstance(t, np.ndarray)
+            (self.device.download(m), t) for m, t in zip(mine, twin, strict=True) if isinstance(t, np.ndarray)
         ]
 
 
 @pytest.fixture
-def both(gpu):
-    return Both(gpu)
+def both(device):
+    return Both(device)
+
+
+def needs_a_real_one(device, size):
+    """Skip a size that takes seconds where every thread is emulated."""
+    if device is not GPU and np.prod(size) > 100_000:
+        pytest.skip("too large to emulate")
 
 
 def poisoned(shape, dtype):
@@ -236,7 +273,6 @@ RESIZES = {  # frame, size, out, offset, antialias
 }
 
 
-@gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("levels", [np.uint8, np.uint16])
 @pytest.mark.parametrize("case", RESIZES)
@@ -256,34 +292,32 @@ def test_prepare_frame(both, rng, dtype, levels, case):
 
 @gpu_test
 @pytest.mark.parametrize("levels", [np.uint8, np.uint16])
-def test_a_large_frame_is_prepared_by_blocks_that_make_many_parts_each(both, rng, levels):
+def test_a_large_frame_is_prepared_by_blocks_that_make_many_parts_each(gpu, rng, levels):
     frame = rng.integers(0, np.iinfo(levels).max + 1, (1080, 1920, 3), levels)
     out = poisoned((1, 3, 2160, 3840), HALF)
-    close(both("prepare_frame", frame, (2160, 3840), out, offset=(0, 0), antialias=True)[1], HALF)
+    close(Both(gpu)("prepare_frame", frame, (2160, 3840), out, offset=(0, 0), antialias=True)[1], HALF)
 
 
-@gpu_test
 @pytest.mark.parametrize("out", [(45, 80), (720, 1280), (1, 1), (31, 77)])
 def test_resize(both, rng, out):
+    needs_a_real_one(both.device, out)
     image = rng.standard_normal((1, 3, 90, 160)).astype(FLOAT)
     close(both("resize", image, poisoned((1, 3, *out), FLOAT))[1], FLOAT)
 
 
-@gpu_test
 @pytest.mark.parametrize("levels", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", [(9, 30), (5, 12), (2, 5)])
-def test_prepare_frame_takes_a_frame_that_is_not_aligned(gpu, rng, levels, size):
+def test_prepare_frame_takes_a_frame_that_is_not_aligned(device, rng, levels, size):
     frames = rng.integers(0, np.iinfo(levels).max + 1, (3, 5, 12, 3), levels)
-    memory = gpu.upload(np.concatenate([[0], frames.ravel()]).astype(levels))
-    out, twin = gpu.empty((1, 3, *size), FLOAT), np.empty((1, 3, *size), FLOAT)
+    memory = device.upload(np.concatenate([[0], frames.ravel()]).astype(levels))
+    out, twin = device.empty((1, 3, *size), FLOAT), np.empty((1, 3, *size), FLOAT)
     for k, host in enumerate(frames):
-        frame = gpu.reshape(gpu.view(memory, slice(1 + 180 * k, 181 + 180 * k)), (5, 12, 3))
-        gpu.prepare_frame(frame, size, out, offset=(0, 0), antialias=True)
+        frame = device.reshape(device.view(memory, slice(1 + 180 * k, 181 + 180 * k)), (5, 12, 3))
+        device.prepare_frame(frame, size, out, offset=(0, 0), antialias=True)
         cpu.prepare_frame(host, size, twin, offset=(0, 0), antialias=True)
-        close((gpu.download(out), twin))
+        close((device.download(out), twin))
 
 
-@gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("levels", [np.uint8, np.uint16])
 @pytest.mark.parametrize("truncate", [False, True])
@@ -295,7 +329,6 @@ def test_image_to_bytes_is_exact(both, rng, dtype, levels, truncate, size):
     np.testing.assert_array_equal(mine, twin)
 
 
-@gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("size", [(18, 32), (5, 7)])
 def test_sample_posterior(both, rng, dtype, size):
@@ -305,7 +338,6 @@ def test_sample_posterior(both, rng, dtype, size):
     close(both("sample_posterior", moments, noise, 0.18215, poisoned((1, 4, 1, *size), FLOAT))[2], scale=10)
 
 
-@gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize(
     ("canvas", "window", "start"),
@@ -325,14 +357,12 @@ def test_windows(both, rng, dtype, canvas, window, start):
     close(both("add_window", part, weights, start, whole)[2])
 
 
-@gpu_test
-def test_a_window_must_lie_in_its_canvas(gpu):
-    canvas, out = gpu.empty((4, 4, 8, 8), FLOAT), gpu.empty((1, 4, 4, 8, 8), FLOAT)
+def test_a_window_must_lie_in_its_canvas(device):
+    canvas, out = device.empty((4, 4, 8, 8), FLOAT), device.empty((1, 4, 4, 8, 8), FLOAT)
     with pytest.raises(ValueError, match="leaves its canvas"):
-        gpu.take_window(canvas, (0, 0, 1), 1.0, out)
+        device.take_window(canvas, (0, 0, 1), 1.0, out)
 
 
-@gpu_test
 @pytest.mark.parametrize("count", range(6))
 @pytest.mark.parametrize("size", [4096, 1003])
 def test_combine(both, rng, count, size):
@@ -340,51 +370,49 @@ def test_combine(both, rng, count, size):
     arrays = [rng.standard_normal((1, size)).astype(kinds[k]) for k in range(count)]
     coefficients = rng.standard_normal(count)
     for dtype in (FLOAT, HALF):
-        mine = [both.gpu.upload(a) for a in arrays]
-        out, twin = both.gpu.upload(poisoned((1, size), dtype)), poisoned((1, size), dtype)
+        mine = [both.device.upload(a) for a in arrays]
+        out, twin = both.device.upload(poisoned((1, size), dtype)), poisoned((1, size), dtype)
         nothing = poisoned((1, size), FLOAT)
-        both.gpu.combine([*zip(coefficients, mine, strict=True), (0.0, both.gpu.upload(nothing))], out)
+        both.device.combine([*zip(coefficients, mine, strict=True), (0.0, both.device.upload(nothing))], out)
         cpu.combine([*zip(coefficients, arrays, strict=True), (0.0, nothing)], twin)
-        close((both.gpu.download(out), twin), dtype, scale=2)
+        close((both.device.download(out), twin), dtype, scale=2)
 
 
-@gpu_test
-def test_combine_may_write_over_a_term(gpu, rng):
+def test_combine_may_write_over_a_term(device, rng):
     host = rng.standard_normal((2, 999)).astype(FLOAT)
-    x, y = gpu.upload(host[0]), gpu.upload(host[1])
-    gpu.combine([(2.0, x), (-1.0, y)], x)
-    np.testing.assert_allclose(gpu.download(x), 2 * host[0] - host[1], rtol=1e-6, atol=1e-6)
+    x, y = device.upload(host[0]), device.upload(host[1])
+    device.combine([(2.0, x), (-1.0, y)], x)
+    np.testing.assert_allclose(device.download(x), 2 * host[0] - host[1], rtol=1e-6, atol=1e-6)
 
 
-@gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("rescale", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("size", [(8, 18, 32), (32, 90, 160), (3, 5, 7)])
 def test_guide(both, rng, dtype, rescale, size):
+    needs_a_real_one(both.device, size)
     conditional, unconditional = rng.standard_normal((2, 1, 4, *size)).astype(dtype)
     out = poisoned(conditional.shape, FLOAT)
     close(both("guide", conditional, unconditional, 7.5, rescale, out)[2], scale=10)
     close(both("guide", conditional, None, 7.5, rescale, out)[1])
 
 
-@gpu_test
-def test_the_deviation_survives_a_mean_far_from_zero_and_an_outlier(gpu, rng):
+def test_the_deviation_survives_a_mean_far_from_zero_and_an_outlier(device, rng):
     """E[x^2] - E[x]^2 in float32 would have no correct digit here."""
     conditional = (rng.standard_normal((1, 4, 8, 18, 32)) + 3000).astype(FLOAT)
     unconditional = (rng.standard_normal(conditional.shape) * 5 - 2000).astype(FLOAT)
     conditional[0, 0, 0, 0, 0] = 9000
     guided = unconditional.astype(np.float64) + 7.5 * (conditional.astype(np.float64) - unconditional)
     expected = conditional.astype(np.float64).std(ddof=1) / guided.std(ddof=1)
-    out = gpu.empty(conditional.shape, FLOAT)
-    gpu.guide(gpu.upload(conditional), gpu.upload(unconditional), 7.5, 1.0, out)
-    np.testing.assert_allclose(gpu.download(out) / guided, expected, rtol=1e-5)
+    out = device.empty(conditional.shape, FLOAT)
+    device.guide(device.upload(conditional), device.upload(unconditional), 7.5, 1.0, out)
+    np.testing.assert_allclose(device.download(out) / guided, expected, rtol=1e-5)
 
 
-@gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("size", [(8, 18, 32), (3, 5, 7), (32, 90, 160)])
 def test_advance(both, rng, dtype, guided, size):
+    needs_a_real_one(both.device, size)
     frames, *plane = size
     canvas, window = (frames, 4, *plane), (1, 4, *size)
     row = np.array(StepRow(3, 7.5, 0.2, 0.9, -0.4, 0.5, 0.6, -0.2, 0.8, 0.1, 0.7, -0.3, 0.25), FLOAT)
@@ -404,10 +432,9 @@ def test_advance(both, rng, dtype, guided, size):
     close(moved, scale=10)
     close(kept, scale=10)
     close(scaled, dtype, scale=10)
-    assert both.gpu.failure() is None
+    assert both.device.failure() is None
 
 
-@gpu_test
 def test_advance_does_not_look_at_what_does_not_count(both, rng):
     row = np.array(StepRow(0, 2.0, 0.5, 0.9, -0.4, x_x=0.5, x_denoised=0.5, x_history=0, x_noise=0,
                            history_x=0, history_denoised=1, history_history=0, scale=1), FLOAT)  # fmt: skip
@@ -419,35 +446,33 @@ def test_advance_does_not_look_at_what_does_not_count(both, rng):
     close(kept, scale=10)
 
 
-@gpu_test
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_check_tells_the_lowest_label_and_frame_once(gpu, rng, dtype, bad):
+def test_check_tells_the_lowest_label_and_frame_once(device, rng, dtype, bad):
     array = rng.standard_normal((6, 4, 9, 11)).astype(dtype)
-    gpu.check(gpu.upload(array), 0)
-    gpu.synchronize()
-    assert gpu.failure() is None
+    device.check(device.upload(array), 0)
+    device.synchronize()
+    assert device.failure() is None
     array[4, 0, 0, 0] = array[2, 3, 8, 10] = bad
-    gpu.check(gpu.upload(array), 5)
-    gpu.check(gpu.upload(array[4:]), 4)
-    gpu.synchronize()
-    assert gpu.failure() == Nonfinite(4, 0)
-    assert gpu.failure() is None
-    gpu.check(gpu.upload(array), 5)
-    gpu.synchronize()
-    assert gpu.failure() == Nonfinite(5, 2)
+    device.check(device.upload(array), 5)
+    device.check(device.upload(array[4:]), 4)
+    device.synchronize()
+    assert device.failure() == Nonfinite(4, 0)
+    assert device.failure() is None
+    device.check(device.upload(array), 5)
+    device.synchronize()
+    assert device.failure() == Nonfinite(5, 2)
 
 
-@gpu_test
-def test_advance_reports_what_is_not_finite(gpu, rng):
+def test_advance_reports_what_is_not_finite(device, rng):
     row = np.array(StepRow(6, 1, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1), FLOAT)
-    x, history, noise = (gpu.upload(a) for a in rng.standard_normal((3, 8, 4, 6, 8)).astype(FLOAT))
+    x, history, noise = (device.upload(a) for a in rng.standard_normal((3, 8, 4, 6, 8)).astype(FLOAT))
     velocity = rng.standard_normal((1, 4, 8, 6, 8)).astype(HALF)
     velocity[0, 2, 5, 3, 3] = np.inf
-    scaled = gpu.empty(velocity.shape, HALF)
-    gpu.advance(gpu.upload(row), gpu.upload(velocity), None, x, history, noise, scaled)
-    gpu.synchronize()
-    assert gpu.failure() == Nonfinite(6, 5)
+    scaled = device.empty(velocity.shape, HALF)
+    device.advance(device.upload(row), device.upload(velocity), None, x, history, noise, scaled)
+    device.synchronize()
+    assert device.failure() == Nonfinite(6, 5)
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
