@@ -132,8 +132,8 @@ def command(
         bool,
         typer.Option(
             "--fast",
-            help="22 evaluations of the UNet instead of 60: 12 steps of dpmpp_2m, guidance at 0.08:0.56, --reuse 2 where "
-            "the engine set can. The video differs from the full run's; other options win over it.",
+            help="22 evaluations of the UNet instead of 60: 12 steps of dpmpp_2m, guidance at 0.08:0.56, --reuse 2 "
+            "where the engine set can. The video differs from the full run's; other options win over it.",
         ),
     ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = Settings.seed,
