@@ -175,6 +175,8 @@ class OnnxRuntimeEngine:
         if self._device == "cuda":
             # A rewritten graph has what the higher levels look for; on the rest they would gain little.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            # Arrays that take over others' memory leave holes: 19.4 instead of 9.8 GiB for the full UNet.
+            options.enable_mem_reuse = False
             settings |= _CUDA_SETTINGS
             if self._stream:
                 settings["user_compute_stream"] = str(self._stream)

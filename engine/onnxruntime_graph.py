@@ -104,7 +104,7 @@ def rewrite(model: ir.Model) -> ir.Model:
     Returns:
         A graph with the same inputs and outputs. Its large initializers are lazy: they read ``model``'s.
     """
-    join_pieces(model.graph)
+    join_pieces(model.graph, GATED_WIDTHS)
     passes.RemoveUnusedNodesPass()(model)
     made = _Rewriter(model.graph).model(model)
     passes.CommonSubexpressionEliminationPass()(made)

@@ -55,23 +55,28 @@ def convolution(node: ir.Node, shape: Sequence[int]) -> Convolution | None:
     return None
 
 
-def join_pieces(graph: ir.Graph) -> None:
-    """Undo feed-forwards in pieces: Split of rows, the same steps on each, Concat become the steps on all rows."""
+def join_pieces(graph: ir.Graph, widths: Sequence[int]) -> None:
+    """Undo feed-forwards in pieces: Split of rows, the same steps on each, Concat become the steps on all rows.
+
+    Only gates of these ``widths``, which are one operation: as several, the whole would need far more memory.
+    """
     for concat in [node for node in graph if node.op_type == "Concat" and integer(node, "axis") == 0]:
         branches = {_branch(value) for value in concat.inputs}
         if len(branches) != 1 or None in branches:
             continue
         split = _split_above(concat.inputs[0])
         assert split is not None
-        if len(split.outputs) != len(concat.inputs):
+        last = concat.inputs[0]
+        assert last is not None and concat.outputs[0].shape is not None
+        steps = _steps(last)
+        halves = [node for value in steps if (node := value.producer()) is not None and gate(node)[0]]
+        if len(split.outputs) != len(concat.inputs) or not all(_width(node) in widths for node in halves):
             continue
         first = split.outputs[0]
         whole = split.inputs[0]
         assert whole is not None
-        last = concat.inputs[0]
-        assert last is not None and concat.outputs[0].shape is not None
         rows = concat.outputs[0].shape[0]
-        for value in _steps(last):
+        for value in steps:
             assert value.shape is not None
             value.shape = ir.Shape([rows, *value.shape[1:]])
         ir.convenience.replace_all_uses_with(concat.outputs[0], last)
@@ -93,6 +98,11 @@ def _branch(value: ir.Value | None) -> tuple[Any, ...] | None:
     inputs = tuple(_branch(source) for source in node.inputs)
     attributes = tuple(sorted((key, str(attribute.value)) for key, attribute in node.attributes.items()))
     return None if None in inputs else (node.op_type, attributes, value.index(), inputs)
+
+
+def _width(split: ir.Node) -> int | ir.SymbolicDim | None:
+    shape = split.outputs[0].shape
+    return None if shape is None else shape[-1]
 
 
 def _steps(value: ir.Value | None) -> set[ir.Value]:
