@@ -73,15 +73,19 @@ def side_data_of(frame: av.VideoFrame, codec: Any) -> dict[str, bytes]:
     """What was decoded beside a frame's pixels, by FFmpeg's names; ``codec`` is the context that decoded it.
 
     Nothing for PNG: its decoder names colour profiles, and PyAV (18.1) frees that name twice, which ends the
-    process. Their profiles are read by :func:`v2v.runtime.folders.profile_in`.
+    process. Their profiles are read by :func:`v2v.runtime.folders.profile_in`. Nothing either where a frame has
+    something that PyAV does not know, such as the EXIF data of photographs before PyAV 19: it reads all or none.
     """
     if codec.name in ("png", "apng"):
         return {}
     of_all = getattr(
         codec, "decoded_side_data", {}
     )  # of PyAV 19, whose FFmpeg no longer repeats it at each frame
-    side_data: Any = frame.side_data
-    items = [side_data[place] for place in range(len(side_data))]
+    try:
+        side_data: Any = frame.side_data
+        items = [side_data[place] for place in range(len(side_data))]
+    except ValueError:
+        return {}
     return {kind.name: data for kind, data in of_all.items()} | {
         item.type.name: bytes(item) for item in items
     }

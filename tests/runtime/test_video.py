@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageCms
 
 from tests.runtime.media import SECOND, color_tags, make_video, packets, picture, pixels_of, psnr, times
 from v2v.runtime.streams import MediaWarning
@@ -231,6 +232,21 @@ def test_transparency_beside_the_pictures_is_told(tmp_path: Path) -> None:
 
 
 # Shape ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize(("exif", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_photographs_are_shown_upright(tmp_path: Path, ending: str, exif: int, turns: int) -> None:
+    tags = Image.Exif()
+    tags[0x112] = exif
+    shown = picture(0)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(shown).save(tmp_path / f"1{ending}", exif=tags, icc_profile=profile)
+    with VideoReader(tmp_path) as reader:
+        (frame,) = reader.frames()
+    turned = np.rot90(shown, turns)
+    assert frame.shape == turned.shape
+    assert psnr(frame, turned) > 30
 
 
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (180, 2), (-90, 3)])
