@@ -13,7 +13,8 @@ step and never costs a pass.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,9 +91,27 @@ def _traced(
     Tracer().call_triton_kernel(wrap.TraceableTritonKernelWrapper(kernel, None, grid), [], arguments, None)
 
 
-@functools.cache
+_general_only = False
+
+
+@contextmanager
+def general_kernels() -> Iterator[None]:
+    """Within it kernels are the general ones on Hopper too: to compare, or if its own ones give trouble."""
+    global _general_only
+    before, _general_only = _general_only, True
+    try:
+        yield
+    finally:
+        _general_only = before
+
+
 def _has_twins(device: torch.device) -> bool:
     """Whether this GPU is the one that ``hopper.py`` is for, and Triton has its language."""
+    return not _general_only and _is_hopper(device)
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device)[0] != 9:
         return False
     try:

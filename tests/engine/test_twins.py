@@ -103,7 +103,7 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")
-def test_twins_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twins_compute_the_same() -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device="cuda", dtype=torch.float16) / shape[-1] ** 0.25
 
@@ -121,6 +121,7 @@ def test_twins_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         matrices = random(8 * width, width), random(1, 8 * width)[0], random(width, 5 * width)
         layers.append((random(700, width), random(700, width), bias, weight, offset, *matrices))
     special = everything()
-    monkeypatch.setattr(ops, "_has_twins", lambda device: False)
-    for one, other in zip(special, everything(), strict=True):
+    with ops.general_kernels():
+        general = everything()
+    for one, other in zip(special, general, strict=True):
         assert float((one.float() - other.float()).norm() / other.float().norm()) < 1e-3
