@@ -210,7 +210,9 @@ def table(report: Mapping[str, Any]) -> str:
     single = ", ".join(
         f"{name} {1000 * s:.0f} ms" for name, s in report.get("evaluation_seconds", {}).items()
     )
-    return "\n".join([*lines, *(["", f"One evaluation: {single}"] if single else [])]) + "\n"
+    lines += ["", f"One evaluation: {single}"] if single else []
+    lines += ["", report["note"]] if report.get("note") else []
+    return "\n".join(lines) + "\n"
 
 
 def _db(value: float | None) -> str:
@@ -326,6 +328,7 @@ def main() -> None:
             help="modes to measure, as the table names them, --only='--fast,--reuse 2'; the full run always",
         )
         command.add_argument("--name", default="fast-modes")
+        command.add_argument("--note", help="what a reader should know of this session")
         command.add_argument(
             "-o", "--output", type=Path, required=True, help="folder for NAME.json and NAME.md"
         )
@@ -339,6 +342,7 @@ def main() -> None:
     place = {"clip": _engine_set_and_clip, "full-size": _full_size}[arguments.command]
     with place(arguments) as (bench, labels):
         labels.setdefault("date", time.strftime("%Y-%m-%d", time.gmtime()))
+        labels["note"] = arguments.note
         labels["evaluation_seconds"] = bench.evaluation_seconds()
 
         def write(measured: list[Measured]) -> None:
