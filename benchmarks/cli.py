@@ -138,10 +138,17 @@ def command(
     # Building comes last: no one should wait for it to learn of a misspelt option.
     sets = tuple(map(EngineSet.open, named)) or sets_for(config, window, backend, chosen, weights)
     plan = Plan(sets, baselines, chosen, weights, repeats, steps, sweeps)
+    kept = False
+
+    def keep(so_far: Results) -> None:
+        nonlocal kept
+        if folder is not None:
+            write(so_far, folder, overwrite=overwrite or kept)
+            kept = True
+
     with BuildDisplay() as display:
-        results = run_session(plan, _command_line(), lambda name: partial(display, name))
-    if folder is not None:
-        write(results, folder, overwrite=overwrite)
+        results = run_session(plan, _command_line(), lambda name: partial(display, name), keep)
+    keep(results)
     if as_json:
         sys.stdout.write(results.to_json())
     else:

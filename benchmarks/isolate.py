@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar, cast
 
@@ -20,10 +20,16 @@ class Died(V2VError):
     """A process ended before its work did."""
 
 
-def in_fresh_process(work: Callable[..., Returned], *arguments: Any, tell: Tell) -> Returned:
+def in_fresh_process(
+    work: Callable[..., Returned | Iterator[Returned]],
+    *arguments: Any,
+    tell: Tell,
+    take: Callable[[Returned], None] = lambda value: None,
+) -> Returned:
     """``work(*arguments, tell)`` in a process of its own; what it tells and returns arrives here.
 
-    ``work`` is a function of a module, arguments and result can be pickled.
+    ``work`` is a function of a module, arguments and result can be pickled. Where it is a generator, ``take`` gets what
+    it yields as it comes, and the last of it is returned.
 
     Raises:
         V2VError: ``work`` raised one; any other exception arrives as one too, with its name.
@@ -39,6 +45,8 @@ def in_fresh_process(work: Callable[..., Returned], *arguments: Any, tell: Tell)
             kind, *values = here.recv()
             if kind == "told":
                 tell(*values)
+            elif kind == "yielded":
+                take(cast(Returned, values[0]))
             elif kind == "returned":
                 return cast(Returned, values[0])
             else:
@@ -68,6 +76,10 @@ def _serve(parent: Connection, work: Callable[..., Any], arguments: tuple[Any, .
     """What the fresh process does."""
     try:
         result = work(*arguments, lambda text, share: parent.send(("told", text, share)))
+        if isinstance(result, Generator):
+            for value in result:
+                result = value
+                parent.send(("yielded", value))
     except V2VError as error:
         parent.send(("failed", str(error)))
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -115,8 +115,10 @@ class Job:
     sweeps: tuple[Axis, ...]
 
 
-def measure(job: Job, folder: Path, tell: Tell) -> Measured:
+def measure(job: Job, folder: Path, tell: Tell) -> Iterator[Measured]:
     """Measure ``job`` in this process, which should be a fresh one; temporary files go to ``folder``.
+
+    Everything is in the first result but further runs and the sweeps; each later one has more of them.
 
     Raises:
         V2VError: the engines do not load or run here.
@@ -129,34 +131,41 @@ def measure(job: Job, folder: Path, tell: Tell) -> Measured:
         with bench.trace.record():
             warm = bench.run(replace(clip, steps=1))
         first = bench.trace.spans()
-        runs = []
-        for repeat in range(job.repeats):
-            tell(f"run {repeat + 1} of {job.repeats}", 0.2 + 0.4 * repeat / job.repeats)
-            runs.append(bench.run(clip))
-        tell("watching a run", 0.6)
+        tell(f"run 1 of {job.repeats}", 0.2)
+        runs = [bench.run(clip).seconds]
+        tell("watching a run", 0.3)
         with bench.trace.record():
             bench.run(clip)
         spans = bench.trace.spans()
-        host = host_peak()
+        host, most = host_peak(), gpu.peak
     stages = bench.trace.stages(spans)
-    sweeps = [_sweep(bench, over, job, clip, lambda text: tell(text, 0.7)) for over in job.sweeps]
-    bench.close()
-    tell("done", 1.0)
-    return Measured(
+    found = Measured(
         subject=bench.subject,
         clip=clip,
         load=Figure((bench.load_seconds,)),
         first_step=Figure((bench.load_seconds + warm.first_step,)),
-        run=Figure(tuple(run.seconds for run in runs)),
+        run=Figure(tuple(runs)),
         evaluations=sum(span.stage == ENGINE_STAGES["unet"] for span in spans),
         stages=stages,
         timeline=drawable(spans),
         host_bytes=Figure((float(host),)),
-        gpu_bytes=None if gpu.peak is None or bench.subject.device == "cpu" else Figure((float(gpu.peak),)),
+        gpu_bytes=None if most is None or bench.subject.device == "cpu" else Figure((float(most),)),
         engine_bytes=bench.opened.bytes if job.opener.kind == "engines" else None,
         build=_build(job.opener.kind, bench.opened.manifest, first, stages),
-        sweeps=tuple(sweeps),
+        sweeps=(),
     )
+    yield found
+    for repeat in range(2, job.repeats + 1):
+        tell(f"run {repeat} of {job.repeats}", 0.3 + 0.4 * repeat / job.repeats)
+        runs.append(bench.run(clip).seconds)
+        found = replace(found, run=Figure(tuple(runs)))
+        yield found
+    for over in job.sweeps:
+        swept = _sweep(bench, over, job, clip, lambda text: tell(text, 0.7))
+        found = replace(found, sweeps=(*found.sweeps, swept))
+        yield found
+    bench.close()
+    tell("done", 1.0)
 
 
 def standard_clip(model: ModelConfig, window: Window, steps: int | None) -> Clip:

@@ -65,38 +65,52 @@ def openers(plan: Plan) -> list[Opener]:
     return [*baselines.values(), *sets.values()]
 
 
-def run_session(plan: Plan, command: str, announce: Announce) -> Results:
+def run_session(
+    plan: Plan, command: str, announce: Announce, keep: Callable[[Results], None] = lambda results: None
+) -> Results:
     """Measure everything in ``plan``; what fails is listed in the results, with the reason.
+
+    ``keep`` gets the results so far whenever there are more: a session may be cut off after hours.
 
     Raises:
         V2VError: nothing at all could be measured.
     """
-    measured: list[Measured] = []
+    measured: dict[str, Measured] = {}
     failed: list[Failed] = []
     subjects = openers(plan)
+
+    def results(ceilings: tuple[Ceilings, ...] = (), work: tuple[Work, ...] = ()) -> Results:
+        return Results(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            v2v=v2v_version(),
+            command=command,
+            repeats=plan.repeats,
+            machine=machine(),
+            ceilings=ceilings,
+            work=work,
+            measured=tuple(measured[s.name] for s in subjects if s.name in measured),
+            failed=tuple(failed),
+        )
+
     with tempfile.TemporaryDirectory(prefix="v2v-bench-") as folder, removed_on_abort(Path(folder)):
-        for place, opener in enumerate(subjects):
+        # Engine sets first: baselines take longest, and have been measured before.
+        for place, opener in enumerate(sorted(subjects, key=lambda subject: subject.kind != "engines")):
             own = Path(folder) / str(place)
             own.mkdir()
             sweeps = plan.sweeps if opener.kind == "engines" else ()
             job = Job(opener, plan.repeats, plan.steps, sweeps)
+
+            def take(found: Measured, name: str = opener.name) -> None:
+                measured[name] = found
+                keep(results())
+
             try:
-                measured.append(in_fresh_process(measure, job, own, tell=announce(opener.name)))
+                in_fresh_process(measure, job, own, tell=announce(opener.name), take=take)
             except V2VError as error:
                 failed.append(Failed(opener.name, str(error)))
     if not measured:
         raise V2VError("nothing could be measured: " + "; ".join(f"{f.name}: {f.reason}" for f in failed))
-    return Results(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        v2v=v2v_version(),
-        command=command,
-        repeats=plan.repeats,
-        machine=machine(),
-        ceilings=_ceilings(measured, announce),
-        work=_work(plan.sets, measured, announce),
-        measured=tuple(measured),
-        failed=tuple(failed),
-    )
+    return results(_ceilings(measured.values(), announce), _work(plan.sets, measured.values(), announce))
 
 
 def _ceilings(measured: Iterable[Measured], announce: Announce) -> tuple[Ceilings, ...]:

@@ -62,7 +62,7 @@ def test_a_baseline_is_measured_with_its_memory(tmp_path):
         pytest.skip("PyTorch is built without CUDA")
     model = MODELS["small"]
     opener = OpenBaseline("eager", "eager", model, window_for(model), "random:0", "cuda")
-    found = measure(Job(opener, repeats=2, steps=4, sweeps=("steps",)), tmp_path, lambda *_: None)
+    *_, found = measure(Job(opener, repeats=2, steps=4, sweeps=("steps",)), tmp_path, lambda *_: None)
     calls = {stage.name: stage.calls for stage in found.stages}
     assert found.subject.precision == "fp16"
     assert calls["UNet evaluation"] == found.evaluations == 4

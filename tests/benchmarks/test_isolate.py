@@ -22,6 +22,10 @@ def answer(question, tell):
     return question * 2, os.getpid()
 
 
+def count(most, tell):
+    yield from range(1, most + 1)
+
+
 def refuse(tell):
     raise EngineError("this set does not run here")
 
@@ -76,3 +80,9 @@ def test_peak_memory_is_that_process_own():
     rest = in_fresh_process(allocate, 50_000_000, tell=nothing)
     assert 0 < rest < 200_000_000
     assert len(ballast) == 300_000_000
+
+
+def test_what_it_yields_arrives_as_it_comes_and_the_last_is_its_answer():
+    taken = []
+    assert in_fresh_process(count, 3, tell=nothing, take=taken.append) == 3
+    assert taken == [1, 2, 3]

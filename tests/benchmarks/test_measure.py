@@ -28,16 +28,24 @@ from v2v.runtime.video import VideoReader
 
 @pytest.fixture(scope="module")
 def found(small_engine_set, tmp_path_factory):
-    """One measurement, for all tests here."""
+    """One measurement, for all tests here: the last result, what was told, and all results."""
     told = []
     opener = OpenEngineSet("a set", small_engine_set.path, "cpu")
     job = Job(opener, repeats=2, steps=3, sweeps=("frames",))
     folder = tmp_path_factory.mktemp("bench")
-    return measure(job, folder, lambda *values: told.append(values)), told
+    results = list(measure(job, folder, lambda *values: told.append(values)))
+    return results[-1], told, results
+
+
+def test_everything_but_repeats_and_sweeps_comes_at_once(found):
+    *_, results = found
+    assert [(len(result.run.samples), len(result.sweeps)) for result in results] == [(1, 0), (2, 0), (2, 1)]
+    assert results[0].stages == results[-1].stages
+    assert results[0].first_step == results[-1].first_step
 
 
 def test_every_stage_of_the_run_is_there(found):
-    measured, _ = found
+    measured, *_ = found
     frames, steps = measured.clip.frames, measured.clip.steps
     calls = {stage.name: stage.calls for stage in measured.stages}
     assert calls["VAE encode"] == calls["VAE decode"] == frames
@@ -49,14 +57,14 @@ def test_every_stage_of_the_run_is_there(found):
 
 
 def test_the_stages_fill_the_run_that_was_watched(found):
-    measured, _ = found
+    measured, *_ = found
     total = sum(stage.total for stage in measured.stages)
     end = max(span.start + span.seconds for span in measured.timeline)
     assert total == pytest.approx(end, rel=0.2)
 
 
 def test_times_are_of_as_many_runs_as_asked_for_and_in_order(found):
-    measured, _ = found
+    measured, *_ = found
     assert len(measured.run.samples) == 2
     unet = next(stage for stage in measured.stages if stage.name == "UNet evaluation")
     assert min(measured.run.samples) > unet.seconds.low
@@ -64,7 +72,7 @@ def test_times_are_of_as_many_runs_as_asked_for_and_in_order(found):
 
 
 def test_memory_size_and_build_are_told(found, small_engine_set):
-    measured, _ = found
+    measured, *_ = found
     assert 50e6 < measured.host_bytes.median <= host_peak()
     assert measured.gpu_bytes is None
     assert measured.engine_bytes == small_engine_set.bytes
@@ -74,7 +82,7 @@ def test_memory_size_and_build_are_told(found, small_engine_set):
 
 
 def test_a_sweep_covers_less_and_more_than_a_window(found):
-    measured, _ = found
+    measured, *_ = found
     (sweep,) = measured.sweeps
     frames = measured.clip.frames
     assert [point.value for point in sweep.points] == [frames // 2, frames, 2 * frames, 4 * frames]
@@ -83,7 +91,7 @@ def test_a_sweep_covers_less_and_more_than_a_window(found):
 
 
 def test_progress_rises_to_the_end(found):
-    _, told = found
+    _, told, _ = found
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
