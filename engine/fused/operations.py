@@ -106,19 +106,17 @@ def general_kernels() -> Iterator[None]:
 
 
 def _has_twins(device: torch.device) -> bool:
-    """Whether this GPU is the one that ``hopper.py`` is for, and Triton has its language."""
+    """Whether GPU and Triton are the ones that ``hopper.py`` is for."""
     return not _general_only and _is_hopper(device)
 
 
 @functools.cache
 def _is_hopper(device: torch.device) -> bool:
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        return False
-    try:
-        from v2v.engine.fused import hopper  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    import triton  # type: ignore[import-not-found, unused-ignore]
+
+    from v2v.engine.fused.twins import TRITON
+
+    return torch.cuda.get_device_capability(device)[0] == 9 and triton.__version__.startswith(TRITON)
 
 
 def _up(a: int, b: int) -> int:

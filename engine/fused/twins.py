@@ -12,6 +12,9 @@ from typing import Any
 
 NAMES = ("spatial_attention", "product")
 
+TRITON = ("3.6.",)
+"""Versions that ``hopper.py`` is written for: Gluon still changes. With others Hopper runs the general kernels."""
+
 
 def launch(
     name: str, grid: tuple[int, ...], warps: int, tiles: Mapping[str, list[int]], arguments: dict[str, Any]

@@ -10,10 +10,16 @@ pytest.importorskip("triton.experimental.gluon")
 
 import torch
 import triton
+
+from v2v.engine.fused import kernels, twins
+
+if not triton.__version__.startswith(twins.TRITON):
+    pytest.skip("hopper.py is not written for this Triton", allow_module_level=True)
+
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from v2v.engine.fused import hopper, kernels, twins
+from v2v.engine.fused import hopper
 from v2v.engine.fused import operations as ops
 
 WHOLE = dict.fromkeys(
