@@ -162,7 +162,7 @@ class EngineError(V2VError):
 BACKENDS = {
     "tensorrt": "v2v.engine.tensorrt:TensorRTBackend",
     "onnxruntime": "v2v.engine.onnxruntime:OnnxRuntimeBackend",
-    # Last until a compiled package of it has run on a GPU (benchmarks/NOTES.md): by name only, or alone.
+    # Last until a clip has run with it on a GPU (benchmarks/NOTES.md): by name only, or alone.
     "inductor": "v2v.engine.inductor:InductorBackend",
 }
 
