@@ -94,9 +94,15 @@ def scale_down(frames: Bytes, factor: int) -> Bytes:
     )
 
 
-def prepare(case: Case, clips: Path) -> tuple[Bytes, Bytes]:
+def middle(case: Case, width: int, height: int) -> Case:
+    """The case with no more than the middle of its part, which a smaller window holds."""
+    top, left, rows, columns = case.part
+    return replace(case, part=(top + (rows - height) // 2, left + (columns - width) // 2, height, width))
+
+
+def prepare(case: Case, clips: Path, frames: int = FRAMES) -> tuple[Bytes, Bytes]:
     """The true frames and the compressed small ones, both cut to the case's part."""
-    whole = read(clips / case.file, case.first, FRAMES)
+    whole = read(clips / case.file, case.first, frames)
     if case.shrink > 1:
         whole = scale_down(whole, case.shrink)
     small = h264(scale_down(whole, case.factor), CRF, "medium")
@@ -128,11 +134,12 @@ def evaluate(
     cases: tuple[Case, ...],
     settings: Settings,
     colors: tuple[ColorMatch, ...],
+    frames: int = FRAMES,
 ) -> dict[str, Any]:
     """Results of every case: ``{case: {method: {measure: value}}}`` and the frames shown in the picture."""
     results: dict[str, Any] = {}
     for case in cases:
-        true, small = prepare(case, clips)
+        true, small = prepare(case, clips, frames)
         size = (true.shape[1], true.shape[2])
         made = {
             "bicubic": upscale(small, size, Image.Resampling.BICUBIC),
@@ -145,10 +152,10 @@ def evaluate(
             print(f"{case.name}, {color}: {time.monotonic() - started:.0f} s", flush=True)
         results[case.name] = {
             "true": {"sharpness": round(sharpness(as_tensor(true)), 4)},
-            **{name: measure(frames, true) for name, frames in made.items()},
+            **{name: measure(clip, true) for name, clip in made.items()},
             "frames": {
-                **{name: frames[FRAMES // 2] for name, frames in made.items()},
-                "true": true[FRAMES // 2],
+                **{name: clip[frames // 2] for name, clip in made.items()},
+                "true": true[frames // 2],
             },
         }
     return results
@@ -206,21 +213,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--cases", type=int, nargs="*", help="numbers of the cases; all of them by default")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of each clip")
+    parser.add_argument(
+        "--crop", type=int, nargs=2, metavar=("W", "H"), help="measure the middle of each clip"
+    )
     parser.add_argument("--colors", nargs="+", default=["wavelet", "none"], help="how colours are matched")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     model = VideoToVideo.load(arguments.engines)
     cases = CASES if arguments.cases is None else tuple(CASES[n] for n in arguments.cases)
+    if arguments.crop:
+        cases = tuple(middle(case, *arguments.crop) for case in cases)
     settings = Settings(strength=arguments.strength, steps=arguments.steps, guidance=arguments.guidance)
-    results = evaluate(model, arguments.clips, cases, settings, tuple(arguments.colors))
-    picture(results, arguments.output / "before_after.png")
+    results = evaluate(
+        model, arguments.clips, cases, settings, tuple(arguments.colors), frames=arguments.frames
+    )
+    if not arguments.crop:
+        picture(results, arguments.output / "before_after.png")
     for methods in results.values():
         del methods["frames"]
     manifest = model.engine_set.manifest
     described = {
         "weights": manifest.recipe.weights.identity,
         "window": str(manifest.recipe.window),
-        "frames": FRAMES,
+        "frames": arguments.frames,
         "crf": CRF,
         "strength": arguments.strength or model.model.defaults.strength,
         "steps": arguments.steps or model.model.defaults.steps,
