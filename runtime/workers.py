@@ -334,9 +334,11 @@ class Pool:
                     in_a_row = 0
             except WorkerLost as loss:
                 self.busy.discard(place)
+                if self._closed:  # which ended it, perhaps before it was ready
+                    return
                 in_a_row += 1
                 self.lost += 1
-                if in_a_row < _LOSSES or self._closed:
+                if in_a_row < _LOSSES:
                     continue
                 error: V2VError = WorkerError(f"worker {place + 1} has ended {in_a_row} times: {loss}")
             except V2VError as refused:
