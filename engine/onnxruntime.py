@@ -26,11 +26,12 @@ _TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int6
 _MINIMUM = {"cpu": (1, 23), "cuda": (1, 25)}
 
 
-_CUDA_SETTINGS = {
+CUDA_SETTINGS = {
     "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
     "cudnn_conv_algo_search": "HEURISTIC",  # trying all takes a minute, and gigabytes of scratch memory
     "enable_skip_layer_norm_strict_mode": "1",  # statistics of layer norms in FP32
 }
+"""Options of the CUDA provider."""
 
 
 class OnnxRuntimeBackend:
@@ -177,7 +178,7 @@ class OnnxRuntimeEngine:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
             # Arrays that take over others' memory leave holes: 19.4 instead of 9.8 GiB for the full UNet.
             options.enable_mem_reuse = False
-            settings |= _CUDA_SETTINGS
+            settings |= CUDA_SETTINGS
             if self._stream:
                 settings["user_compute_stream"] = str(self._stream)
         try:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from v2v.engine.backend import BuildError
 from v2v.engine.onnxruntime_layout import (
     Axis,
     Factor,
@@ -103,6 +104,9 @@ def rewrite(model: ir.Model) -> ir.Model:
 
     Returns:
         A graph with the same inputs and outputs. Its large initializers are lazy: they read ``model``'s.
+
+    Raises:
+        BuildError: the graph holds what the provider has no operation for.
     """
     join_pieces(model.graph, GATED_WIDTHS)
     passes.RemoveUnusedNodesPass()(model)
@@ -557,6 +561,8 @@ class _Rewriter:
     def _groupnormalization(self, node: ir.Node) -> bool:
         x = self._view(node.inputs[0])
         batch, channels, *sizes = x.shape
+        if channels // integer(node, "num_groups") % 2:
+            return False  # the kernel reads channels in pairs
         output, silu = after_norm(node)
         axes = (0, *range(2, len(x.layout)), 1)
         last = sizes[-1] if sizes else 1
@@ -761,6 +767,8 @@ class _Rewriter:
 
     def _elementwise(self, node: ir.Node) -> bool:
         """On arrays as they lie, where all inputs lie alike or have one element."""
+        if not _is_exact(node):
+            return False
         views = [self._view(value) for value in node.inputs if value is not None]
         large = [view for view in views if view.stored.size > 1]
         if not large or any(view.layout != large[0].layout for view in large):
@@ -780,6 +788,12 @@ class _Rewriter:
 
     def _as_it_stands(self, node: ir.Node) -> None:
         """Copy the node, on tensors as the exported graph has them."""
+        if node.op_type in _NEWER or not _is_exact(node):
+            shapes = [self._view(value).shape for value in node.inputs if value is not None]
+            raise BuildError(
+                f"ONNX Runtime's CUDA provider has no operation for {node.op_type} of {shapes}; "
+                "build with --precision fp32 or another --backend"
+            )
         inputs = []
         for value in node.inputs:
             view = None if value is None else self._view(value)
@@ -799,6 +813,13 @@ class _Rewriter:
 
 
 _NORMS = {"GroupNormalization", "LayerNormalization"}
+_NEWER = {"Attention", "GroupNormalization"}  # since OPSET, or with another meaning
+
+
+def _is_exact(node: ir.Node) -> bool:
+    """Whether a node is not a Gelu by tanh, which the Gelu of CONTRIB is not."""
+    approximate = node.attributes.get("approximate")
+    return approximate is None or approximate.as_string() == "none"
 
 
 def _kept(node: ir.Node) -> dict[str, ir.Attr]:

@@ -234,7 +234,7 @@ def test_on_cuda_raw_pointers_and_the_callers_stream_are_bound(
         engine.run(arrays, arrays, stream=77)
     assert bound["latents"] == ("cuda", 0, np.dtype("float32"), (1, 4, 4, 10, 8), 1000)
     assert bound["velocity"] == ("cuda", 0, np.dtype("float32"), (1, 4, 4, 10, 8), 1003)
-    settings = module._CUDA_SETTINGS
+    settings = module.CUDA_SETTINGS
     assert settings["enable_skip_layer_norm_strict_mode"] == "1"
     assert sessions == [
         [("CUDAExecutionProvider", settings)],

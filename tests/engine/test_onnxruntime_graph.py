@@ -10,13 +10,14 @@ from pathlib import Path
 
 import cuda_operations
 import onnx
+import onnx_ir as ir
 import pytest
 
 from v2v.engine import onnxruntime_graph
-from v2v.engine.backend import BuildOptions
+from v2v.engine.backend import BuildError, BuildOptions
 from v2v.engine.components import COMPONENTS, ComponentName, Window, components
 from v2v.engine.onnxruntime import OnnxRuntimeBackend
-from v2v.engine.onnxruntime_graph import rewrite_file
+from v2v.engine.onnxruntime_graph import rewrite, rewrite_file
 from v2v.engine.onnxruntime_layout import dense, merged, refined, reshaped
 from v2v.export import graphs
 from v2v.export.models.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
@@ -132,6 +133,18 @@ def test_a_gate_without_a_kernel_stays_in_its_pieces(
         cuda_operations.run(path, inputs) for path in (built["unet"], tmp_path / "unet.onnx")
     )
     assert graphs.relative_error(pieces, whole) < 1e-5
+
+
+def test_a_norm_that_the_provider_cannot_do_is_named(built: dict[ComponentName, Path]) -> None:
+    """Its kernel reads channels in pairs."""
+    model = ir.load(built["unet"].parent.parent / "unet.onnx")
+    for node in model.graph:
+        if node.op_type == "GroupNormalization":
+            node.attributes["num_groups"] = ir.AttrInt64("num_groups", 32)
+    with pytest.raises(
+        BuildError, match=r"no operation for GroupNormalization of .*; build with --precision fp32"
+    ):
+        rewrite(model)
 
 
 def test_a_set_for_cuda_says_that_no_cpu_runs_it() -> None:
