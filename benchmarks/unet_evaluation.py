@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from v2v.benchmarks.machine import machine
 from v2v.engine.fused import operations as ops
 from v2v.engine.fused.unet import FusedUNet
 from v2v.export.models.configs import MODELS, UNetConfig
@@ -72,6 +73,22 @@ def randomise(network: torch.nn.Module, device: str, seed: int = 11) -> None:
         parameter.copy_(drawn.half())  # every version has exactly these
 
 
+def where(device: str) -> dict[str, Any]:
+    """What it runs on; asks PyTorch alone, so that a machine that has nothing else will do."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    if device == "cpu":
+        return {"device": platform.machine(), "versions": versions}
+    import triton  # type: ignore[import-not-found, unused-ignore]
+
+    cudnn: Any = torch.backends.cudnn
+    versions |= {"triton": triton.__version__, "cudnn": str(cudnn.version())}
+    driver = "unknown"
+    if shutil.which("nvidia-smi"):
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return {"device": torch.cuda.get_device_name(), "driver": driver, "versions": versions}
+
+
 def profile(run: Callable[[], Any]) -> list[dict[str, Any]]:
     """Kernels of one run: name, milliseconds, calls; the longest first."""
     from torch.profiler import ProfilerActivity
@@ -98,7 +115,7 @@ def measure(size: str, device: str, path: Path) -> dict[str, Any]:
         "method": "median of CUDA events after warm-up; relative L2 against the plain network in FP32",
         "weights": "random",
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": asdict(machine()),
+        **where(device),
         "milliseconds": {},
         "relative error against FP32": {},
     }
