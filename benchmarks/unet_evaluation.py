@@ -29,7 +29,7 @@ from v2v.engine.fused.unet import FusedUNet
 from v2v.export.models.configs import MODELS, UNetConfig
 from v2v.export.models.unet import UNet
 
-SHAPES = {"full": (32, 90, 160), "narrow": (2, 10, 16)}
+SHAPES = {"full": (32, 90, 160), "narrow": (2, 6, 8)}
 NARROW = UNetConfig(
     width=32, multipliers=(1, 2), blocks=1, head_size=16, context_width=64, attention=(True, True)
 )
