@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from training import clips, losses, metrics, train
+from training import clips, hdr, losses, metrics, train
 from v2v.engine import prebuilt
 from v2v.export.models.configs import MODELS
 from v2v.export.weights import load_weights
@@ -187,3 +187,11 @@ def prebuilt_tokenizer() -> bytes:
     from v2v.engine.store import packaged_tokenizer
 
     return packaged_tokenizer()
+
+
+def test_the_pq_curve_is_that_of_st_2084() -> None:
+    white = np.ones((1, 1, 1, 3))
+    for light, coded in ((100.0, 0.5081), (203.0, 0.5807), (1000.0, 0.7518), (10000.0, 1.0)):
+        np.testing.assert_allclose(hdr.to_pq(white, light), coded, atol=1e-4)
+    pictures = np.random.default_rng(0).random((2, 4, 5, 3))
+    np.testing.assert_allclose(hdr.to_sdr(hdr.to_pq(pictures, 203.0), 203.0), pictures, atol=1e-3)
