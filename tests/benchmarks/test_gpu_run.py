@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("av")
 
+from v2v.benchmarks import gpu_run
 from v2v.benchmarks.gpu_run import gaps, moving_picture, psnr, step_ends
 from v2v.benchmarks.overlap import shared, whole
 from v2v.benchmarks.results import Span
@@ -63,3 +67,48 @@ def test_the_moving_picture_is_the_same_everywhere_and_moves():
     assert [frame.shape for frame in frames] == [(24, 40, 3)] * 3
     assert psnr(frames[0], moving_picture(3, 24, 40)[0]) == np.inf
     assert 5 < psnr(frames[0], frames[2]) < 30
+
+
+def test_backends_are_held_against_the_cpu(tmp_path, monkeypatch):
+    """Rehearsed with another CPU in the place of the GPU: the same bytes come out."""
+    from tests.runtime.fakes import FakeEngineSet
+    from v2v.runtime.device.cpu import CpuDevice
+    from v2v.runtime.pipeline import VideoToVideo
+
+    class Stand(CpuDevice):
+        capture_refused = "it is a CPU"
+
+    class Loaded(VideoToVideo):
+        @classmethod
+        def load(cls, engine_set, device):
+            return cls(engine_set, CpuDevice())
+
+    engines, built = FakeEngineSet(tmp_path), []
+    engines.manifest.recipe.backend = SimpleNamespace(name="fake")
+    engines.manifest.recipe.options.precision = "fp32"
+
+    def build(model, **how):
+        built.append((how["backend_name"], how["options"].device))
+        return SimpleNamespace(engine_set=engines)
+
+    monkeypatch.setitem(sys.modules, "v2v.runtime.device.cuda", SimpleNamespace(CudaDevice=Stand))
+    monkeypatch.setattr(gpu_run, "window_for", lambda model: engines.manifest.recipe.window)
+    monkeypatch.setattr(gpu_run, "build_engine_set", build)
+    monkeypatch.setattr(gpu_run, "VideoToVideo", Loaded)
+    sizes = []
+    monkeypatch.setattr(
+        gpu_run,
+        "moving_picture",
+        lambda *size: sizes.append(size) or moving_picture(size[0], 40, size[2] // 10),
+    )
+    report = gpu_run.backends(SimpleNamespace(sets=[]))
+    assert built == [("onnxruntime", "cpu"), ("onnxruntime", "cuda")]
+    assert [row["case"] for row in report["runs"]] == [
+        "one window, the model's defaults",
+        "one window, guided",
+        "several windows, guided",
+    ]
+    assert sizes == [(4, 180, 320), (4, 180, 320), (8, 180, 400)]
+    for row in report["runs"]:
+        assert row["psnr_against_cpu_db"] == np.inf and row["same_bytes_twice"]
+        assert row["why_not_captured"] == "it is a CPU"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from v2v.runtime.device import kernels
@@ -105,6 +106,13 @@ def configure(folder, *options):
     return done.stdout
 
 
+def build(folder, number):
+    """Let CMake build the fat binaries for one compute capability, as the wheel's build does for all."""
+    configure(folder, f"-DV2V_CUDA_ARCHITECTURES={number}")
+    done = subprocess.run(["cmake", "--build", folder], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_without_a_cuda_compiler_the_build_succeeds_and_adds_nothing(tmp_path):
     said = configure(tmp_path, "-DCMAKE_CUDA_COMPILER=NOTFOUND")
     assert "No CUDA compiler" in said
@@ -118,6 +126,28 @@ def test_with_a_cuda_compiler_the_package_gets_code_under_the_names_it_looks_for
     installed = (tmp_path / "cmake_install.cmake").read_text()
     for name in kernels.FILES:
         assert kernels.prebuilt(name).name in installed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not driver_is_there(), reason="no NVIDIA driver")
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no CUDA compiler")
+def test_what_cmake_builds_is_what_runs(tmp_path, monkeypatch):
+    from cuda.core import Device
+
+    from v2v.runtime.device import cuda
+
+    device = Device()
+    device.set_current()
+    capability = device.compute_capability
+    build(tmp_path, capability.major * 10 + capability.minor)
+    named = kernels.prebuilt
+    monkeypatch.setattr(kernels, "prebuilt", lambda name: tmp_path / named(name).name)
+    monkeypatch.setattr(kernels, "compile_source", None)  # nothing may be compiled
+    gpu = cuda.CudaDevice()
+    assert {code.code_type for code in gpu._kernels.values()} == {"fatbin"}
+    x = gpu.upload(np.arange(100, dtype=np.float32))
+    gpu.combine([(2.0, x), (1.0, x)], x)
+    np.testing.assert_array_equal(gpu.download(x), 3 * np.arange(100))
 
 
 @pytest.mark.gpu
