@@ -25,6 +25,19 @@ ops.is_wrap_triton_enabled = lambda: False
 ops._chunk = lambda frames, rows, channels: 64
 ops._has_twins = lambda device: False
 
+_launch = ops._launch
+
+
+def _launch_checked(name: str, grid: tuple[int, ...], **arguments: Any) -> None:
+    """PyTorch's compiler passes fractions as FP64: a kernel may have them as constants only."""
+    kinds = getattr(kernels, name).fn.__annotations__
+    for argument, value in arguments.items():
+        assert not isinstance(value, float) or kinds.get(argument) == "tl.constexpr", (name, argument)
+    _launch(name, grid, **arguments)
+
+
+ops._launch = _launch_checked
+
 # The interpreter of Triton 3.6 loses the carry when it rounds to e4m3: 1.98 becomes 1.
 _convert = interpreter._convert_float
 

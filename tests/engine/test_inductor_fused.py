@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from v2v.engine.fused import operations as ops
 from v2v.engine.fused.autoencoder import FusedDecoder, FusedEncoder
 from v2v.engine.fused.unet import FusedUNet
 from v2v.export.models.autoencoder import Autoencoder
@@ -98,3 +99,19 @@ def test_kernels_compute_what_the_plain_operations_do() -> None:
     if "only 0-dimensional arrays can be converted" in done.stderr:
         pytest.skip("the interpreter of this Triton (3.6, for one) does not work with NumPy 2.4 and later")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "padding"), [((3, 3), (1, 1)), ((3, 3), (2, 1)), ((1, 1), (0, 0)), ((2, 2), (1, 0))]
+)
+def test_what_the_compiler_expects_of_a_convolution_is_what_it_gives(
+    size: tuple[int, int], padding: tuple[int, int], stride: int
+) -> None:
+    frames, height, width = 3, 6, 9
+    x, weight = torch.randn(frames * height * width, 8), torch.randn(16, *size, 8)
+    found, rows = ops.convolution(x, weight, frames, height, stride=stride, padding=padding)
+    expected = ops._convolution(x.to("meta"), weight.to("meta"), None, frames, height, stride, list(padding))
+    assert found.shape == expected.shape
+    assert found.stride() == expected.stride()
+    assert found.shape[1] % rows == 0
