@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,8 +128,8 @@ def make_clip(path: Path, seconds: float, size: tuple[int, int]) -> Path:
 def enhance(source: Path, target: Path, frames: int, codec: str, tell: Callable[[Progress], None]) -> int:
     """Run ``source`` through trivial engines with windows of its own size and ``frames`` frames."""
     with VideoReader(source, find_cuts=True) as reader, tempfile.TemporaryDirectory() as folder:
-        rows, columns = (max(-(-side // 8) * 8, 80) for side in (reader.info.height, reader.info.width))
-        engines: Any = _TrivialEngineSet(Path(folder), Window(frames, rows, columns))
+        rows, columns = max((reader.info.height - 16) // 64, 1), max(reader.info.width // 64, 1)
+        engines: Any = _TrivialEngineSet(Path(folder), Window(frames, rows * 64 + 16, columns * 64))
         size = (reader.info.height, reader.info.width)
         made = plan(Settings(steps=1, size=size), engines.manifest.recipe.model.defaults, size)
         team = Alone(VideoToVideo(engines, CpuDevice()))
@@ -262,12 +262,13 @@ def main(given: Sequence[str] | None = None) -> None:
         "growth_mib_per_1000_frames": round(curve.growth, 4),
     }
     every = max(len(curve.samples) // _SHOWN, 1)
-    told["samples"] = [[round(s, 1), done, round(used, 1)] for s, done, used in curve.samples[::every]]
+    shown = replace(curve, samples=curve.samples[::every])
+    told["samples"] = [[round(s, 1), done, round(used, 1)] for s, done, used in shown.samples]
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(told, indent=1).replace("\n   ", " ").replace("\n  ]", " ]")
     asked.output.with_name(f"{asked.output.name}.json").write_text(text + "\n", encoding="utf-8")
     title = f"Memory over {asked.minutes:g} minutes of {asked.size}: peak {curve.peak:.0f} MiB"
-    asked.output.with_name(f"{asked.output.name}.svg").write_text(plot(curve, title), encoding="utf-8")
+    asked.output.with_name(f"{asked.output.name}.svg").write_text(plot(shown, title), encoding="utf-8")
     print(
         f"{curve.frames} frames in {curve.seconds:.0f} s, peak {curve.peak:.0f} MiB, "
         f"{curve.growth:+.3f} MiB per 1000 frames"

@@ -138,7 +138,7 @@ class Journal:
     def finish(self, index: int, done: Done) -> None:
         """Keep what was made of segment ``index``."""
         with (self.folder / f"{index:05d}.npz.part").open("wb") as file:
-            np.savez(file, latents=done.carry.latents, order=np.array(done.order))
+            np.savez(file, latents=done.carry.latents, ahead=done.carry.ahead, order=np.array(done.order))
             file.flush()
             os.fsync(file.fileno())
         Path(file.name).replace(self._carry(index))
@@ -148,7 +148,7 @@ class Journal:
     def carry(self, index: int) -> Carry:
         """What the finished segment ``index`` hands to the next."""
         with np.load(self._carry(index)) as stored:
-            return Carry(stored["latents"])
+            return Carry(stored["latents"], stored["ahead"])
 
     def segments(self) -> list[EncodedSegment]:
         """All finished segments, as far as they follow one another from the first."""

@@ -17,7 +17,8 @@ from v2v.runtime.schedule import LEVELS, Schedule
 from v2v.runtime.solvers import Update, solve
 from v2v.runtime.windows import Tile, tiles
 
-# Boundaries between windows take these places in turn, step by step, so that no seam stays where it is.
+# Boundaries between windows take these places in turn, step by step, so that no seam stays where it is. The last
+# evaluation, whose boundaries are those of the result, fades as wide as it can.
 _PHASES = (0.0, 0.5, 1.0, 0.25, 0.75)
 
 
@@ -84,6 +85,7 @@ class DenoisingLoop:
 
         self._one_window = tuple(window) == extent
         self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
+        self._last_plan = self._plan(tuple(window), overlap, None)
         self._in_full = evaluations_in_full(self._guided, reuse)
         self._features = self._make_features()
         self._captured: dict[Hashable, Callable[[], None]] = {}  # by what it is
@@ -177,7 +179,9 @@ class DenoisingLoop:
                 device.combine([(1.0, latents), (sigma, noise)], device.view(x, slice(0, latents.shape[0])))
             self._select(evaluation)
             device.zero(self.total)
-            for place, (tile, weights) in enumerate(self._plans[(in_full - 1) % len(_PHASES)]):
+            last = evaluation == len(self._coefficients) - 1
+            plan = self._last_plan if last else self._plans[(in_full - 1) % len(_PHASES)]
+            for place, (tile, weights) in enumerate(plan):
                 device.take_window(x, tile.start, c.scale, self.scaled)
                 work = partial(guide, *kind, place)
                 self._queue(("window", *kind, *map(id, self._features[place])), work)
@@ -256,7 +260,7 @@ class DenoisingLoop:
         ]
 
     def _plan(
-        self, window: tuple[int, ...], overlap: tuple[int, int, int], phase: float
+        self, window: tuple[int, ...], overlap: tuple[int, int, int], phase: float | None
     ) -> list[tuple[Tile, Array]]:
         placed = tiles(self.extent, (window[0], window[1], window[2]), overlap, phase)
         return [(tile, self.device.upload(tile.weights)) for tile in placed]

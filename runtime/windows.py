@@ -13,6 +13,9 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+# A network sees nothing behind a window's edge and does worst beside it: a quarter of what two windows share, at
+# either end, is taken from the other window alone.
+_MARGIN = 4
 Floats = npt.NDArray[np.float32]
 
 
@@ -50,9 +53,9 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
 def spans(length: int, window: int, overlap: int, phase: float | None = None) -> list[Span]:
     """Windows along one axis with blend weights that add up to one at every position.
 
-    Neighbours are cross-faded linearly: over all that they share, or, given a ``phase`` in 0..1, over half of it,
-    which lies at the shared part's beginning for 0 and at its end for 1. Changing the phase from step to step moves
-    every boundary without costing a window.
+    Neighbours are cross-faded linearly: over the middle half of what they share, or, given a ``phase`` in 0..1, over
+    a quarter, which lies at the middle half's beginning for 0 and at its end for 1. Changing the phase from step to
+    step moves every boundary without costing a window.
     """
     placed = starts(length, window, overlap)
     total = np.zeros(length, np.float64)
@@ -72,8 +75,10 @@ def spans(length: int, window: int, overlap: int, phase: float | None = None) ->
 
 def _rise(shared: int, phase: float | None) -> npt.NDArray[np.float64]:
     """Weights of the later window over the positions it shares with the earlier one."""
-    width = shared if phase is None else max(shared // 2, 1)
-    begin = 0 if phase is None else round(phase * (shared - width))
+    margin = shared // _MARGIN
+    free = shared - 2 * margin
+    width = free if phase is None else max(free // 2, 1)
+    begin = margin + (0 if phase is None else round(phase * (free - width)))
     return np.clip((np.arange(shared) - begin + 1) / (width + 1), 0, 1)
 
 

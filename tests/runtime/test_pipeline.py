@@ -253,6 +253,6 @@ def test_segments_of_large_frames_are_shorter_so_that_memory_holds_one(v2v, monk
         return [len(segment.frames) for segment in segments(v2v.window, clip(22, 8, 8))]
 
     frame = 8 * 8 * 3
-    assert lengths(1 << 30) == [10, 9, 3]
-    assert lengths(8 * frame) == [7, 6, 6, 3]
-    assert lengths(frame) == [4, *[3] * 6]
+    assert lengths(1 << 30) == [9, 8, 5]
+    assert lengths(8 * frame) == [6, 5, 5, 6]
+    assert lengths(frame) == [3, *[2] * 8, 3]
