@@ -17,8 +17,10 @@ from v2v.runtime.colors import ColorMatch, LowFrequencies, match_statistics
 from v2v.runtime.device import Array, Device, Frame, Pending
 from v2v.runtime.windows import tiles
 
-# Tiles share an eighth of their rows and columns: the decoder's field of view is short, a seam needs no more.
+# Tiles share an eighth of their rows and columns: the decoder's field of view is short, a seam needs no more. Small
+# ones share four latents: tiles differ a little as wholes too, and over 8 pixels the step between them shows.
 _OVERLAP = 8
+_LEAST_SHARED = 4
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class FrameDecoder:
         self._picture = device.empty((1, 3, *canvas.pixels), np.float32)
         self._levels = device.empty((*canvas.pixels, 3), levels)
         self._tiles = [
-            (start, device.upload(_pixel_weights(weights, canvas.factor)))
-            for start, weights in _tiled(canvas.latent, (latents.shape[2], latents.shape[3]))
+            (start, device.upload(weights))
+            for start, weights in _tiled(canvas.latent, (latents.shape[2], latents.shape[3]), canvas.factor)
         ]
 
     def __call__(self, latents: Array, frame: Frame, label: int) -> Decoded:
@@ -147,18 +149,15 @@ class Decoded:
 
 
 def _tiled(
-    extent: tuple[int, int], window: tuple[int, int]
+    extent: tuple[int, int], window: tuple[int, int], factor: int = 1
 ) -> list[tuple[tuple[int, int, int], npt.NDArray[np.float32]]]:
-    overlap = (0, window[0] // _OVERLAP, window[1] // _OVERLAP)
-    return [(tile.start, tile.weights) for tile in tiles((1, *extent), (1, *window), overlap)]
+    """Starts of tiles, and the weights of their positions or, given the ``factor``, of their pixels."""
+    rows, columns = (max(side // _OVERLAP, min(_LEAST_SHARED, side // 2)) for side in window)
+    placed = tiles((1, *extent), (1, *window), (0, rows, columns), parts=factor)
+    return [(tile.start, tile.weights) for tile in placed]
 
 
 def _placed(
     device: Device, extent: tuple[int, int], window: tuple[int, int]
 ) -> list[tuple[tuple[int, int, int], Array]]:
     return [(start, device.upload(weights)) for start, weights in _tiled(extent, window)]
-
-
-def _pixel_weights(weights: npt.NDArray[np.float32], factor: int) -> npt.NDArray[np.float32]:
-    """Blend weights of latent positions ``[1, h, w]`` -> of their pixels; neighbours still add up to one."""
-    return np.ascontiguousarray(weights.repeat(factor, axis=1).repeat(factor, axis=2))

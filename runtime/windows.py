@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Span:
-    """One window along one axis: where it starts and what each of its positions weighs in the blend."""
+    """One window along one axis: where it starts and what each of its positions, or parts of them, weighs."""
 
     start: int
     weights: Floats
@@ -29,7 +29,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """One window along (frames, rows, columns): its start and its blend weights [F, h, w]."""
+    """One window along (frames, rows, columns): its start and its blend weights [F, h, w], or of finer parts."""
 
     start: tuple[int, int, int]
     weights: Floats
@@ -50,14 +50,17 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
     return [round(i * last / count) for i in range(count + 1)] if count else [0]
 
 
-def spans(length: int, window: int, overlap: int, phase: float | None = None) -> list[Span]:
+def spans(
+    length: int, window: int, overlap: int, phase: float | None = None, *, parts: int = 1
+) -> list[Span]:
     """Windows along one axis with blend weights that add up to one at every position.
 
     Neighbours are cross-faded linearly: over the middle half of what they share, or, given a ``phase`` in 0..1, over
     a quarter, which lies at the middle half's beginning for 0 and at its end for 1. Changing the phase from step to
-    step moves every boundary without costing a window.
+    step moves every boundary without costing a window. The weights are those of ``parts`` to each position.
     """
-    placed = starts(length, window, overlap)
+    placed = [start * parts for start in starts(length, window, overlap)]
+    length, window = length * parts, window * parts
     total = np.zeros(length, np.float64)
     raw = [np.ones(window, np.float64) for _ in placed]
     for left, right in zip(range(len(placed)), range(1, len(placed)), strict=False):
@@ -68,7 +71,7 @@ def spans(length: int, window: int, overlap: int, phase: float | None = None) ->
     for start, weights in zip(placed, raw, strict=True):
         total[start : start + window] += weights
     return [
-        Span(start, (weights / total[start : start + window]).astype(np.float32))
+        Span(start // parts, (weights / total[start : start + window]).astype(np.float32))
         for start, weights in zip(placed, raw, strict=True)
     ]
 
@@ -87,9 +90,17 @@ def tiles(
     window: tuple[int, int, int],
     overlap: tuple[int, int, int],
     phase: float | None = None,
+    *,
+    parts: int = 1,
 ) -> list[Tile]:
-    """Windows over (frames, rows, columns): every combination of each axis' :func:`spans`."""
-    axes = [spans(*axis, phase) for axis in zip(extent, window, overlap, strict=True)]
+    """Windows over (frames, rows, columns): every combination of each axis' :func:`spans`.
+
+    The weights are those of ``parts`` x ``parts`` pixels to each position.
+    """
+    axes = [
+        spans(*axis, phase, parts=1 if number == 0 else parts)
+        for number, axis in enumerate(zip(extent, window, overlap, strict=True))
+    ]
     return [
         Tile(
             (f.start, y.start, x.start),
