@@ -334,11 +334,9 @@ class Pool:
                     in_a_row = 0
             except WorkerLost as loss:
                 self.busy.discard(place)
-                if self._closed:  # which ended it, perhaps before it was ready
-                    return
                 in_a_row += 1
-                self.lost += 1
-                if in_a_row < _LOSSES:
+                self.lost += not self._closed  # whom close() ends, perhaps before it was ready, is not lost
+                if in_a_row < _LOSSES or self._closed:
                     continue
                 error: V2VError = WorkerError(f"worker {place + 1} has ended {in_a_row} times: {loss}")
             except V2VError as refused:
