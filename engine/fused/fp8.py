@@ -13,6 +13,7 @@ side, as random as the data); it accumulates in what tensor cores take for FP32 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -28,18 +29,24 @@ MULTIPLE = 16
 """The network's width must be a multiple of this: what tiles and cuBLAS ask of rows of bytes."""
 
 
-def quantise(network: unet.FusedUNet) -> unet.FusedUNet:
+PARTS = ("convolutions", "temporal convolutions", "feed-forward networks", "queries, keys, values")
+"""What is computed in FP8, by error per time saved, the best first."""
+
+
+def quantise(network: unet.FusedUNet, parts: Collection[str] = PARTS) -> unet.FusedUNet:
     """Replace the products behind norms and gates of ``network``, in place; call it in the network's final type."""
     for module in list(network.modules()):
         block: Any = module
-        if isinstance(module, unet.ResBlock):
+        if isinstance(module, unet.ResBlock) and PARTS[0] in parts:
             block.first, block.second = SpatialStage(block.first), SpatialStage(block.second)
-        elif isinstance(module, unet.TemporalStage):
+        elif isinstance(module, unet.TemporalStage) and PARTS[1] in parts:
             block.norm.writes = E4M3
             block.convolution = TemporalConvolution(block.convolution)
         elif isinstance(module, unet.Transformer):
-            block.qkv, block.second = Linear(block.qkv.weight), Linear(block.second.weight)
-            block.feed_forward = FeedForward(block.feed_forward)
+            if PARTS[2] in parts:
+                block.feed_forward = FeedForward(block.feed_forward)
+            if PARTS[3] in parts:
+                block.qkv, block.second = Linear(block.qkv.weight), Linear(block.second.weight)
     return network
 
 
