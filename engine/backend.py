@@ -58,8 +58,8 @@ class BuildOptions:
         return self.extra.get("fp8") == "yes"
 
 
-FP8_TOLERANCE = 0.2
-"""Relative L2 error of a UNet in FP8 past which it is refused; random weights gave 0.05 to 0.13."""
+FP8_TOLERANCE = 0.3
+"""Relative L2 error of a UNet in FP8 past which it is refused; random weights gave 0.05 to 0.18."""
 
 
 class Engine(Protocol):
