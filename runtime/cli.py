@@ -42,7 +42,7 @@ from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
 from v2v.export.models.configs import MODELS
 from v2v.runtime import batch
 from v2v.runtime.compare import check_page, write_page
-from v2v.runtime.encoding import CODECS
+from v2v.runtime.encoding import CODECS, Encoding
 from v2v.runtime.film import Target, enhance_film
 from v2v.runtime.folders import check_folder
 from v2v.runtime.journal import settle
@@ -274,9 +274,11 @@ def command(
                     reader.info, codec=codec, crf=crf, preset=preset, depth=depth, parity=parity
                 )
                 made = plan_for(reader, replace(settings, prompt=prompt), engine_set())
-                described = describe(engine_set(), made) | asked_for(wanted_range)
+                described = describe(engine_set(), made, encoding) | asked_for(wanted_range)
                 if not deinterlace:
                     described["deinterlace"] = False
+                if not cuts:
+                    described["cuts"] = False
                 note = json.dumps(described)
                 if again and written_to.exists():
                     if not overwrite and batch.was_made_before(written_to, note):
@@ -474,7 +476,7 @@ def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> 
     return made
 
 
-def describe(engine_set: EngineSet, made: Plan) -> dict[str, Any]:
+def describe(engine_set: EngineSet, made: Plan, encoding: Encoding) -> dict[str, Any]:
     """All that decides what a run gives, as written into the output's comment."""
     recipe = engine_set.manifest.recipe
     height, width = made.size
@@ -485,6 +487,9 @@ def describe(engine_set: EngineSet, made: Plan) -> dict[str, Any]:
         "engines": engine_set.name,
         **asdict(made),
         "size": f"{width}x{height}",
+        "codec": encoding.codec,
+        "crf": encoding.crf,
+        "preset": encoding.preset,
     }
 
 

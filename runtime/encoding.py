@@ -1,7 +1,7 @@
 """How pictures are encoded: the codecs to choose from, and segments encoded each on its own.
 
 A film is encoded segment by segment, each with an encoder of its own, so that a finished segment is finished for
-good. Inside a segment's file pictures are only numbered; the film's own time stamps are put in when the segments are
+good. Inside a segment's file packets are only numbered; the film's own time stamps are put in when the segments are
 joined (:meth:`v2v.runtime.video.VideoWriter.join`), exact whatever the time base or frame rate.
 """
 
@@ -329,4 +329,7 @@ class SegmentEncoder:
     def _mux(self, packets: Sequence[Any]) -> None:
         for packet in packets:
             self._order.append(round(packet.pts * packet.time_base / self._tick))
+            # Where a packet stands is all that the file has to tell. x265 gives decoding times out of memory that
+            # it never wrote if there are fewer pictures than it looks ahead.
+            packet.time_base, packet.pts, packet.dts = self._tick, len(self._order) - 1, len(self._order) - 1
             self._container.mux(packet)

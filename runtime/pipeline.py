@@ -281,8 +281,7 @@ class VideoToVideo:
         recipe = engine_set.manifest.recipe
         self.model, self.window = recipe.model, recipe.window
         self._engines: dict[ComponentName, Engine] = {}
-        # Buffers, tables and captured steps serve all segments of one shape.
-        self._loop = lru_cache(maxsize=2)(self._make_loop)
+        self._prepared: tuple[Plan, tuple[int, int, int], DenoisingLoop] | None = None
         self._encode_prompts = lru_cache(maxsize=8)(self._run_text_encoder)
 
     @classmethod
@@ -496,10 +495,17 @@ class VideoToVideo:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self.engine_set.tokenizer_path)
 
-    def _make_loop(self, plan: Plan, extent: tuple[int, int, int]) -> DenoisingLoop:
+    def _loop(self, plan: Plan, extent: tuple[int, int, int]) -> DenoisingLoop:
+        """Buffers, tables and captured steps, which serve all segments of one shape that follow one another.
+
+        Only one set of buffers is ever held: a segment of another shape, the last one of a shot, is worth its making.
+        """
+        if self._prepared is not None and self._prepared[:2] == (plan, extent):
+            return self._prepared[2]
+        self._prepared = None  # frees the buffers before others are made
         check_reuse(plan, self.engine_set)
         window = (self.window.frames, self.window.latent_height, self.window.latent_width)
-        return DenoisingLoop(
+        loop = DenoisingLoop(
             self.device,
             self._unet(),
             plan.schedule,
@@ -509,6 +515,8 @@ class VideoToVideo:
             (shared_frames(self.window), window[1] // _OVERLAP, window[2] // _OVERLAP),
             plan.reuse,
         )
+        self._prepared = plan, extent, loop
+        return loop
 
     def _unet(self) -> UNetEngines:
         if can_reuse(self.engine_set):
@@ -528,7 +536,7 @@ class VideoToVideo:
 
     def close(self) -> None:
         """Free the engines' memory."""
-        self._loop.cache_clear()
+        self._prepared = None
         for name in list(self._engines):
             self._engines.pop(name).close()
 

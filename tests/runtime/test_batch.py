@@ -108,7 +108,8 @@ def test_what_was_made_otherwise_is_a_failure_and_stays(
     assert "a.mp4 already exists" in done.err
     assert (tmp_path / "out" / "a.mp4").read_bytes() == b"precious"
     seen = (tmp_path / "out" / "b.mp4").read_bytes()
-    assert "b.mp4 already exists" in run(*command, "--seed", 5).err
+    for change in (("--seed", 5), ("--crf", 30)):
+        assert "b.mp4 already exists" in run(*command, *change).err
     assert (tmp_path / "out" / "b.mp4").read_bytes() == seen
 
 

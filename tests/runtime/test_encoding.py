@@ -42,6 +42,19 @@ def test_joined_segments_show_every_picture_at_its_time(tmp_path, codec, lengths
     assert min(map(psnr, pixels_of(target), frames)) > 34
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_segments_shorter_than_the_encoder_looks_ahead_are_the_same_bytes_each_time(tmp_path, length):
+    """x265 took decoding times from memory that it had not written, mostly from the second encoder on."""
+    frames = [picture(n, 256, 128) for n in range(length)]
+    with VideoReader(make_video(tmp_path / "in.mkv", frames=2, size=(256, 128))) as reader:
+        encoding = encoding_for(reader.info, codec="hevc")
+    made = set()
+    for _ in range(6):
+        (segment,) = encode(tmp_path, frames, (length,), encoding)
+        made.add(segment.path.read_bytes())
+    assert len(made) == 1
+
+
 def test_joining_gives_the_film_that_encoding_in_one_go_gives(tmp_path):
     source = make_video(tmp_path / "in.mp4", frames=12, size=(64, 48), sounds=1)
     with VideoReader(source) as reader:
