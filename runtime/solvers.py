@@ -37,38 +37,20 @@ Solver = Callable[[Sequence[float]], list[Update]]
 
 
 def dpmpp_2m_sde(sigmas: Sequence[float]) -> list[Update]:
-    """DPM-Solver++(2M) SDE, midpoint, eta 1 (Lu et al. 2022, https://arxiv.org/abs/2211.01095).
-
-    With r = sigma'/sigma and h = -ln r:
-    x' = r² x + (1 - r²) D + (1 - r²) h / (2 h_last) (D - D_last) + sigma' sqrt(1 - r²) noise.
-    """
-    updates = []
-    last_h = math.inf  # no step yet: the second-order term vanishes
-    for sigma, next_sigma in pairwise(sigmas):
-        if next_sigma == 0:
-            updates.append(Update(sigma, x_denoised=1))
-            break
-        r = next_sigma / sigma
-        h = -math.log(r)
-        second = (1 - r**2) * h / (2 * last_h)
-        updates.append(
-            Update(
-                sigma,
-                x_x=r**2,
-                x_denoised=1 - r**2 + second,
-                x_history=-second,
-                x_noise=next_sigma * math.sqrt(1 - r**2),
-                history_denoised=1,
-            )
-        )
-        last_h = h
-    return updates
+    """DPM-Solver++(2M) SDE, midpoint, eta 1 (Lu et al. 2022, https://arxiv.org/abs/2211.01095)."""
+    return _dpmpp_2m(sigmas, eta=1)
 
 
 def dpmpp_2m(sigmas: Sequence[float]) -> list[Update]:
-    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2): the ODE's solver, which draws no noise.
+    """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2): the ODE's solver, which draws no noise."""
+    return _dpmpp_2m(sigmas, eta=0)
 
-    With r = sigma'/sigma and h = -ln r: x' = r x + (1 - r) (D + h / (2 h_last) (D - D_last)).
+
+def _dpmpp_2m(sigmas: Sequence[float], eta: int) -> list[Update]:
+    """``eta`` is the share of the SDE's noise.
+
+    With r = sigma'/sigma, h = -ln r and k = r^(1 + eta):
+    x' = k x + (1 - k) (D + h / (2 h_last) (D - D_last)) + sigma' sqrt(1 - r^(2 eta)) noise.
     """
     updates = []
     last_h = math.inf  # no step yet: the second-order term vanishes
@@ -78,8 +60,18 @@ def dpmpp_2m(sigmas: Sequence[float]) -> list[Update]:
             break
         r = next_sigma / sigma
         h = -math.log(r)
-        second = (1 - r) * h / (2 * last_h)
-        updates.append(Update(sigma, x_x=r, x_denoised=1 - r + second, x_history=-second, history_denoised=1))
+        kept = r ** (1 + eta)
+        second = (1 - kept) * h / (2 * last_h)
+        updates.append(
+            Update(
+                sigma,
+                x_x=kept,
+                x_denoised=1 - kept + second,
+                x_history=-second,
+                x_noise=next_sigma * math.sqrt(1 - r ** (2 * eta)),
+                history_denoised=1,
+            )
+        )
         last_h = h
     return updates
 

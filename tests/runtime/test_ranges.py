@@ -278,18 +278,8 @@ def test_a_shot_inside_a_range_is_enhanced_as_in_the_whole_film(
 ) -> None:
     """Noise belongs to the film's picture, and a shot knows of nothing before it."""
     whole, part = two_shots.with_name("whole.mkv"), two_shots.with_name("part.mkv")
-    command = (
-        "--engines",
-        stand_in_engines,
-        "--scale",
-        1,
-        "--steps",
-        2,
-        "--strength",
-        0.3,
-        "--codec",
-        "ffv1",
-    )
+    options = "--scale 1 --steps 2 --strength 0.3 --codec ffv1"
+    command = ("--engines", stand_in_engines, *options.split())
     assert run(two_shots, "-o", whole, *command).code == 0
     done = run(two_shots, "-o", part, "--start", "3.5", "--json", *command)
     assert done.code == 0, done.err
@@ -361,18 +351,8 @@ def test_a_preview_shows_source_and_result_side_by_side_from_the_middle(
     run: Run, stand_in_engines: Path, two_shots: Path
 ) -> None:
     shown, result = two_shots.with_name("shown.mkv"), two_shots.with_name("result.mkv")
-    command = (
-        "--engines",
-        stand_in_engines,
-        "--scale",
-        2,
-        "--steps",
-        1,
-        "--strength",
-        0.3,
-        "--codec",
-        "ffv1",
-    )
+    options = "--scale 2 --steps 1 --strength 0.3 --codec ffv1"
+    command = ("--engines", stand_in_engines, *options.split())
     done = run(two_shots, "-o", shown, "--preview", "2", *command)
     assert done.code == 0, done.err
     assert run(two_shots, "-o", result, "--start", 3, "--end", 5, *command).code == 0
