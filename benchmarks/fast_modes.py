@@ -328,7 +328,7 @@ def main() -> None:
             help="modes to measure, as the table names them, --only='--fast,--reuse 2'; the full run always",
         )
         command.add_argument("--name", default="fast-modes")
-        command.add_argument("--note", help="what a reader should know of this session")
+        command.add_argument("--note", help="what a reader should know of this run")
         command.add_argument(
             "-o", "--output", type=Path, required=True, help="folder for NAME.json and NAME.md"
         )

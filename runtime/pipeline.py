@@ -502,7 +502,7 @@ class VideoToVideo:
         """
         if self._prepared is not None and self._prepared[:2] == (plan, extent):
             return self._prepared[2]
-        self._prepared = None  # frees the buffers before others are made
+        self._free_loop()  # before other buffers are made
         check_reuse(plan, self.engine_set)
         window = (self.window.frames, self.window.latent_height, self.window.latent_width)
         loop = DenoisingLoop(
@@ -517,6 +517,11 @@ class VideoToVideo:
         )
         self._prepared = plan, extent, loop
         return loop
+
+    def _free_loop(self) -> None:
+        if self._prepared is not None:
+            self._prepared[2].close()
+            self._prepared = None
 
     def _unet(self) -> UNetEngines:
         if can_reuse(self.engine_set):
@@ -535,8 +540,8 @@ class VideoToVideo:
         return self._engines[name]
 
     def close(self) -> None:
-        """Free the engines' memory."""
-        self._prepared = None
+        """Free the memory of engines and buffers."""
+        self._free_loop()
         for name in list(self._engines):
             self._engines.pop(name).close()
 

@@ -96,6 +96,10 @@ class DenoisingLoop:
         if unet != self._unet:
             self._unet, self._captured = unet, {}
 
+    def close(self) -> None:
+        """Let go of captured work, which holds on to this loop: its memory is then free as soon as nobody uses it."""
+        self._captured = {}
+
     def run(
         self,
         contexts: tuple[Array, Array],

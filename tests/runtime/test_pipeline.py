@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from v2v.engine.backend import V2VError
 from v2v.engine.components import Window
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.pipeline import PARITY_SIZE, Settings, VideoToVideo, output_size, plan, segments
-from v2v.runtime.sampling import NumericalError
+from v2v.runtime.sampling import DenoisingLoop, NumericalError
 from v2v.runtime.schedule import Schedule
 
 
@@ -126,6 +128,28 @@ def test_a_segment_is_shown_the_end_of_the_one_before_but_nothing_across_a_cut(t
         for first in (dark, grey)
     )
     np.testing.assert_array_equal(after_dark, after_grey)
+
+
+def test_buffers_of_one_shape_are_gone_before_those_of_another_are_made(tmp_path, monkeypatch):
+    """At once, not when Python's collector comes by: at 720p they are hundreds of megabytes."""
+    alive = weakref.WeakSet()
+
+    class Counted(DenoisingLoop):
+        def __init__(self, *arguments):
+            assert not alive
+            alive.add(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("v2v.runtime.pipeline.DenoisingLoop", Counted)
+    made = VideoToVideo(FakeEngineSet(tmp_path), CpuDevice())
+    gc.disable()
+    try:
+        assert len(run(made, clip(29), cuts={13})) == 29  # segments of three shapes
+        assert len(alive) == 1
+        made.close()
+        assert not alive
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("cuts", [set(), {3}, {1, 2}, {10}, {9, 10, 11, 25}])
