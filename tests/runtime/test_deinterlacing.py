@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.filter
@@ -13,6 +14,7 @@ import pytest
 
 from tests.runtime.media import make_video, times
 from v2v.runtime.deinterlacing import Deinterlacer
+from v2v.runtime.ranges import TimeRange
 from v2v.runtime.streams import MediaWarning
 from v2v.runtime.video import VideoReader, VideoWriter
 
@@ -71,7 +73,7 @@ def _marked(frame: av.VideoFrame, order: str) -> av.VideoFrame:
     return done
 
 
-def read(path: Path, **options: bool) -> list[np.ndarray]:
+def read(path: Path, **options: Any) -> list[np.ndarray]:
     with VideoReader(path, **options) as reader:
         return [frame if frame.dtype == np.uint8 else np.rint(frame / 257) for frame in reader.frames()]
 
@@ -157,3 +159,15 @@ def test_a_change_of_size_loses_no_frame(tmp_path: Path) -> None:
     assert [frame.pts for frame in made] == given_times
     assert [frame.width for frame in made] == [128] * 8 + [160] * 8
     assert found
+
+
+@pytest.mark.filterwarnings("ignore::v2v.runtime.streams.MediaWarning")
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_a_range_of_an_interlaced_film_shows_its_moments(tmp_path: Path, ending: str) -> None:
+    """At its ends a frame lacks a neighbour; between them frames are the whole film's."""
+    source = make_interlaced(tmp_path / f"in{ending}", frames=40)
+    whole = read(source)
+    part = read(source, wanted=TimeRange(Fraction(1), Fraction(7, 5)))
+    assert len(part) == 10
+    assert error(part, range(25, 35)) < 2
+    np.testing.assert_array_equal(part[2:-1], whole[27:34])
