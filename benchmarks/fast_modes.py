@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from v2v.benchmarks.gpu_run import psnr
 from v2v.engine.backend import Engine
 from v2v.engine.build import window_for
 from v2v.engine.components import Window, is_unet
@@ -166,12 +166,6 @@ class Bench:
             None if compared is None else psnr(latents, compared[0], float(np.ptp(compared[0]))),
             None if compared is None else psnr(frames, compared[1], 255.0),
         )
-
-
-def psnr(found: npt.NDArray[Any], expected: npt.NDArray[Any], peak: float) -> float:
-    """In dB; infinite where they are equal."""
-    error = float(np.mean((found.astype(np.float64) - expected) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
 
 def measure_all(

@@ -297,10 +297,10 @@ def enlarged(frames: list[Frames], like: Frames) -> Frames:
     return stacked
 
 
-def psnr(a: Frames, b: Frames) -> float:
-    """Peak signal-to-noise ratio of bytes, in dB; infinite if they are equal."""
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+def psnr(found: npt.NDArray[Any], expected: npt.NDArray[Any], peak: float = 255.0) -> float:
+    """Peak signal-to-noise ratio in dB, of bytes unless another ``peak`` is given; infinite if they are equal."""
+    error = float(np.mean((found.astype(np.float64) - expected) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(peak**2 / error))
 
 
 def trace(arguments: argparse.Namespace) -> dict[str, Any]:

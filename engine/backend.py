@@ -169,6 +169,11 @@ BACKENDS = {
 _EXTRAS = {"tensorrt": "tensorrt", "inductor": "inductor"}
 
 
+def first_line(error: BaseException) -> str:
+    """What a library says of its failure, short enough for a message; its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def cuda_devices() -> int:
     """How many GPUs the NVIDIA driver shows; 0 without a driver. Needs no CUDA library."""
     try:

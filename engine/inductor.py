@@ -36,6 +36,7 @@ from v2v.engine.backend import (
     EngineError,
     Progress,
     cuda_devices,
+    first_line,
 )
 from v2v.engine.components import Component, ComponentName, is_unet
 from v2v.engine.fused.twins import in_packages
@@ -128,7 +129,7 @@ class InductorBackend:
         except Exception as error:  # a compiler's errors have no common class
             advice = "; --option fused=no compiles the plain network instead" if _fuse(options) else ""
             raise BuildError(
-                f"{component.name} does not compile in PyTorch: {_first_line(error)}{advice}"
+                f"{component.name} does not compile in PyTorch: {first_line(error)}{advice}"
             ) from error
         constants = {**program.state_dict, **program.constants}
         named = {name: value for name, value in constants.items() if isinstance(value, Tensor)}
@@ -233,7 +234,7 @@ class InductorEngine:
                 self._weights = _load(component, weights, device)
                 self._runner.load_constants(self._weights, check_full_update=True, user_managed=True)
         except (RuntimeError, SafetensorError, OSError) as error:
-            raise EngineError(f"{code} does not load in PyTorch: {_first_line(error)}") from error
+            raise EngineError(f"{code} does not load in PyTorch: {first_line(error)}") from error
         self._pool: Any = torch.cuda.MemPool() if device == "cuda" else None
         self._tensor = functools.lru_cache(maxsize=64)(_device_tensor)
 
@@ -251,7 +252,7 @@ class InductorEngine:
                 for target, result in zip(targets, self._call(tensors), strict=True):
                     target.copy_(result)
         except RuntimeError as error:
-            raise EngineError(f"{self.component.name} failed in PyTorch: {_first_line(error)}") from error
+            raise EngineError(f"{self.component.name} failed in PyTorch: {first_line(error)}") from error
 
     def evaluate(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Run on tensors of the engine's device; all outputs."""
@@ -499,7 +500,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-from v2v.engine.backend import BuildError, BuildOptions, Compatibility, EngineError, Progress, cuda_devices
+from v2v.engine.backend import (
+    BuildError,
+    BuildOptions,
+    Compatibility,
+    EngineError,
+    Progress,
+    cuda_devices,
+    first_line,
+)
 from v2v.engine.components import Component, Tensor
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
@@ -157,9 +165,7 @@ class OnnxRuntimeEngine:
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime's errors share no public base class
-            raise EngineError(
-                f"{self.component.name} failed in ONNX Runtime: {_first_line(error)}"
-            ) from error
+            raise EngineError(f"{self.component.name} failed in ONNX Runtime: {first_line(error)}") from error
 
     def close(self) -> None:
         """Free the session."""
@@ -184,7 +190,7 @@ class OnnxRuntimeEngine:
         try:
             session = ort.InferenceSession(str(self._path), options, providers=[(provider, settings)])
         except Exception as error:
-            raise EngineError(f"{self._path} does not load in ONNX Runtime: {_first_line(error)}") from error
+            raise EngineError(f"{self._path} does not load in ONNX Runtime: {first_line(error)}") from error
         session.disable_fallback()
         if session.get_providers()[0] != provider:
             raise EngineError(
@@ -213,7 +219,7 @@ def _described(path: Path) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), options, providers=[_PROVIDERS["cpu"]])
     except Exception as error:
-        raise EngineError(f"{path} does not load in ONNX Runtime: {_first_line(error)}") from error
+        raise EngineError(f"{path} does not load in ONNX Runtime: {first_line(error)}") from error
 
 
 def _check_interface(session: ort.InferenceSession, component: Component, path: Path) -> None:
@@ -274,7 +280,3 @@ def _link_or_copy(source: Path, target: Path) -> Path:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("+")[0].split(".")[:2] if part.isdigit())
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from v2v.engine.backend import EngineError, cuda_devices
+from v2v.engine.backend import EngineError, cuda_devices, first_line
 from v2v.engine.components import Component, Tensor
 from v2v.engine.tensorrt_builder import describe, matches
 from v2v.engine.tensorrt_library import Library
@@ -62,7 +62,7 @@ def find_gpu(device: str = "cuda") -> Gpu:
         name = bytes(_call(cu.cuDeviceGetName(128, handle))).split(b"\0")[0].decode()
         memory = int(_call(cu.cuDeviceTotalMem(handle)))
     except RuntimeError as error:
-        raise EngineError(f"no NVIDIA GPU can be used here ({_first_line(error)})") from error
+        raise EngineError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error
     return Gpu(int(ordinal or 0), name, (major, minor), memory, f"{version // 1000}.{version % 1000 // 10}")
 
 
@@ -72,10 +72,6 @@ def _call(returned: tuple[Any, ...]) -> Any:
     if int(status) != 0:
         raise RuntimeError(str(getattr(status, "name", status)))
     return values[0] if values else None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # What lies beside a plan ------------------------------------------------------------------------------------------
@@ -107,7 +103,7 @@ class PlanRecord:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise EngineError(f"{path} cannot be read ({_first_line(error)})") from error
+            raise EngineError(f"{path} cannot be read ({first_line(error)})") from error
 
 
 def record_path(plan: Path) -> Path:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 
 import av
 import av.filter
+
+from v2v.runtime.filters import filter_graph
+
+_BWDIF = ("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
 
 
 class Deinterlacer:
@@ -38,7 +41,7 @@ class Deinterlacer:
                     yield frame
                     continue
                 self._found()
-                self._graph, self._geometry = _graph(frame), geometry
+                self._graph, self._geometry = filter_graph(frame, _BWDIF), geometry
             self._inside.append(frame)
             self._graph.push(frame)
             yield from self._ready()
@@ -64,19 +67,3 @@ class Deinterlacer:
             self._graph.push(None)
             yield from self._ready()
             self._graph = None
-
-
-def _graph(frame: av.VideoFrame) -> av.filter.Graph:
-    graph = av.filter.Graph()
-    nodes = (
-        graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=frame.time_base or Fraction(1, 1000),
-        ),
-        graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced"),
-        graph.add("buffersink"),
-    )
-    graph.link_nodes(*nodes).configure()
-    return graph

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import av
 import av.filter
+
+from v2v.runtime.filters import filter_graph
 
 # FFmpeg's scene score, 0..1, above which a picture starts a new shot. FFmpeg's own documentation suggests 0.3 to 0.5;
 # a cut that is missed smears two shots into each other, one too many only loses a little context.
@@ -36,18 +36,6 @@ class ShotDetector:
 
 
 def _scene_graph(frame: av.VideoFrame) -> av.filter.Graph:
-    graph = av.filter.Graph()
     height = max(round(frame.height * _WIDTH / frame.width / 2) * 2, 2)
-    nodes = (
-        graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=frame.time_base or Fraction(1, 1000),
-        ),
-        graph.add("scale", f"{_WIDTH}:{height}:flags=area"),
-        graph.add("select", f"gt(scene,{_THRESHOLD})"),
-        graph.add("buffersink"),
-    )
-    graph.link_nodes(*nodes).configure()
-    return graph
+    scale = ("scale", f"{_WIDTH}:{height}:flags=area")
+    return filter_graph(frame, scale, ("select", f"gt(scene,{_THRESHOLD})"))

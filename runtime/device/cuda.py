@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from v2v.engine.backend import EngineError
+from v2v.engine.backend import EngineError, first_line
 from v2v.runtime.device import Nonfinite, StepRow, kernels
 from v2v.runtime.device.resize import taps
 
@@ -99,7 +99,7 @@ class CudaDevice:
             self.gpu.set_current()
         except Exception as error:
             raise EngineError(
-                f"--device cuda: no NVIDIA GPU can be used here ({_first_line(error)}); "
+                f"--device cuda: no NVIDIA GPU can be used here ({first_line(error)}); "
                 "check with nvidia-smi that the driver runs, or use --device cpu"
             ) from error
         capability = self.gpu.compute_capability
@@ -192,7 +192,7 @@ class CudaDevice:
                 builder.end_building()
             return _Replay(builder.complete(), self.cuda_stream, work)
         except Exception as error:  # an engine that waits for the host: its work can only be done again
-            self.capture_refused = _first_line(error)
+            self.capture_refused = first_line(error)
             return work
 
     # Pixels and latents -------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ class CudaDevice:
             return kernels.load(name, self.capability)
         except Exception as error:
             raise EngineError(
-                f"--device cuda: the kernels cannot be compiled for {self.gpu.name} ({_first_line(error)}); "
+                f"--device cuda: the kernels cannot be compiled for {self.gpu.name} ({first_line(error)}); "
                 "install NVIDIA's run-time compiler with: pip install nvidia-cuda-nvrtc"
             ) from error
 
@@ -714,7 +714,3 @@ def _check(answer: tuple[Any, ...]) -> None:
     if answer[0] != driver.CUresult.CUDA_SUCCESS:
         _, text = driver.cuGetErrorString(answer[0])
         raise EngineError(f"the GPU reports an error: {text.decode() if text else answer[0].name}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

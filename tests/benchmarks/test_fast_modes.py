@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.runtime.fakes import FakeEngineSet
-from v2v.benchmarks.fast_modes import Bench, Mode, measure_all, modes, psnr, table
+from v2v.benchmarks.fast_modes import Bench, Mode, measure_all, modes, table
+from v2v.benchmarks.gpu_run import psnr
 from v2v.export.models.configs import MODELS
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.pipeline import Settings, plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from v2v.benchmarks.onnxruntime_evaluation import Array
 from v2v.engine.backend import FP8_TOLERANCE, BuildOptions
 from v2v.engine.components import Component, ComponentName, Window, components
 from v2v.engine.fused import fp8
@@ -34,25 +34,6 @@ CUDA = BuildOptions(precision="fp16", device="cuda")
 FP8 = BuildOptions(precision="fp16", device="cuda", extra={"fp8": "yes"})
 HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= FP8_CAPABILITY
 needs_fp8 = pytest.mark.skipif(not HAS_FP8, reason="needs a GPU that multiplies in FP8")
-
-
-@dataclass
-class Array:
-    """A device array as the runtime's: the engine sees no tensor."""
-
-    tensor: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> str:
-        return str(self.tensor.dtype).removeprefix("torch.")
-
-    @property
-    def pointer(self) -> int:
-        return self.tensor.data_ptr()
 
 
 def arrays(component: Component, seed: int = 0) -> tuple[dict[str, Array], dict[str, Array]]:
