@@ -16,7 +16,7 @@ import datetime
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.engine import prebuilt
-from v2v.engine.backend import BuildOptions, Engine
+from v2v.engine.backend import BuildOptions, Engine, Prompted
 from v2v.engine.build import build_engine_set, window_for
 from v2v.engine.components import Component, ComponentName, Precision, Window, components
 from v2v.engine.store import EngineSet, packaged_tokenizer
@@ -57,20 +57,31 @@ class TorchEngine:
             "unet_outer": network,
             "vae_decoder": getattr(network, "decode", None) or network,
         }
-        self._call = calls[component.name]
+        self._call: Any = calls[component.name]
         self._torch = torch
         self._streams: dict[int, Any] = {}
 
     def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
         """Compute in the order of the component's inputs; allocates from PyTorch's own pool."""
+        self.run_prompts({}, [(inputs, outputs)], stream)
+
+    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+        """Fused networks share what no prompt changes, as compiled ones do."""
         torch = self._torch
         queue = self._streams.setdefault(stream, torch.cuda.ExternalStream(stream))
+        shared = None
         with torch.inference_mode(), torch.cuda.stream(queue):
-            tensors = [torch.as_tensor(inputs[t.name], device="cuda") for t in self.component.inputs]
-            results = self._call(*tensors)
-            results = results if isinstance(results, tuple) else (results,)
-            for described, result in zip(self.component.outputs, results, strict=True):
-                torch.as_tensor(outputs[described.name], device="cuda").copy_(result)
+            for inputs, outputs in prompts:
+                arrays = {**common, **inputs}
+                tensors = [torch.as_tensor(arrays[t.name], device="cuda") for t in self.component.inputs]
+                if hasattr(self._call, "unprompted"):
+                    shared = shared or self._call.unprompted(*tensors[:2])
+                    results = self._call.prompted(shared, *tensors[1:])
+                else:
+                    results = self._call(*tensors)
+                results = results if isinstance(results, tuple) else (results,)
+                for described, result in zip(self.component.outputs, results, strict=True):
+                    torch.as_tensor(outputs[described.name], device="cuda").copy_(result)
 
     def close(self) -> None:
         """Nothing to free: the networks are shared."""

@@ -8,13 +8,13 @@ the device's stream, so that nothing waits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 from v2v.benchmarks.results import Figure, Span, Stage
-from v2v.engine.backend import Engine
+from v2v.engine.backend import Engine, Prompted, SharingEngine
 from v2v.engine.components import ComponentName
 from v2v.engine.store import EngineSet
 from v2v.runtime.device import Device
@@ -115,6 +115,7 @@ class _Noted:
     stage: str
     begin: Any
     end: Any
+    parts: int
 
 
 class Trace:
@@ -149,9 +150,16 @@ class Trace:
         self._denoising = told.stage == "denoise"
 
     def wrap(
-        self, work: Callable[..., Returned], stage: str | None, track: Literal["host", "device"] = "device"
+        self,
+        work: Callable[..., Returned],
+        stage: str | None,
+        track: Literal["host", "device"] = "device",
+        parts: int = 1,
     ) -> Callable[..., Returned]:
-        """``work``, noting each call; without a ``stage`` it is the solver's while denoising, else the pixels'."""
+        """``work``, noting each call; without a ``stage`` it is the solver's while denoising, else the pixels'.
+
+        A call counts as ``parts`` of equal length.
+        """
 
         def noted(*arguments: Any, **named: Any) -> Returned:
             if not self.on:
@@ -161,9 +169,8 @@ class Trace:
             try:
                 return work(*arguments, **named)
             finally:
-                self._noted.append(
-                    _Noted(track, stage or (SOLVER if self._denoising else PIXELS), begin, clock.mark())
-                )
+                found = stage or (SOLVER if self._denoising else PIXELS)
+                self._noted.append(_Noted(track, found, begin, clock.mark(), parts))
 
         return noted
 
@@ -181,7 +188,10 @@ class Trace:
         for noted in self._noted:
             clock = self._clocks[noted.track]
             begin = clock.seconds(noted.begin)
-            spans.append(Span(noted.track, noted.stage, begin, max(clock.seconds(noted.end) - begin, 0.0)))
+            each = max(clock.seconds(noted.end) - begin, 0.0) / noted.parts
+            spans += [
+                Span(noted.track, noted.stage, begin + part * each, each) for part in range(noted.parts)
+            ]
         return sorted(spans, key=lambda span: span.start)
 
     def stages(self, spans: list[Span]) -> tuple[Stage, ...]:
@@ -239,9 +249,19 @@ class TracedEngine:
     """An engine that notes its calls; satisfies :class:`v2v.engine.backend.Engine`."""
 
     def __init__(self, engine: Engine, trace: Trace) -> None:
-        self.component = engine.component
-        self.run = trace.wrap(engine.run, ENGINE_STAGES[engine.component.name])
+        self.component, self._engine, self._trace = engine.component, engine, trace
+        self._stage = ENGINE_STAGES[engine.component.name]
+        self.run = trace.wrap(engine.run, self._stage)
         self.close = engine.close
+
+    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+        """Evaluations that share work are noted as equally long, together as long as they took."""
+        if isinstance(self._engine, SharingEngine):
+            run = self._trace.wrap(self._engine.run_prompts, self._stage, parts=len(prompts))
+            run(common, prompts, stream)
+        else:
+            for inputs, outputs in prompts:
+                self.run({**common, **inputs}, outputs, stream)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -78,6 +78,30 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the memory that the engine holds. Calling it twice is harmless."""
         ...
+
+
+Prompted = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""What differs from one prompt to the next: inputs, outputs."""
+
+
+@runtime_checkable
+class SharingEngine(Protocol):
+    """A UNet that evaluates several prompts in less than the sum of their times: what none changes it does once."""
+
+    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+        """As :meth:`Engine.run` for each of ``prompts``, with the inputs ``common`` to all of them."""
+        ...
+
+
+def run_prompts(
+    engine: Engine, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0
+) -> None:
+    """Evaluate a UNet under each of ``prompts``, together where ``engine`` can."""
+    if isinstance(engine, SharingEngine) and len(prompts) > 1:
+        engine.run_prompts(common, prompts, stream)
+        return
+    for inputs, outputs in prompts:
+        engine.run({**common, **inputs}, outputs, stream)
 
 
 class Backend(Protocol):
@@ -161,9 +185,8 @@ class EngineError(V2VError):
 # name -> module:class. The order is the order of preference when the user names none.
 BACKENDS = {
     "tensorrt": "v2v.engine.tensorrt:TensorRTBackend",
-    "onnxruntime": "v2v.engine.onnxruntime:OnnxRuntimeBackend",
-    # Last until a clip has run with it on a GPU (benchmarks/NOTES.md): by name only, or alone.
     "inductor": "v2v.engine.inductor:InductorBackend",
+    "onnxruntime": "v2v.engine.onnxruntime:OnnxRuntimeBackend",
 }
 
 _EXTRAS = {"tensorrt": "tensorrt", "inductor": "inductor"}

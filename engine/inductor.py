@@ -1,9 +1,10 @@
 """PyTorch's compiler ahead of time (AOTInductor): the GPU backend where there is no TensorRT.
 
 It compiles networks, not graphs: on a GPU the UNet and the autoencoder are the fused ones of
-:mod:`v2v.engine.fused`, whose kernels no graph format has names for. A component becomes two files: ``<name>.pt2``,
-machine code that nothing compiles again, and ``<name>.safetensors``, its weights, which go from the disk to the device
-without a detour.
+:mod:`v2v.engine.fused`, whose kernels no graph format has names for. A component becomes ``<name>.pt2``, machine code
+that nothing compiles again, and ``<name>.safetensors``, its weights, which go from the disk to the device without a
+detour. A fused UNet becomes two pieces of code: what no prompt changes, which the two evaluations of a guided step
+share, and the rest.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from v2v.engine.backend import (
     CompiledModule,
     EngineError,
     Progress,
+    Prompted,
     cuda_devices,
     first_line,
 )
@@ -109,7 +111,7 @@ class InductorBackend:
         plain = _plain(component.name, model, weights)
         inputs = _sample_inputs(component, model, options.device)
         module = _to_compile(component.name, model, plain, options)
-        path = folder / f"{component.name}.pt2"
+        made_ready = time.monotonic() - started
         try:
             with (
                 torch.inference_mode(False),
@@ -118,26 +120,19 @@ class InductorBackend:
                 _remembered_analyses(),
                 in_packages(),
             ):
-                progress("tracing", 0.0)
-                program = torch.export.export(module, inputs, strict=False)
-                exported = time.monotonic()
-                progress("compiling", 0.0)
-                chosen = {**_OPTIONS, **(_CUDA_OPTIONS if options.device == "cuda" else {})}
-                torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(path), inductor_configs=chosen
+                codes, constants, tracing_seconds = _compile(
+                    _pieces(component.name, module, inputs, folder), options.device, progress
                 )
         except Exception as error:  # a compiler's errors have no common class
             advice = "; --option fused=no compiles the plain network instead" if _fuse(options) else ""
             raise BuildError(
                 f"{component.name} does not compile in PyTorch: {first_line(error)}{advice}"
             ) from error
-        constants = {**program.state_dict, **program.constants}
-        named = {name: value for name, value in constants.items() if isinstance(value, Tensor)}
-        del program, module
-        weights_path = _save(component, path, named)
-        del named, constants
+        del module
+        files = [*codes, _save(component, codes, constants)]
+        del constants
         progress("checking", 0.0)
-        engine = self.load(component, [path, weights_path], options.device)
+        engine = self.load(component, files, options.device)
         found = engine.evaluate(inputs)
         engine.close()
         expected = _reference(plain, inputs, options.device)
@@ -150,7 +145,7 @@ class InductorBackend:
                 f"more than the {tolerance:.0e} allowed; it was not kept"
             )
         progress("checking", 1.0)
-        return CompiledModule([path, weights_path], difference, exported - started)
+        return CompiledModule(files, difference, made_ready + tracing_seconds)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
         """Machine code needs the PyTorch it was made by, and the GPU or the CPU's instructions.
@@ -218,6 +213,8 @@ class InductorBackend:
 class InductorEngine:
     """Satisfies :class:`v2v.engine.backend.Engine`.
 
+    Also satisfies :class:`v2v.engine.backend.SharingEngine`.
+
     On CUDA the first run on a stream asks for memory and chooses kernels; later ones find both, so that they can be
     captured in a CUDA graph. That memory is the engine's own until it is closed: a captured graph may keep using it.
     """
@@ -227,14 +224,17 @@ class InductorEngine:
 
         self.component = component
         self._device = device
-        code, weights = files
+        *codes, weights = files
         try:
             with _quiet():
-                self._runner: Any = _open(code)
                 self._weights = _load(component, weights, device)
-                self._runner.load_constants(self._weights, check_full_update=True, user_managed=True)
+                self._runners = [_open(code) for code in codes]
+                for runner in self._runners:
+                    asked = runner.get_constant_fqns()
+                    own = {name: self._weights[name] for name in asked if name in self._weights}
+                    runner.load_constants(own, check_full_update=True, user_managed=True)
         except (RuntimeError, SafetensorError, OSError) as error:
-            raise EngineError(f"{code} does not load in PyTorch: {first_line(error)}") from error
+            raise EngineError(f"{codes[0]} does not load in PyTorch: {first_line(error)}") from error
         self._pool: Any = torch.cuda.MemPool() if device == "cuda" else None
         self._tensor = functools.lru_cache(maxsize=64)(_device_tensor)
 
@@ -245,30 +245,49 @@ class InductorEngine:
             EngineError: an array is missing or has another type or shape; the engine is closed; or PyTorch
                 fails, for want of memory for example.
         """
-        tensors = tuple(self._wrap(tensor, inputs) for tensor in self.component.inputs)
-        targets = [self._wrap(tensor, outputs) for tensor in self.component.outputs]
+        self.run_prompts({}, [(inputs, outputs)], stream)
+
+    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+        """See :class:`v2v.engine.backend.SharingEngine`; raises as :meth:`run` does."""
+        every = [
+            (
+                tuple(self._wrap(tensor, {**common, **inputs}) for tensor in self.component.inputs),
+                [self._wrap(tensor, outputs) for tensor in self.component.outputs],
+            )
+            for inputs, outputs in prompts
+        ]
         try:
             with self._queued_on(stream):
-                for target, result in zip(targets, self._call(tensors), strict=True):
-                    target.copy_(result)
+                shared = self._unprompted(every[0][0])
+                for tensors, targets in every:
+                    for target, result in zip(targets, self._prompted(shared, tensors), strict=True):
+                        target.copy_(result)
         except RuntimeError as error:
             raise EngineError(f"{self.component.name} failed in PyTorch: {first_line(error)}") from error
 
     def evaluate(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Run on tensors of the engine's device; all outputs."""
-        return self._call(inputs)
+        return self._prompted(self._unprompted(inputs), inputs)
 
     def close(self) -> None:
         """Free code, weights and scratch memory."""
-        self._runner = None
+        self._runners = []
         self._weights = {}
         self._pool = None
 
-    def _call(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        if self._runner is None:
+    def _unprompted(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """What the last piece of code takes in the place of the first input: that, if there is no other piece."""
+        return self._call(self._runners[0], [*tensors[:2]]) if len(self._runners) > 1 else [tensors[0]]
+
+    def _prompted(self, shared: list[Tensor], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        if not self._runners:
             raise EngineError(f"the engine {self.component.name} is closed")
+        return self._call(self._runners[-1], [*shared, *tensors[1:]])
+
+    @staticmethod
+    def _call(runner: Any, tensors: list[Tensor]) -> list[Tensor]:
         with torch.inference_mode():
-            results: list[Tensor] = self._runner.loader.boxed_run(list(tensors))
+            results: list[Tensor] = runner.loader.boxed_run(tensors)
         return results
 
     @contextmanager
@@ -302,34 +321,71 @@ class InductorEngine:
 # Building ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a component that is compiled on its own."""
+
+    module: nn.Module
+    inputs: tuple[Any, ...]  # of that module
+    path: Path
+
+
+def _pieces(name: ComponentName, module: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> list[_Piece]:
+    """In the order in which they run; all but the last take what no prompt changes."""
+    if not hasattr(module, "unprompted"):
+        return [_Piece(module, inputs, folder / f"{name}.pt2")]
+    latents, timestep, *prompted = inputs
+    kept = module.unprompted(latents, timestep)
+    return [
+        _Piece(_Method(module, "unprompted"), (latents, timestep), folder / f"{name}.unprompted.pt2"),
+        _Piece(_Method(module, "prompted"), (kept, timestep, *prompted), folder / f"{name}.prompted.pt2"),
+    ]
+
+
+def _compile(
+    pieces: list[_Piece], device: str, progress: Progress
+) -> tuple[list[Path], dict[str, Tensor], float]:
+    """Machine code of each piece, what constants they read, and the seconds that tracing took."""
+    chosen = {**_OPTIONS, **(_CUDA_OPTIONS if device == "cuda" else {})}
+    constants: dict[str, Tensor] = {}
+    seconds = 0.0
+    for number, piece in enumerate(pieces):
+        progress("tracing", number / len(pieces))
+        started = time.monotonic()
+        program = torch.export.export(piece.module, piece.inputs, strict=False)
+        seconds += time.monotonic() - started
+        progress("compiling", number / len(pieces))
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(piece.path), inductor_configs=chosen
+        )
+        named = {**program.state_dict, **program.constants}
+        constants |= {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return [piece.path for piece in pieces], constants, seconds
+
+
 def _plain(name: ComponentName, model: ModelConfig, weights: Weights) -> _Method:
     """The component as ``v2v.export`` defines it, in FP32 on the CPU."""
-    from v2v.export.graphs import NETWORK_OF
+    from v2v.export.graphs import METHOD_OF, NETWORK_OF
     from v2v.export.weights import make_network
 
     network = make_network(NETWORK_OF[name], model)
     network.load_state_dict(weights.state_dict(NETWORK_OF[name]), strict=True, assign=True)
-    return _Method(network.float().requires_grad_(False).eval(), name)
+    return _Method(network.float().requires_grad_(False).eval(), METHOD_OF[name])
 
 
 class _Method(nn.Module):
     """One method of a network as a module."""
 
-    def __init__(self, network: nn.Module, name: ComponentName) -> None:
+    def __init__(self, network: nn.Module, method: str) -> None:
         super().__init__()
-        self.network = network
-        from v2v.export.graphs import METHOD_OF
+        self.network, self.method = network, method
 
-        self.method = METHOD_OF[name]
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
         output: Tensor | tuple[Tensor, ...] = getattr(self.network, self.method)(*inputs)
         return output
 
 
-def _to_compile(
-    name: ComponentName, model: ModelConfig, plain: nn.Module, options: BuildOptions
-) -> nn.Module:
+def _to_compile(name: ComponentName, model: ModelConfig, plain: _Method, options: BuildOptions) -> nn.Module:
     """What the compiler gets: on a GPU the fused network, where there is one."""
     network: Any = plain.network
     precision = torch.float16 if options.precision == "fp16" else torch.float32
@@ -344,7 +400,7 @@ def _to_compile(
 
         fused = FusedEncoder(network) if name == "vae_encoder" else FusedDecoder(network)
     if fused is None:
-        fused = _Method(copy.deepcopy(network), name)
+        fused = _Method(copy.deepcopy(network), plain.method)
     made: Any = fused.to(options.device, precision).requires_grad_(False).eval()
     if options.fp8 and is_unet(name):
         from v2v.engine.fused.fp8 import quantise
@@ -451,12 +507,11 @@ def _open(code: Path) -> Any:
     )
 
 
-def _save(component: Component, code: Path, constants: Mapping[str, Tensor]) -> Path:
-    """Write the weights that ``code`` asks for, in the order it names them, and what they belong to."""
+def _save(component: Component, codes: list[Path], constants: Mapping[str, Tensor]) -> Path:
+    """Write the weights that ``codes`` ask for, in the order they name them, and what they belong to."""
     with _quiet():
-        runner = _open(code)
-    names = runner.get_constant_fqns()
-    path = code.with_suffix(".safetensors")
+        names = dict.fromkeys(name for code in codes for name in _open(code).get_constant_fqns())
+    path = codes[0].with_name(f"{component.name}.safetensors")
     described = json.dumps(asdict(component))
     save_file({name: constants[name].contiguous() for name in names}, path, metadata={"component": described})
     return path

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from v2v.engine.backend import Engine
+from v2v.engine.backend import Engine, Prompted, run_prompts
 from v2v.engine.components import Tensor
 from v2v.runtime.device import Array
+
+
+class Evaluation(NamedTuple):
+    """Under one prompt: what is read, what is written, and what one of the two is done to."""
+
+    context: Array  # [1, tokens, C]
+    velocity: Array  # [1, Z, F, h, w]
+    features: Array | None  # [1, F, h, w, C]; None of engines that leave none
 
 
 @dataclass(frozen=True)
@@ -28,21 +37,22 @@ class UNetEngines:
 
     def run(
         self,
-        inputs: Mapping[str, Array],
-        velocity: Array,
-        features: Array | None,
+        common: Mapping[str, Array],
+        evaluations: Sequence[Evaluation],
         *,
         in_full: bool,
         stream: int,
     ) -> None:
-        """Write ``velocity``, and ``features`` where in full; otherwise read them."""
-        if features is None:
-            self.full.run(inputs, {"velocity": velocity}, stream)
-        elif in_full:
-            self.full.run(inputs, {"velocity": velocity, "features": features}, stream)
-        else:
-            assert self.outer is not None
-            self.outer.run({**inputs, "features": features}, {"velocity": velocity}, stream)
+        """Make ``evaluations``, all with the inputs ``common``; in full they leave features, else they take them."""
+        engine = self.full if in_full else self.outer
+        assert engine is not None
+        prompts: list[Prompted] = []
+        for context, velocity, features in evaluations:
+            inputs, outputs = {"context": context}, {"velocity": velocity}
+            if features is not None:
+                (outputs if in_full else inputs)["features"] = features
+            prompts.append((inputs, outputs))
+        run_prompts(engine, common, prompts, stream)
 
 
 def evaluations_in_full(guided: Sequence[bool], every: int) -> list[bool]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from v2v.engine.backend import V2VError
 from v2v.runtime.device import Array, Device, Feed, Pending, StepRow
-from v2v.runtime.reuse import UNetEngines, evaluations_in_full
+from v2v.runtime.reuse import Evaluation, UNetEngines, evaluations_in_full
 from v2v.runtime.schedule import LEVELS, Schedule
 from v2v.runtime.solvers import Update, solve
 from v2v.runtime.windows import Tile, tiles
@@ -222,15 +222,13 @@ class DenoisingLoop:
         """
         unconditional = self.unconditional if guided else None
         velocities = self.conditional, unconditional
-        for context, velocity, features in zip(contexts, velocities, self._features[place], strict=True):
-            if velocity is not None:
-                self._unet.run(
-                    {"latents": self.scaled, "timestep": self._timestep, "context": context},
-                    velocity,
-                    features,
-                    in_full=in_full,
-                    stream=self.device.stream,
-                )
+        evaluations = [
+            Evaluation(context, velocity, features)
+            for context, velocity, features in zip(contexts, velocities, self._features[place], strict=True)
+            if velocity is not None
+        ]
+        common = {"latents": self.scaled, "timestep": self._timestep}
+        self._unet.run(common, evaluations, in_full=in_full, stream=self.device.stream)
         return unconditional
 
     def _make_features(self) -> list[tuple[Array | None, Array | None]]:

@@ -10,6 +10,8 @@ One video at a time (B is 1), as the engines run it. What differs from the plain
 - Nearest-neighbour doubling followed by a 3x3 convolution is four 2x2 convolutions of the small map, with 4/9 of
   the arithmetic.
 - Keys and values of the prompt for all blocks are one matrix product, and so are all time embeddings.
+- What comes before the first attention to the prompt is a part of its own, which the two evaluations of a guided step
+  share.
 """
 
 from __future__ import annotations
@@ -274,11 +276,14 @@ class Transformer(Weights):
 
     def transform(self, part: Map, context: Tensor | None) -> Map:
         """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
-        frames = part.x.shape[0]
+        return self.finish(part.x, *self.begin(part), context, part.height)
+
+    def begin(self, part: Map) -> tuple[Tensor, Tensor]:
+        """The block up to the second attention, which may be to the prompt: tokens, and their norm."""
         tokens = self.proj_in(self.norm([part.x], [part.moments]))
         normed = ops.layer_norm(tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=self.qkv.takes)
-        mixed = self.first_attention(self.qkv(normed), frames)
-        tokens, normed = ops.add_layer_norm(
+        mixed = self.first_attention(self.qkv(normed), part.x.shape[0])
+        return ops.add_layer_norm(
             tokens,
             F.linear(mixed, self.out1),
             self.out1_bias,
@@ -286,10 +291,12 @@ class Transformer(Weights):
             self.norm2[1],
             dtype=self.second.takes,
         )
-        mixed = F.linear(self.second_attention(self.second(normed), frames, context), self.out2)
+
+    def finish(self, x: Tensor, tokens: Tensor, normed: Tensor, context: Tensor | None, height: int) -> Map:
+        """The rest of the block; ``x [F, R, C]`` is what it began with, the others what :meth:`begin` gave."""
+        mixed = F.linear(self.second_attention(self.second(normed), x.shape[0], context), self.out2)
         projected = self.feed_forward(tokens, mixed, self.out2_bias)
-        total = ops.add_moments(part.x, [y.view_as(part.x) for y in projected], self.contract_bias)
-        return Map(*total, part.height)
+        return Map(*ops.add_moments(x, [y.view_as(x) for y in projected], self.contract_bias), height)
 
     def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """``qkv [F * R, 3C] -> [F * R, C]``."""
@@ -453,6 +460,8 @@ class FusedUNet(Weights):
         self.keep("prompts", torch.cat(prompt_weights))
         self.time_widths = [len(w) for w in time_weights]
         self.prompt_widths = [len(w) for w in prompt_weights]
+        # Whether unprompted() reaches into the second block.
+        self.begins_second = inside and self.config.attention[0]
 
     def forward(
         self, latents: Tensor, timestep: Tensor, context: Tensor, features: Tensor | None = None
@@ -461,14 +470,37 @@ class FusedUNet(Weights):
 
         ``features [1, F, H, W, C]`` are an output or an input or neither, as the component says.
         """
-        frames, height, width = latents.shape[2:]
-        embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(latents.dtype))
-        shifts = torch.split(F.linear(F.silu(embedding), self.times, self.times_bias)[0], self.time_widths)
-        prompts = torch.split(F.linear(context[0], self.prompts), self.prompt_widths, 1)
-        shift, prompt = iter(shifts), iter(prompts)
+        return self.prompted(self.unprompted(latents, timestep), timestep, context, features)
 
-        def run(stage: nn.Module, parts: list[Map]) -> Map:
-            for module in stage.children():
+    def unprompted(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
+        """The part of an evaluation that no prompt changes: what :meth:`prompted` goes on from.
+
+        The first block's map ``[F, H, W, C]`` and its moments. Where the second block attends, also its map
+        ``[F, R, C]``, tokens and normed tokens ``[F * R, C]`` as they are before its attention to the prompt.
+        """
+        frames, height, width = latents.shape[2:]
+        x = latents[0].permute(1, 2, 3, 0).flatten(0, 2)
+        x, _ = ops.convolution(x, self.stem, frames, height, bias=self.stem_bias)
+        first = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
+        kept = torch.unflatten(first.x, 1, (height, width)), first.moments
+        if not self.begins_second:
+            return kept
+        residual, attention, *_ = self._modules_of(self.down[0])
+        part = residual([first], self._shifts(timestep, latents.dtype)[0])
+        return (*kept, part.x, *attention.begin(part))
+
+    def prompted(
+        self, kept: tuple[Tensor, ...], timestep: Tensor, context: Tensor, features: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The rest of an evaluation; see :meth:`unprompted` for ``kept``, :meth:`forward` for the others."""
+        image, moments, *second = kept
+        frames, height, width = image.shape[:3]
+        first = Map(image.flatten(1, 2), moments, height)
+        shift = iter(self._shifts(timestep, image.dtype))
+        prompt = iter(torch.split(F.linear(context[0], self.prompts), self.prompt_widths, 1))
+
+        def run(modules: list[Any], parts: list[Map]) -> Map:
+            for module in modules:
                 if isinstance(module, ResBlock):
                     parts = [module(parts, next(shift))]
                 elif isinstance(module, SpatialTransformer):
@@ -479,23 +511,41 @@ class FusedUNet(Weights):
                     parts = [module(parts[0])]
             return parts[0]
 
-        x = latents[0].permute(1, 2, 3, 0).flatten(0, 2)
-        x, _ = ops.convolution(x, self.stem, frames, height, bias=self.stem_bias)
-        part = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
-        skips = [part]
+        part, skips = first, [first]
         if features is not None:
             x = features[0].flatten(1, 2)
             part = Map(x, ops.moments(x), height)
         else:
-            for stage in self.down:
+            stages = [self._modules_of(stage) for stage in self.down]
+            if self.begins_second:
+                _, attention, *rest = stages.pop(0)
+                next(shift)
+                part = run(rest, [attention.finish(*second, next(prompt), height)])
+                skips.append(part)
+            for stage in stages:
                 part = run(stage, [part])
                 skips.append(part)
-            part = run(self.middle, [part])
+            part = run(self._modules_of(self.middle), [part])
             for stage in list(self.up)[:-1]:
-                part = run(stage, [part, skips.pop()])
+                part = run(self._modules_of(stage), [part, skips.pop()])
         deep = part.x
-        part = run(self.up[-1], [part, skips.pop()])
-        # So few channels come out that a convolution would mostly multiply padding: one product, nine sums.
+        part = run(self._modules_of(self.up[-1]), [part, skips.pop()])
+        velocity = self._output(part, frames, height, width)
+        if self.name == "unet_full":
+            return velocity, torch.unflatten(deep, 1, (height, width))[None]
+        return velocity
+
+    @staticmethod
+    def _modules_of(stage: nn.Module) -> list[Any]:
+        return list(stage.children())
+
+    def _shifts(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What the time step adds in each residual block, ``[O]``."""
+        embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(dtype))
+        return torch.split(F.linear(F.silu(embedding), self.times, self.times_bias)[0], self.time_widths)
+
+    def _output(self, part: Map, frames: int, height: int, width: int) -> Tensor:
+        """So few channels come out that a convolution would mostly multiply padding: one product, nine sums."""
         given = F.linear(self.last_norm([part.x], [part.moments]), self.last)
         padded = F.pad(
             torch.unflatten(torch.unflatten(given, -1, (9, -1)), 0, (frames, height, width)),
@@ -505,7 +555,4 @@ class FusedUNet(Weights):
         for tap in range(9):
             row, column = divmod(tap, 3)
             y = y + padded[:, row : row + height, column : column + width, tap].float()
-        velocity = y.permute(3, 0, 1, 2)[None].to(latents.dtype).contiguous()
-        if self.name == "unet_full":
-            return velocity, torch.unflatten(deep, 1, (height, width))[None]
-        return velocity
+        return y.permute(3, 0, 1, 2)[None].to(given.dtype).contiguous()

@@ -190,7 +190,9 @@ class CudaDevice:
                 work()
             finally:
                 builder.end_building()
-            return _Replay(builder.complete(), self.cuda_stream, work)
+            graph = builder.complete()
+            graph.upload(self.cuda_stream)  # else the first launch does it, with the device waiting
+            return _Replay(graph, self.cuda_stream, work)
         except Exception as error:  # an engine that waits for the host: its work can only be done again
             self.capture_refused = first_line(error)
             return work

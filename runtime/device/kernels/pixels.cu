@@ -294,10 +294,20 @@ __device__ __forceinline__ void image_to_bytes(const T* image, O* out, uint64 si
     for (int i = 0; i < 24; i++)
         packed[i / per_word] |= to_level<O>(channels[i % 3].v[i / 3], truncate) << (bits * (i % per_word));
     O* levels = out + first * 3;
-    if (full && (reinterpret_cast<uint64>(levels) & 7) == 0) {
+    // 24 or 48 bytes a thread, in the widest pieces that they are a multiple of: each is a store that the others of its
+    // sector must be merged with.
+    constexpr int piece = sizeof(O) == 1 ? 8 : 16;
+    if (full && (reinterpret_cast<uint64>(levels) & (piece - 1)) == 0) {
+        if constexpr (piece == 8) {
 #pragma unroll
-        for (int i = 0; i < words / 2; i++)
-            reinterpret_cast<uint2*>(levels)[i] = make_uint2(packed[2 * i], packed[2 * i + 1]);
+            for (int i = 0; i < words / 2; i++)
+                reinterpret_cast<uint2*>(levels)[i] = make_uint2(packed[2 * i], packed[2 * i + 1]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < words / 4; i++)
+                reinterpret_cast<uint4*>(levels)[i] =
+                    make_uint4(packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]);
+        }
     } else {
 #pragma unroll
         for (int i = 0; i < 24; i++)
