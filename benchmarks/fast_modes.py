@@ -256,6 +256,7 @@ def _full_size(arguments: argparse.Namespace) -> Iterator[tuple[Bench, dict[str,
         labels = label() | {
             "what": "fused networks at full size, run by PyTorch in CUDA graphs"
             + (", products behind norms in FP8" if arguments.fp8 else ""),
+            "weights": "random",
             "clip": f"{window.frames} frames of smooth noise, 640x360 to 1280x720; full run: 30 steps of dpmpp_2m_sde, "
             "strength 0.599, guidance 7.5",
         }
