@@ -46,7 +46,8 @@ def summary(results: Results) -> str:
         ),
         "",
         f"Whole runs: {results.repeats}; medians, in brackets where the middle 80 % lie. A whole run is decoded, "
-        "enhanced and encoded with the engines loaded; memory is the GPU's, on a CPU the host's.",
+        "enhanced and encoded with the engines loaded; memory is the GPU's, on a CPU the host's. UNet evaluations "
+        "that share work count as equally long.",
     ]
     for sweep_of in results.measured:
         for sweep in sweep_of.sweeps:

@@ -36,7 +36,7 @@ NARROW = UNetConfig(
     width=32, multipliers=(1, 2), blocks=1, head_size=16, context_width=64, attention=(True, True)
 )
 _KERNELS = 45
-GUIDED = "fused, both evaluations of a guided step, CUDA graph"
+GUIDED = "fused, both evaluations of a guided step"
 
 
 def milliseconds(run: Callable[[], Any], device: str, repeats: int) -> float:

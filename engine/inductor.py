@@ -220,7 +220,7 @@ class InductorEngine:
     """
 
     def __init__(self, component: Component, files: list[Path], device: str) -> None:
-        import v2v.engine.fused.operations  # noqa: F401  # registers the operators that packages call by name
+        import v2v.engine.fused.convolution  # noqa: F401  # registers the operator that packages call by name
 
         self.component = component
         self._device = device
@@ -232,7 +232,8 @@ class InductorEngine:
                 for runner in self._runners:
                     asked = runner.get_constant_fqns()
                     own = {name: self._weights[name] for name in asked if name in self._weights}
-                    runner.load_constants(own, check_full_update=True, user_managed=True)
+                    inactive, complete, user_managed = False, True, True
+                    runner.load_constants(own, inactive, complete, user_managed)
         except (RuntimeError, SafetensorError, OSError) as error:
             raise EngineError(f"{codes[0]} does not load in PyTorch: {first_line(error)}") from error
         self._pool: Any = torch.cuda.MemPool() if device == "cuda" else None
@@ -287,7 +288,7 @@ class InductorEngine:
     @staticmethod
     def _call(runner: Any, tensors: list[Tensor]) -> list[Tensor]:
         with torch.inference_mode():
-            results: list[Tensor] = runner.loader.boxed_run(tensors)
+            results: list[Tensor] = runner.boxed_run(tensors)
         return results
 
     @contextmanager
@@ -495,16 +496,13 @@ def _remembered_analyses() -> Iterator[None]:
 
 
 def _open(code: Path) -> Any:
-    """Load machine code without ``aoti_load_package``, which first finds out what vectors the CPU has.
+    """Load machine code without ``aoti_load_package``.
 
-    On a machine that has not done so before that means running a C++ compiler for up to a minute.
+    That imports PyTorch's compiler, which takes seconds, and finds out what vectors the CPU has, which on a machine
+    that has not done so before means running a C++ compiler for up to a minute.
     """
-    from torch.export.pt2_archive._package import AOTICompiledModel
-
     package, single_threaded, runners, current_gpu = str(code), True, 1, -1
-    return AOTICompiledModel(
-        torch._C._aoti.AOTIModelPackageLoader(package, "model", single_threaded, runners, current_gpu)
-    )
+    return torch._C._aoti.AOTIModelPackageLoader(package, "model", single_threaded, runners, current_gpu)
 
 
 def _save(component: Component, codes: list[Path], constants: Mapping[str, Tensor]) -> Path:

@@ -502,6 +502,7 @@ function method() {
       "Each engine set and baseline ran alone in a fresh process: loaded, one run of a single step to warm up, the whole runs undisturbed, then one more under watch for the stages.",
       "A whole run decodes a generated H.264 clip of half the size, enhances it and encodes the result; every run has a prompt of its own.",
       "PyTorch eager has the precisions of the reference (FP16 autocast on a GPU); torch.compile runs the same networks in half with its defaults. Both take the engines' place in the same pipeline, without CUDA graphs; on a CPU both are FP32.",
+      "Some engines do once what the two UNet evaluations of a guided step have in common: each then counts as half of what the two took together, and the roofline credits it with the work of a whole one.",
       "Memory is the peak of the process before any sweep; GPU memory includes the CUDA context. The time to build torch.compile's networks is what their first calls took beyond the later ones.",
     ].map((text) => el("li", {}, text)))));
 }

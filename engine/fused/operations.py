@@ -21,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._library.triton import is_wrap_triton_enabled
-from torch.library import custom_op, triton_op
+from torch.library import triton_op
+
+from v2v.engine.fused.convolution import convolution as convolution_operator
+from v2v.engine.fused.convolution import convolve
 
 LOG2_E = 1.4426950408889634
 
@@ -750,41 +753,6 @@ def text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
 # Convolutions -----------------------------------------------------------------------------------------------
 
 
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    frames: int,
-    height: int,
-    stride: int,
-    padding: tuple[int, int] | list[int],
-) -> Tensor:
-    image = torch.unflatten(x, 0, (frames, height, -1)).permute(0, 3, 1, 2)
-    y = F.conv2d(image, weight.permute(0, 3, 1, 2), stride=stride, padding=tuple(padding))
-    tokens = y.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
-    return tokens if bias is None else tokens.add_(bias)
-
-
-@custom_op("v2v::convolution", mutates_args=(), device_types="cuda")
-def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, frames: int, height: int, stride: int, padding: list[int]
-) -> Tensor:
-    """A whole to compilers: PyTorch's (2.11) expects another order of the result in memory than cuDNN gives."""
-    return _convolve(x, weight, bias, frames, height, stride, padding)
-
-
-@_convolution.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, frames: int, height: int, stride: int, padding: list[int]
-) -> Tensor:
-    sides = (height, x.shape[0] // (frames * height))
-    rows, columns = (
-        (side + 2 * pad - kernel) // stride + 1
-        for side, pad, kernel in zip(sides, padding, weight.shape[1:3], strict=True)
-    )
-    return x.new_empty((frames, rows * columns, weight.shape[0]))
-
-
 def convolution(
     x: Tensor,
     weight: Tensor,
@@ -796,11 +764,10 @@ def convolution(
     padding: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, int]:
     """Spatial convolution: ``x [F * R, I]``, ``weight [O, k, k, I]``, ``bias [O]`` -> ``[F, R', O]``, height."""
-    made: Tensor
     if x.is_cuda:
-        made = _convolution(x, weight, bias, frames, height, stride, list(padding))
+        made = convolution_operator(x, weight, bias, frames, height, stride, list(padding))
     else:
-        made = _convolve(x, weight, bias, frames, height, stride, padding)
+        made = convolve(x, weight, bias, frames, height, stride, padding)
     return made, (height + 2 * padding[0] - weight.shape[1]) // stride + 1
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.runtime.fakes import FakeEngineSet
+from v2v.benchmarks import fast_modes, gpu_run
 from v2v.benchmarks.fast_modes import Bench, Mode, measure_all, modes, table
 from v2v.benchmarks.gpu_run import psnr
 from v2v.export.models.configs import MODELS
+from v2v.runtime.device import cuda
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.pipeline import Settings, plan
 
@@ -77,3 +80,22 @@ def test_the_table_names_modes_costs_and_differences(bench):
     text = table({**report, "modes": [vars(row) for row in rows]})
     assert "| (full run) | 28.0 s | 60 |  |  |" in text
     assert "| `--fast` |" in text and "on features | 20.0 dB | 30.0 dB |" in text
+
+
+def test_full_size_writes_its_table_as_it_goes(monkeypatch, tmp_path):
+    """The command on stand-ins for the GPU and the networks."""
+    frames = list(np.random.default_rng(0).integers(0, 256, (4, 72, 60, 3), np.uint8))
+    monkeypatch.setattr(fast_modes, "fused_networks", lambda model, fp8: {})
+    monkeypatch.setattr(fast_modes, "smooth_noise", lambda window: frames)
+    monkeypatch.setattr(gpu_run, "label", lambda: {"device": "a GPU", "date": "today"})
+    monkeypatch.setattr(
+        gpu_run, "TorchEngineSet", lambda *arguments, reuse: FakeEngineSet(tmp_path, reuse=reuse)
+    )
+    monkeypatch.setattr(cuda, "CudaDevice", CpuDevice)
+    monkeypatch.setattr(
+        sys, "argv", ["fast_modes", "full-size", "-o", str(tmp_path / "out"), "--only=--fast"]
+    )
+    fast_modes.main()
+    written = (tmp_path / "out" / "fast-modes.md").read_text()
+    assert "a GPU; random weights; " in written
+    assert "| (full run) |" in written and "| `--fast` |" in written

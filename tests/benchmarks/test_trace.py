@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runtime.fakes import FakeEngineSet
+from tests.runtime.fakes import FakeEngineSet, SharingEngine
 from v2v.benchmarks.results import Span
 from v2v.benchmarks.trace import (
     PIXELS,
@@ -18,6 +18,7 @@ from v2v.benchmarks.trace import (
     drawable,
     traced,
 )
+from v2v.engine.backend import run_prompts
 from v2v.engine.components import COMPONENTS
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.pipeline import Settings, VideoToVideo
@@ -49,6 +50,21 @@ def test_every_evaluation_and_frame_is_counted(watched):
     assert calls["UNet evaluation"] == 3 * 2
     assert calls[SOLVER] >= 3
     assert calls[PIXELS] >= 4 * len(FRAMES)
+
+
+def test_evaluations_that_share_work_are_counted_one_by_one_as_equally_long(tmp_path):
+    device = CpuDevice()
+    trace = Trace(device)
+    engine = SharingEngine(FakeEngineSet(tmp_path).manifest.components["unet"], lambda **inputs: 0)
+    latents, timestep, context = (np.zeros(t.shape, t.dtype) for t in engine.component.inputs)
+    prompts = [({"context": context}, {"velocity": np.empty_like(latents)})] * 2
+    with trace.record():
+        run_prompts(TracedEngine(engine, trace), {"latents": latents, "timestep": timestep}, prompts)
+    assert engine.prompts == [2]
+    first, second = trace.spans()
+    assert first.stage == second.stage == "UNet evaluation"
+    assert first.seconds == second.seconds > 0
+    assert second.start == pytest.approx(first.start + first.seconds)
 
 
 def test_nothing_is_noted_while_it_is_off(watched):

@@ -22,6 +22,7 @@ def test_versions_are_timed_and_checked_in_one_process(tmp_path: Path) -> None:
     versions = {
         "reference-style autocast, eager",
         "fused, eager",
+        unet_evaluation.GUIDED,
         "fused, general kernels, eager",
         "fused, eager, again",
     }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,14 @@ from stand_in import CopyBackend, build, install
 
 pytest.importorskip("torch", reason="Inductor is PyTorch's compiler")
 
+from v2v.engine import inductor
 from v2v.engine.backend import (
     BuildError,
     BuildOptions,
     CompiledModule,
     EngineError,
     ModuleCompiler,
+    run_prompts,
 )
 from v2v.engine.components import Window, components
 from v2v.engine.inductor import InductorBackend, InductorEngine
@@ -111,8 +117,6 @@ def test_it_computes_the_network_into_the_callers_arrays(engine: InductorEngine)
 def test_loading_and_running_compile_nothing(
     compiled: CompiledModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import subprocess
-
     from torch._inductor import cpu_vec_isa
 
     def refuse(*arguments: Any, **options: Any) -> None:
@@ -122,6 +126,79 @@ def test_loading_and_running_compile_nothing(
     monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", refuse)
     loaded = InductorBackend().load(COMPONENT, compiled.files, "cpu")
     assert np.isfinite(run(loaded, np.zeros((1, 77), np.int64))).all()
+
+
+def test_loading_and_running_leave_pytorchs_compiler_alone(compiled: CompiledModule) -> None:
+    """Importing it takes seconds of the time to the first step."""
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.engine.test_inductor import COMPONENT, InductorBackend, run
+assert "torch._dynamo" not in sys.modules
+run(InductorBackend().load(COMPONENT, [Path(file) for file in sys.argv[1:]], "cpu"), np.zeros((1, 77), np.int64))
+print([name for name in sys.modules if name in ("torch._dynamo", "torch._inductor", "triton")])
+"""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", script, *map(str, compiled.files)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "engine")])}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+class EagerCode:
+    """What :func:`inductor._open` returns, without a compiler: a method of a network, and how often it was called."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call, self.calls = call, 0
+
+    def get_constant_fqns(self) -> list[str]:
+        return []
+
+    def load_constants(self, *arguments: Any) -> None:
+        pass
+
+    def boxed_run(self, tensors: list[Any]) -> list[Any]:
+        self.calls += 1
+        found = self.call(*tensors)
+        return list(found) if isinstance(found, tuple) else [found]
+
+
+def test_prompts_share_what_none_of_them_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    from v2v.engine.fused.unet import FusedUNet
+    from v2v.export.models.unet import UNet
+
+    torch.manual_seed(0)
+    config = UNetConfig(width=32, multipliers=(1, 2), head_size=16, context_width=8)
+    model = replace(MODEL, unet=config)
+    component = components(model, Window(2, 80, 64, levels=1), "fp32")["unet"]
+    network = FusedUNet(UNet(config)).requires_grad_(False)
+    codes = {
+        "unet.unprompted.pt2": EagerCode(network.unprompted),
+        "unet.prompted.pt2": EagerCode(lambda *tensors: network.prompted(tensors[:-2], *tensors[-2:])),
+    }
+    monkeypatch.setattr(inductor, "_open", lambda path: codes[path.name])
+    paths = [tmp_path / name for name in codes]
+    engine = InductorBackend().load(component, [*paths, inductor._save(component, paths, {})], "cpu")
+
+    rng = np.random.default_rng(0)
+    latents, *contexts = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in (component.inputs[0].shape, *[component.inputs[2].shape] * 2)
+    )
+    common = {"latents": latents, "timestep": np.array([599])}
+    together = [np.full_like(latents, np.nan) for _ in contexts]
+    prompts = [({"context": c}, {"velocity": v}) for c, v in zip(contexts, together, strict=True)]
+    run_prompts(engine, common, prompts)
+    assert [code.calls for code in codes.values()] == [1, 2]
+    assert not np.array_equal(*together)
+    for context, found in zip(contexts, together, strict=True):
+        alone = np.full_like(latents, np.nan)
+        engine.run({**common, "context": context}, {"velocity": alone})
+        np.testing.assert_array_equal(found, alone)
 
 
 def test_weights_of_another_component_are_refused(compiled: CompiledModule) -> None:

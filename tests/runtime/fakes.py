@@ -53,6 +53,19 @@ class FakeEngine:
         self.closed = True
 
 
+class SharingEngine(FakeEngine):
+    """One that takes several prompts at once; notes how many each time."""
+
+    def __init__(self, component, function):
+        super().__init__(component, function)
+        self.prompts = []
+
+    def run_prompts(self, common, prompts, stream=0):
+        self.prompts.append(len(prompts))
+        for inputs, outputs in prompts:
+            self.run({**common, **inputs}, outputs, stream)
+
+
 def encode_text(ids):
     return np.repeat(np.sin(ids.astype(np.float32))[..., None], 8, axis=2)
 
@@ -107,7 +120,7 @@ FUNCTIONS = {
 class FakeEngineSet:
     """What the runtime uses of an engine set."""
 
-    def __init__(self, folder: Path, window=WINDOW, reuse=False, **functions):
+    def __init__(self, folder: Path, window=WINDOW, reuse=False, kind=FakeEngine, **functions):
         described = components(MODEL, window, "fp32", reuse)
         self.tokenizer_path = folder / "tokenizer.json"
         packed = Path(v2v.engine.__file__).parent / "data" / "tokenizer.json.xz"
@@ -122,11 +135,11 @@ class FakeEngineSet:
             ),
             components=described,
         )
-        self.functions = {**FUNCTIONS, **functions}
+        self.functions, self.kind = {**FUNCTIONS, **functions}, kind
         self.loads = []
 
     def load(self, name, device):
         assert device == "cpu"
-        engine = FakeEngine(self.manifest.components[name], self.functions[name])
+        engine = self.kind(self.manifest.components[name], self.functions[name])
         self.loads.append(engine)
         return engine

@@ -10,7 +10,7 @@ import pytest
 from tests.engine.stand_in import CopyBackend, build, install
 from tests.runtime import command
 from tests.runtime.command import SAMPLE
-from tests.runtime.fakes import MODEL, FakeEngineSet, full_velocity
+from tests.runtime.fakes import MODEL, FakeEngineSet, SharingEngine, full_velocity
 from v2v.engine.backend import BuildOptions, EngineError, V2VError
 from v2v.engine.components import Window
 from v2v.engine.store import EngineSet, Wanted
@@ -106,6 +106,22 @@ def test_with_low_memory_both_parts_of_the_unet_are_there_at_once(tmp_path):
     unet = ["unet_full", "unet_outer"]
     assert loaded == [*unet, "vae_encoder", "text_encoder", *unet, "vae_decoder"]
     assert [engine.component.name for engine in engines.loads if not engine.closed] == ["vae_decoder"]
+
+
+@pytest.mark.parametrize("frames", [clip(4), clip(9, 100, 90)], ids=["one window", "several"])
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_an_engine_that_takes_both_prompts_of_a_guided_step_gets_both(tmp_path, frames, reuse):
+    settings = {"steps": 5, "reuse": reuse, "guidance_interval": (0.15, 1.0)}
+    sharing = VideoToVideo(FakeEngineSet(tmp_path, reuse=True, kind=SharingEngine), CpuDevice())
+    plain = VideoToVideo(FakeEngineSet(tmp_path, reuse=True), CpuDevice())
+    np.testing.assert_array_equal(run(sharing, frames, **settings), run(plain, frames, **settings))
+    used = ["unet_full", "unet_outer"][:reuse]
+    for name in used:
+        both, alone = sharing._engine(name), plain._engine(name)
+        assert both.calls == alone.calls, name
+        assert set(both.prompts) == {2}, "a lone prompt is an ordinary run"
+    pairs = sum(len(sharing._engine(name).prompts) for name in used)
+    assert 2 * pairs < sum(sharing._engine(name).calls for name in used), "unguided steps too"
 
 
 # On the command line ----------------------------------------------------------------------------------------
