@@ -331,7 +331,7 @@ class _Piece:
     path: Path
 
 
-def _pieces(name: ComponentName, module: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> list[_Piece]:
+def _pieces(name: ComponentName, module: Any, inputs: tuple[Tensor, ...], folder: Path) -> list[_Piece]:
     """In the order in which they run; all but the last take what no prompt changes."""
     if not hasattr(module, "unprompted"):
         return [_Piece(module, inputs, folder / f"{name}.pt2")]

@@ -6,11 +6,13 @@ compiler, which would take seconds. See :mod:`v2v.engine.fused.operations` for t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("v2v", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("v2v", "FRAGMENT")
 _LIBRARY.define(
     "convolution(Tensor x, Tensor weight, Tensor? bias, int frames, int height, int stride, int[] padding) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),

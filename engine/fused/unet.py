@@ -526,8 +526,8 @@ class FusedUNet(Weights):
                 part = run(stage, [part])
                 skips.append(part)
             part = run(self._modules_of(self.middle), [part])
-            for stage in list(self.up)[:-1]:
-                part = run(self._modules_of(stage), [part, skips.pop()])
+            for stage in map(self._modules_of, list(self.up)[:-1]):
+                part = run(stage, [part, skips.pop()])
         deep = part.x
         part = run(self._modules_of(self.up[-1]), [part, skips.pop()])
         velocity = self._output(part, frames, height, width)
