@@ -51,7 +51,12 @@ class _OneAfterTheOther(Alone):
 
 
 def watch(
-    engine_set: EngineSet, device_name: str, source: Path, output: Path, kind: type[Alone]
+    engine_set: EngineSet,
+    device_name: str,
+    source: Path,
+    output: Path,
+    kind: type[Alone],
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Enhance ``source`` into ``output`` and tell what was at work when; seconds."""
     device = open_device(device_name)
@@ -72,7 +77,9 @@ def watch(
         read = reader.frames
         reader.frames = lambda: trace.each(read(), VIDEO_DECODE)  # type: ignore[method-assign]
         made = plan(
-            Settings(), watched.manifest.recipe.model.defaults, (reader.info.height, reader.info.width)
+            Settings(steps=steps),
+            watched.manifest.recipe.model.defaults,
+            (reader.info.height, reader.info.width),
         )
         team = kind(VideoToVideo(watched, device))
         with trace.record():
@@ -119,6 +126,7 @@ def main() -> None:
     parser.add_argument("engines", type=Path, help="engine set")
     parser.add_argument("video", type=Path, help="at least three segments long")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", type=int, help="default: the model's")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     engine_set = EngineSet.open(arguments.engines)
@@ -130,13 +138,14 @@ def main() -> None:
             ("at once", Alone),
         ):
             output = Path(folder) / f"{kind.__name__}{len(runs)}.mp4"
-            runs[name] = watch(engine_set, arguments.device, arguments.video, output, kind)
+            runs[name] = watch(engine_set, arguments.device, arguments.video, output, kind, arguments.steps)
     del runs["warming up"]
     report = {
         "what": "one film, file to file: each segment encoded before the next is begun, and while it is",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "engines": engine_set.name,
         "device": arguments.device,
+        "steps": arguments.steps or engine_set.manifest.recipe.model.defaults.steps,
         "processors": os.cpu_count(),
         "python": platform.python_version(),
         "runs": runs,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LIBRARY: Any = torch.library.Library("v2v", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("v2v", "FRAGMENT")  # type: ignore[no-untyped-call, unused-ignore]
 _LIBRARY.define(
     "convolution(Tensor x, Tensor weight, Tensor? bias, int frames, int height, int stride, int[] padding) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
