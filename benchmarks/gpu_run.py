@@ -1,8 +1,8 @@
-"""Proofs of a whole run on a GPU, without a backend: PyTorch's eager networks stand in for engines.
+"""Proofs of a whole run on a GPU; where no engine set is named, PyTorch's eager networks stand in for engines.
 
     python -m v2v.benchmarks.gpu_run reference clip.mp4 -o reference.npz        on any machine, with an engine set
     python -m v2v.benchmarks.gpu_run compare reference.npz -o compare.json      on a GPU: the same run there
-    python -m v2v.benchmarks.gpu_run trace -o trace.json                        on a GPU: gaps and allocations
+    python -m v2v.benchmarks.gpu_run trace [SET] -o trace.json                  on a GPU: gaps and allocations
     python -m v2v.benchmarks.gpu_run backends [SET ...] -o backends.json        on a GPU: real engines
 
 ``compare`` answers whether a seed gives the same video on CUDA as on a CPU; ``trace`` whether the loop at full size
@@ -328,7 +328,13 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(prompt="a white rabbit in a meadow", steps=arguments.steps, seed=7)
     runs = []
     with TemporaryDirectory() as folder:
-        engines = TorchEngineSet(model, window, "fp16", Path(folder), full_networks(model))
+        engines: Any
+        if arguments.engines:
+            engines = EngineSet.open(arguments.engines)
+            window, ran = engines.manifest.recipe.window, f"engines of {engines.manifest.recipe.backend.name}"
+        else:
+            engines = TorchEngineSet(model, window, "fp16", Path(folder), full_networks(model))
+            ran = "networks run by PyTorch without compiling"
         for count in arguments.frames or [window.frames]:
             memory: list[dict[str, int]] = []
             device = CudaDevice()
@@ -344,7 +350,7 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
                         }
                     )
 
-            v2v = VideoToVideo(cast(EngineSet, engines), device)
+            v2v = VideoToVideo(engines, device)
             frames = list(rng.integers(0, 256, (count, 360, 640, 3), np.uint8))
             with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
                 out = np.stack(list(v2v(frames, settings, progress=told)))
@@ -368,8 +374,8 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
             v2v.close()
     return {
         "weights": "random",
-        "what": "gaps and allocations of full-size runs, networks run by PyTorch without compiling; in one window a "
-        "whole step is a captured graph, with several what each window costs",
+        "what": f"gaps and allocations of full-size runs, {ran}; in one window a whole step is a captured graph, with "
+        "several what each window costs",
         "runs": runs,
     }
 
@@ -453,6 +459,7 @@ def main() -> None:
     repeated = commands.add_parser("compare", help="repeat references on the GPU")
     repeated.add_argument("reference", type=Path, nargs="+")
     watched = commands.add_parser("trace", help="watch a full-size run on the GPU")
+    watched.add_argument("engines", type=Path, nargs="?", help="engine set of the full model")
     watched.add_argument(
         "--frames", type=int, nargs="+", help="one run each; more than the window's make several windows"
     )
