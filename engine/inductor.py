@@ -13,9 +13,10 @@ import copy
 import functools
 import json
 import platform
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -220,7 +221,10 @@ class InductorEngine:
     """
 
     def __init__(self, component: Component, files: list[Path], device: str) -> None:
-        import v2v.engine.fused.convolution  # noqa: F401  # registers the operator that packages call by name
+        import v2v.engine.fused.convolution  # registers the operator that packages call by name
+
+        if device == "cuda" and not _opens_without_compiler():
+            import v2v.engine.fused.operations  # noqa: F401  # brings PyTorch's compiler
 
         self.component = component
         self._device = device
@@ -493,6 +497,18 @@ def _remembered_analyses() -> Iterator[None]:
 
 
 # Files ------------------------------------------------------------------------------------------------------
+
+
+def _opens_without_compiler(imported: Iterable[str] | None = None) -> bool:
+    """Whether a package for CUDA opens in this process though PyTorch's compiler, seconds of imports, was left out.
+
+    On an H100 with PyTorch 2.11 it does where PyAV and cuda-python were imported before PyTorch, as by ``v2v-bench``
+    and the workers of ``v2v-run``; where PyTorch came first and PyAV not at all, opening it ended the process
+    (segmentation fault). Which of the two it is, and why, is not known: any other order, as that of ``v2v-run`` itself,
+    which asks PyTorch for the GPU when it chooses engines, imports the compiler, with which no order ever failed.
+    """
+    order = {name: place for place, name in enumerate(sys.modules if imported is None else imported)}
+    return all(order.get(name, len(order)) < order["torch"] for name in ("av", "cuda.core"))
 
 
 def _open(code: Path) -> Any:

@@ -147,6 +147,30 @@ print([name for name in sys.modules if name in ("torch._dynamo", "torch._inducto
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("imported", "opens"),
+    [
+        (["av", "cuda.core", "torch"], True),
+        (["cuda.core", "numpy", "av", "torch"], True),
+        (["torch", "av", "cuda.core"], False),
+        (["av", "torch", "cuda.core"], False),
+        (["cuda.core", "torch"], False),
+        (["torch"], False),
+    ],
+)
+def test_only_the_order_seen_to_work_leaves_the_compiler_out_on_cuda(
+    imported: list[str], opens: bool
+) -> None:
+    assert inductor._opens_without_compiler(imported) == opens
+
+
+@pytest.mark.parametrize("module", ["v2v.runtime.workers", "v2v.benchmarks.measure"])
+def test_those_who_load_engines_at_once_import_pytorch_last(module: str) -> None:
+    script = f"import sys, {module}; print('av' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 class EagerCode:
     """What :func:`inductor._open` returns, without a compiler: a method of a network, and how often it was called."""
 
