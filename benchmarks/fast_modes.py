@@ -5,6 +5,8 @@
 
 ``full-size`` needs no engine set: PyTorch runs the fused networks that the Inductor backend compiles. With random
 weights times are the real network's, while differences say only what a mode does to a network that was never trained.
+``--fp8`` holds networks with products in FP8 against a full run of those without. ``--size narrow`` is a rehearsal with
+a narrow network on a CPU, in FP32.
 
 A clip's time is from frames in memory to enhanced frames in memory, with engines loaded and its prompt still to be
 encoded. Differences are peak signal-to-noise ratios: of frames against 255, of latents against their range (largest
@@ -19,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -30,7 +32,7 @@ import numpy.typing as npt
 from v2v.benchmarks.gpu_run import psnr
 from v2v.engine.backend import Engine
 from v2v.engine.build import window_for
-from v2v.engine.components import Window, is_unet
+from v2v.engine.components import Precision, Window, is_unet
 from v2v.engine.store import EngineSet
 from v2v.export.models.configs import MODELS, ModelConfig
 from v2v.runtime.device import Device, Frame
@@ -109,6 +111,10 @@ class Bench:
         self.v2v._engines["vae_decoder"] = self._latents
         self.frames, self.common = frames, common
         self._full: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+
+    def compare_with(self, full: Bench) -> None:
+        """Hold everything against the full run that ``full`` has made."""
+        self._full = full._full
 
     def settings(self, mode: Mode) -> Settings:
         """What all share, and the mode's own."""
@@ -245,25 +251,74 @@ def _engine_set_and_clip(arguments: argparse.Namespace) -> Iterator[tuple[Bench,
 @contextmanager
 def _full_size(arguments: argparse.Namespace) -> Iterator[tuple[Bench, dict[str, Any]]]:
     from v2v.benchmarks.gpu_run import TorchEngineSet, label
-    from v2v.runtime.device.cuda import CudaDevice
 
-    model = MODELS["ms-vid2vid-xl"]
-    frame_count, height, width = model.defaults.window
-    window = window_for(model, (width, height), frame_count)
+    narrow = arguments.size == "narrow"
+    model, window, device = _narrow() if narrow else (*_full(), "cuda")
+    steps = arguments.steps or model.defaults.steps
+    common = Settings(_PROMPT, steps=steps, size=(window.height, window.width))
     with TemporaryDirectory() as folder:
-        networks = fused_networks(model, fp8=arguments.fp8)
-        engines = TorchEngineSet(model, window, "fp16", Path(folder), networks, reuse=True)
-        labels = label() | {
-            "what": "fused networks at full size, run by PyTorch in CUDA graphs"
-            + (", products behind norms in FP8" if arguments.fp8 else ""),
+
+        def made(fp8: bool) -> Bench:
+            networks = fused_networks(model, fp8=fp8, device=device)
+            precision: Precision = "fp32" if narrow else "fp16"
+            engines = TorchEngineSet(
+                model, window, precision, Path(folder), networks, reuse=True, device=device
+            )
+            return Bench(
+                cast(EngineSet, engines),
+                open_device(device),
+                smooth_noise(window),
+                common,
+            )
+
+        labels = (_cpu_label() if narrow else label()) | {
+            "what": f"fused networks ({model.name}), run by PyTorch" + ("" if narrow else " in CUDA graphs"),
             "weights": "random",
-            "clip": f"{window.frames} frames of smooth noise, 640x360 to 1280x720; full run: 30 steps of dpmpp_2m_sde, "
-            "strength 0.599, guidance 7.5",
+            "clip": f"{window.frames} frames of smooth noise, output {window}; full run: {steps} steps of "
+            "dpmpp_2m_sde, strength 0.599, guidance 7.5",
         }
-        yield Bench(cast(EngineSet, engines), CudaDevice(), smooth_noise(window), Settings(_PROMPT)), labels
+        if arguments.fp8:
+            labels["what"] += ", products behind norms in FP8, against a full run without"
+            plain = made(fp8=False)
+            measure_all(plain, modes()[:1], arguments.repeats, lambda so_far: None)
+            bench = made(fp8=True)
+            bench.compare_with(plain)
+            plain.v2v.close()
+        else:
+            bench = made(fp8=False)
+        yield bench, labels
 
 
-def fused_networks(model: ModelConfig, *, fp8: bool) -> dict[str, Any]:
+def _full() -> tuple[ModelConfig, Window]:
+    model = MODELS["ms-vid2vid-xl"]
+    frames, height, width = model.defaults.window
+    return model, window_for(model, (width, height), frames)
+
+
+def _narrow() -> tuple[ModelConfig, Window, str]:
+    """The full model's structure, as small as FP8 allows."""
+    full = MODELS["ms-vid2vid-xl"]
+    model = replace(
+        full,
+        name="narrow",
+        unet=replace(
+            full.unet, width=32, multipliers=(1, 2), blocks=1, head_size=16, context_width=16,
+            attention=(True, True),
+        ),
+        autoencoder=replace(full.autoencoder, width=32),
+        text_encoder=replace(full.text_encoder, width=16, heads=2, layers=2),
+    )  # fmt: skip
+    return model, Window(4, 80, 128, levels=1), "cpu"
+
+
+def _cpu_label() -> dict[str, Any]:
+    from v2v.benchmarks.machine import machine
+
+    here = machine()
+    return {"device": f"{here.cpu}, {here.cores} cores", "versions": dict(here.versions)}
+
+
+def fused_networks(model: ModelConfig, *, fp8: bool, device: str = "cuda") -> dict[str, Any]:
     """The components with random weights, as the Inductor backend would compile them."""
     import torch
 
@@ -271,7 +326,7 @@ def fused_networks(model: ModelConfig, *, fp8: bool) -> dict[str, Any]:
     from v2v.engine.fused.autoencoder import FusedDecoder, FusedEncoder
     from v2v.engine.fused.unet import FusedUNet
 
-    plain = full_networks(model)
+    plain = full_networks(model, device)
     made: dict[str, Any] = {
         "text_encoder": plain["text_encoder"],
         "vae_encoder": FusedEncoder(plain["autoencoder"]),
@@ -279,13 +334,15 @@ def fused_networks(model: ModelConfig, *, fp8: bool) -> dict[str, Any]:
         "unet_full": FusedUNet(plain["unet"], "unet_full"),
         "unet_outer": FusedUNet(plain["unet"], "unet_outer"),
     }
-    made = {name: network.half().cuda().eval() for name, network in made.items()}
+    precision = torch.float16 if device == "cuda" else torch.float32
+    made = {name: network.to(device, precision).eval() for name, network in made.items()}
     if fp8:
         from v2v.engine.fused.fp8 import quantise
 
         made |= {name: quantise(made[name]) for name in ("unet_full", "unet_outer")}
     del plain
-    torch.cuda.empty_cache()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     return made
 
 
@@ -312,6 +369,8 @@ def main() -> None:
     clip.add_argument("--strength", type=float, default=0.599)
     clip.add_argument("--guidance", type=float, default=7.5)
     full = commands.add_parser("full-size", help="random weights on a GPU")
+    full.add_argument("--size", choices=("full", "narrow"), default="full")
+    full.add_argument("--steps", type=int, help="of the full run; default: the model's")
     full.add_argument(
         "--fp8", action="store_true", help="the UNet with FP8 products, as v2v.engine.fused.fp8 makes it"
     )

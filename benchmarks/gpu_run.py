@@ -43,12 +43,12 @@ _GUIDED: dict[str, Any] = {"steps": 2, "guidance": 3.0, "guidance_rescale": 0.2,
 
 
 class TorchEngine:
-    """A component run by PyTorch on the runtime's arrays and stream."""
+    """A component run by PyTorch on the runtime's arrays and, on a GPU, its stream."""
 
-    def __init__(self, component: Component, network: Any) -> None:
+    def __init__(self, component: Component, network: Any, device: str = "cuda") -> None:
         import torch
 
-        self.component = component
+        self.component, self._device = component, device
         calls: dict[ComponentName, Callable[..., Any]] = {
             "text_encoder": network,
             "vae_encoder": getattr(network, "encode", None) or network,
@@ -68,12 +68,16 @@ class TorchEngine:
     def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
         """Fused networks share what no prompt changes, as compiled ones do."""
         torch = self._torch
-        queue = self._streams.setdefault(stream, torch.cuda.ExternalStream(stream))
+        queue: Any = None
+        if self._device == "cuda":
+            queue = self._streams.setdefault(stream, torch.cuda.ExternalStream(stream))
         shared = None
-        with torch.inference_mode(), torch.cuda.stream(queue):
+        with torch.inference_mode(), torch.cuda.stream(queue):  # does nothing where it is None
             for inputs, outputs in prompts:
                 arrays = {**common, **inputs}
-                tensors = [torch.as_tensor(arrays[t.name], device="cuda") for t in self.component.inputs]
+                tensors = [
+                    torch.as_tensor(arrays[t.name], device=self._device) for t in self.component.inputs
+                ]
                 if hasattr(self._call, "unprompted"):
                     shared = shared or self._call.unprompted(*tensors[:2])
                     results = self._call.prompted(shared, *tensors[1:])
@@ -81,7 +85,7 @@ class TorchEngine:
                     results = self._call(*tensors)
                 results = results if isinstance(results, tuple) else (results,)
                 for described, result in zip(self.component.outputs, results, strict=True):
-                    torch.as_tensor(outputs[described.name], device="cuda").copy_(result)
+                    torch.as_tensor(outputs[described.name], device=self._device).copy_(result)
 
     def close(self) -> None:
         """Nothing to free: the networks are shared."""
@@ -97,6 +101,7 @@ class TorchEngineSet:
     path: Path
     networks: Mapping[str, Any]  # by name, or by component
     reuse: bool = False
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         self.tokenizer_path = self.path / "tokenizer.json"
@@ -105,7 +110,7 @@ class TorchEngineSet:
             recipe=SimpleNamespace(
                 model=self.model,
                 window=self.window,
-                options=SimpleNamespace(device="cuda"),
+                options=SimpleNamespace(device=self.device),
                 weights=SimpleNamespace(kind="random"),
             ),
             components=components(self.model, self.window, self.precision, self.reuse),
@@ -115,7 +120,8 @@ class TorchEngineSet:
         """The component over its network."""
         shared = {"vae_encoder": "autoencoder", "vae_decoder": "autoencoder"}
         network = name if name in self.networks else shared[name]
-        return cast(Engine, TorchEngine(self.manifest.components[name], self.networks[network]))
+        component = self.manifest.components[name]
+        return cast(Engine, TorchEngine(component, self.networks[network], device))
 
 
 def small_networks(model: ModelConfig, precision: Precision) -> dict[str, Any]:
@@ -129,8 +135,8 @@ def small_networks(model: ModelConfig, precision: Precision) -> dict[str, Any]:
     return {name: weights.load(name, dtype).to("cuda") for name in NETWORKS}
 
 
-def full_networks(model: ModelConfig) -> dict[str, Any]:
-    """The networks in half precision, with weights like those of ``random:0`` but drawn on the GPU, in no time."""
+def full_networks(model: ModelConfig, device: str = "cuda") -> dict[str, Any]:
+    """The networks with weights like those of ``random:0`` but drawn on the device: at once, in half, on a GPU."""
     import torch
 
     from v2v.export.weights import NETWORKS, make_network
@@ -138,7 +144,8 @@ def full_networks(model: ModelConfig) -> dict[str, Any]:
     torch.manual_seed(0)
     made: dict[str, Any] = {}
     for name in NETWORKS:
-        network = make_network(name, model).half().to_empty(device="cuda").requires_grad_(False).eval()
+        network = make_network(name, model).requires_grad_(False).eval()
+        network = (network.half() if device == "cuda" else network).to_empty(device=device)
         for key, value in network.state_dict().items():
             if value.dim() > 1:
                 value.normal_(0, value[0].numel() ** -0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -10,11 +11,10 @@ import numpy as np
 import pytest
 
 from tests.runtime.fakes import FakeEngineSet
-from v2v.benchmarks import fast_modes, gpu_run
+from v2v.benchmarks import fast_modes
 from v2v.benchmarks.fast_modes import Bench, Mode, measure_all, modes, table
 from v2v.benchmarks.gpu_run import psnr
 from v2v.export.models.configs import MODELS
-from v2v.runtime.device import cuda
 from v2v.runtime.device.cpu import CpuDevice
 from v2v.runtime.pipeline import Settings, plan
 
@@ -82,20 +82,16 @@ def test_the_table_names_modes_costs_and_differences(bench):
     assert "| `--fast` |" in text and "on features | 20.0 dB | 30.0 dB |" in text
 
 
-def test_full_size_writes_its_table_as_it_goes(monkeypatch, tmp_path):
-    """The command on stand-ins for the GPU and the networks."""
-    frames = list(np.random.default_rng(0).integers(0, 256, (4, 72, 60, 3), np.uint8))
-    monkeypatch.setattr(fast_modes, "fused_networks", lambda model, fp8: {})
-    monkeypatch.setattr(fast_modes, "smooth_noise", lambda window: frames)
-    monkeypatch.setattr(gpu_run, "label", lambda: {"device": "a GPU", "date": "today"})
-    monkeypatch.setattr(
-        gpu_run, "TorchEngineSet", lambda *arguments, reuse: FakeEngineSet(tmp_path, reuse=reuse)
-    )
-    monkeypatch.setattr(cuda, "CudaDevice", CpuDevice)
-    monkeypatch.setattr(
-        sys, "argv", ["fast_modes", "full-size", "-o", str(tmp_path / "out"), "--only=--fast"]
-    )
+@pytest.mark.parametrize("fp8", [False, True], ids=["FP32", "FP8"])
+def test_the_full_size_command_rehearsed_with_a_narrow_network(monkeypatch, tmp_path, fp8):
+    arguments = ["full-size", "--size", "narrow", "--steps", "2", "-o", str(tmp_path), "--only=--reuse 2"]
+    monkeypatch.setattr(sys, "argv", ["fast_modes", *arguments, *["--fp8"] * fp8])
     fast_modes.main()
-    written = (tmp_path / "out" / "fast-modes.md").read_text()
-    assert "a GPU; random weights; " in written
-    assert "| (full run) |" in written and "| `--fast` |" in written
+    written = (tmp_path / "fast-modes.md").read_text()
+    assert "; random weights; " in written and "| `--reuse 2` |" in written
+    full, reusing = json.loads((tmp_path / "fast-modes.json").read_text())["modes"]
+    if fp8:
+        assert 15 < full["psnr_latents_db"] < 60, "the full run differs from the one without FP8"
+    else:
+        assert full["psnr_latents_db"] is None
+    assert reusing["psnr_latents_db"] > 10
