@@ -197,7 +197,7 @@ def test_verify_finds_damage(run: Run, tmp_path: Path) -> None:
         (("--frames", "32:8"), "--frames must be"),
         (("--frames", "0"), "--frames must be"),
         (("--device", "tpu"), "--device must be one of cpu, cuda, not 'tpu'"),
-        (("--backend", "magic"), "--backend must be one of tensorrt, onnxruntime, inductor, not 'magic'"),
+        (("--backend", "magic"), "--backend must be one of tensorrt, inductor, onnxruntime, not 'magic'"),
         (("--precision", "int4"), "--precision must be one of fp32, fp16, not 'int4'"),
         (("--option", "tactics"), "--option must be KEY=VALUE, not 'tactics'"),
         (("--optimization-level", "9"), "--optimization-level"),
