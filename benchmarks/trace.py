@@ -253,15 +253,14 @@ class TracedEngine:
         self._stage = ENGINE_STAGES[engine.component.name]
         self.run = trace.wrap(engine.run, self._stage)
         self.close = engine.close
+        if isinstance(engine, SharingEngine):
+            self.run_prompts = self._run_prompts
 
-    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+    def _run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
         """Evaluations that share work are noted as equally long, together as long as they took."""
-        if isinstance(self._engine, SharingEngine):
-            run = self._trace.wrap(self._engine.run_prompts, self._stage, parts=len(prompts))
-            run(common, prompts, stream)
-        else:
-            for inputs, outputs in prompts:
-                self.run({**common, **inputs}, outputs, stream)
+        assert isinstance(self._engine, SharingEngine)
+        run = self._trace.wrap(self._engine.run_prompts, self._stage, parts=len(prompts))
+        run(common, prompts, stream)
 
 
 @dataclass(frozen=True)
