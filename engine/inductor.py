@@ -16,7 +16,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -51,11 +51,17 @@ if TYPE_CHECKING:
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Relative L2 error, against the plain network in FP32, past which a component is refused."""
 
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "aot_inductor.package_constants_in_so": False,
     # The code around the kernels only queues them; optimising it takes longer than compiling all kernels.
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
+
+if sys.platform == "linux":
+    # Some C++ compilers, and what CXX may name, put libstdc++ into whatever they link. With a second one in the process
+    # the one in the package finds the locale's facets by the other's numbers: opening it fails, or ends the process,
+    # unless what was loaded before gave both the same numbers. Naming PyTorch's first leaves nothing to put in.
+    _OPTIONS["aot_inductor.custom_op_libs"] = [":libstdc++.so.6"]
 
 _CUDA_OPTIONS = {
     # Nothing is computed on the CPU: finding out what vectors it has takes a minute, most of a small component's build.
@@ -221,10 +227,7 @@ class InductorEngine:
     """
 
     def __init__(self, component: Component, files: list[Path], device: str) -> None:
-        import v2v.engine.fused.convolution  # registers the operator that packages call by name
-
-        if device == "cuda" and not _opens_without_compiler():
-            import v2v.engine.fused.operations  # noqa: F401  # brings PyTorch's compiler
+        import v2v.engine.fused.convolution  # noqa: F401  # registers the operator that packages call by name
 
         self.component = component
         self._device = device
@@ -497,18 +500,6 @@ def _remembered_analyses() -> Iterator[None]:
 
 
 # Files ------------------------------------------------------------------------------------------------------
-
-
-def _opens_without_compiler(imported: Iterable[str] | None = None) -> bool:
-    """Whether a package for CUDA opens in this process though PyTorch's compiler, seconds of imports, was left out.
-
-    On an H100 with PyTorch 2.11 it does where PyAV and cuda-python were imported before PyTorch, as by ``v2v-bench``
-    and the workers of ``v2v-run``; where PyTorch came first and PyAV not at all, opening it ended the process
-    (segmentation fault). Which of the two it is, and why, is not known: any other order, as that of ``v2v-run`` itself,
-    which asks PyTorch for the GPU when it chooses engines, imports the compiler, with which no order ever failed.
-    """
-    order = {name: place for place, name in enumerate(sys.modules if imported is None else imported)}
-    return all(order.get(name, len(order)) < order["torch"] for name in ("av", "cuda.core"))
 
 
 def _open(code: Path) -> Any:

@@ -128,6 +128,20 @@ def test_loading_and_running_compile_nothing(
     assert np.isfinite(run(loaded, np.zeros((1, 77), np.int64))).all()
 
 
+def in_own_process(script: str, *arguments: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that may import from the tests, in a process of its own."""
+    root = Path(__file__).parents[2]
+    found = os.pathsep.join([str(root), str(root / "tests" / "engine")])
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": found, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_loading_and_running_leave_pytorchs_compiler_alone(compiled: CompiledModule) -> None:
     """Importing it takes seconds of the time to the first step."""
     script = """
@@ -139,36 +153,49 @@ assert "torch._dynamo" not in sys.modules
 run(InductorBackend().load(COMPONENT, [Path(file) for file in sys.argv[1:]], "cpu"), np.zeros((1, 77), np.int64))
 print([name for name in sys.modules if name in ("torch._dynamo", "torch._inductor", "triton")])
 """
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", script, *map(str, compiled.files)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "engine")])}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = in_own_process(script, *compiled.files)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    ("imported", "opens"),
-    [
-        (["av", "cuda.core", "torch"], True),
-        (["cuda.core", "numpy", "av", "torch"], True),
-        (["torch", "av", "cuda.core"], False),
-        (["av", "torch", "cuda.core"], False),
-        (["cuda.core", "torch"], False),
-        (["torch"], False),
-    ],
-)
-def test_only_the_order_seen_to_work_leaves_the_compiler_out_on_cuda(
-    imported: list[str], opens: bool
+LOAD = """
+import sys
+from pathlib import Path
+import torch
+from tests.engine.test_inductor import COMPONENT, InductorBackend
+InductorBackend().load(COMPONENT, [Path(file) for file in sys.argv[1:]], "cpu")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader is told in the words of Linux's linkers")
+def test_compilers_that_link_the_standard_library_into_everything_make_packages_that_open(
+    tmp_path: Path,
 ) -> None:
-    assert inductor._opens_without_compiler(imported) == opens
-
-
-@pytest.mark.parametrize("module", ["v2v.runtime.workers", "v2v.benchmarks.measure"])
-def test_those_who_load_engines_at_once_import_pytorch_last(module: str) -> None:
-    script = f"import sys, {module}; print('av' in sys.modules, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "False"]
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        """#!/bin/sh
+case " $* " in *" -shared "*) exec g++ -static-libstdc++ "$@" ;; esac
+exec g++ "$@"
+"""
+    )
+    compiler.chmod(0o755)
+    script = """
+import sys
+from pathlib import Path
+from tests.engine.test_inductor import COMPONENT, MODEL, BuildOptions, InductorBackend, load_weights
+built = InductorBackend().build_module(
+    COMPONENT, MODEL, load_weights("random:0", MODEL), Path(sys.argv[1]), BuildOptions(precision="fp32"), print
+)
+"""
+    environment = {
+        "CXX": str(compiler),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "TORCHINDUCTOR_VEC_ISA_OK": "0",  # without looking for vectors it is done in half the time
+    }
+    built = in_own_process(script, tmp_path, **environment)
+    assert built.returncode == 0, built.stderr
+    opened = in_own_process(LOAD, tmp_path / "text_encoder.pt2", tmp_path / "text_encoder.safetensors")
+    assert opened.returncode == 0, opened.stderr
 
 
 class EagerCode:
