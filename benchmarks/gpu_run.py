@@ -39,6 +39,7 @@ from v2v.runtime.pipeline import Progress, Settings, VideoToVideo
 Frames = npt.NDArray[np.uint8]
 
 _SETTINGS = Settings(prompt="a white rabbit in a meadow", seed=7)
+_RUNS = 3  # until a run of a single step is replayed from what was captured
 _GUIDED: dict[str, Any] = {"steps": 2, "guidance": 3.0, "guidance_rescale": 0.2, "strength": 0.2}
 
 
@@ -204,7 +205,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     if how == "eager":
                         device.capture = lambda work: work  # type: ignore[method-assign]
                     v2v = VideoToVideo(cast(EngineSet, engines), device)
-                    outputs[how] = np.stack(list(v2v(list(kept["source"]), _SETTINGS)))
+                    for _ in range(_RUNS):
+                        outputs[how] = np.stack(list(v2v(list(kept["source"]), _SETTINGS)))
                     refused = refused or device.capture_refused
             mine, cpu = outputs["captured"], kept["enhanced"]
             rows.append(
@@ -263,7 +265,7 @@ def backends(arguments: argparse.Namespace) -> dict[str, Any]:
             for engine_set in sets:
                 device = CudaDevice()
                 v2v = VideoToVideo(engine_set, device)
-                outputs = [enhanced(v2v, frames, settings) for _ in range(2)]
+                outputs = [enhanced(v2v, frames, settings) for _ in range(_RUNS)]
                 began = time.perf_counter()
                 list(v2v(frames, settings))
                 rows.append(
@@ -276,7 +278,7 @@ def backends(arguments: argparse.Namespace) -> dict[str, Any]:
                         "psnr_of_the_source_enlarged_db": round(
                             psnr(enlarged(frames, expected), expected), 2
                         ),
-                        "same_bytes_twice": bool((outputs[0] == outputs[1]).all()),
+                        "same_bytes_twice": all(bool((one == outputs[0]).all()) for one in outputs),
                         "why_not_captured": device.capture_refused,
                         "seconds": round(time.perf_counter() - began, 3),
                     }

@@ -88,13 +88,14 @@ class DenoisingLoop:
         self._last_plan = self._plan(tuple(window), overlap, None)
         self._in_full = evaluations_in_full(self._guided, reuse)
         self._features = self._make_features()
-        self._captured: dict[Hashable, Callable[[], None]] = {}  # by what it is
+        self._warm: set[Hashable] = set()  # kinds of work that have run
+        self._captured: dict[Hashable, Callable[[], None]] = {}  # by kind of work
         self._contexts: tuple[Array, Array] | None = None
 
     def use(self, unet: UNetEngines) -> None:
         """Run on ``unet`` from now on: the same engines, perhaps loaded again."""
         if unet != self._unet:
-            self._unet, self._captured = unet, {}
+            self._unet, self._warm, self._captured = unet, set(), {}
 
     def close(self) -> None:
         """Let go of captured work, which holds on to this loop: its memory is then free as soon as nobody uses it."""
@@ -135,7 +136,7 @@ class DenoisingLoop:
         return self.x
 
     def _run_fused(self, contexts: tuple[Array, Array], supply: _Supply, pace: _Pace) -> None:
-        """One window covers the segment: a step is one or two evaluations and one kernel, captured when it has run."""
+        """One window covers the segment: a step, one or two evaluations and one kernel, is captured."""
         device = self.device
 
         def step(guided: bool, in_full: bool) -> None:
@@ -206,12 +207,18 @@ class DenoisingLoop:
         solve(denoise, self.x, self.updates, next_noise, device, after, buffers)
 
     def _queue(self, kind: Hashable, work: Callable[[], None]) -> None:
-        """Queue ``work``, all of it at once if work of this kind was queued before."""
+        """Queue ``work``: twice piece by piece, from then on all of it at once.
+
+        At first engines load code and choose kernels, and the device waits for the host. The second time the host is
+        far ahead, so that the device still has work while this work is captured.
+        """
         if kind in self._captured:
             self._captured[kind]()
-        else:
-            work()
+            return
+        work()
+        if kind in self._warm:
             self._captured[kind] = self.device.capture(work)
+        self._warm.add(kind)
 
     def _evaluate(
         self, contexts: tuple[Array, Array], guided: bool, in_full: bool, place: int = 0

@@ -540,6 +540,37 @@ def test_captured_work_gives_the_bits_of_work_done_eagerly(gpu, solver, extent, 
 
 
 @pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
+def test_work_is_captured_once_it_has_been_queued_twice(extent):
+    """The first time the host may be slow: the device would have to wait while work is captured."""
+    noted = []
+
+    class Noting(CpuDevice):
+        def capture(self, work):
+            noted.append("capture")
+            return lambda: (noted.append("replay"), work())
+
+        def guide(self, *arguments):  # once in all that is captured: in advance() where there is one window
+            noted.append("work")
+            super().guide(*arguments)
+
+    def begins_and_goes_on(expected):
+        assert noted[: len(expected)] == expected
+        assert noted[len(expected) :] and set(noted[len(expected) :]) == {"replay", "work"}
+        noted.clear()
+
+    _, loop = denoise(Noting(), "fp32", "dpmpp_2m_sde", extent)
+    begins_and_goes_on(["work", "work", "capture", "replay", "work"])
+    loop.test_contexts = tuple(loop.test_contexts)[
+        ::-1
+    ]  # another prompt: what was captured reads the old one
+    denoise(loop.device, "fp32", "dpmpp_2m_sde", extent, loop=loop)
+    begins_and_goes_on(["work", "capture", "replay", "work"])
+    loop.use(UNetEngines(LinearUNet(loop.device, Window(8, 144, 256), "fp32")))
+    denoise(loop.device, "fp32", "dpmpp_2m_sde", extent, loop=loop)
+    begins_and_goes_on(["work", "work", "capture", "replay", "work"])
+
+
+@pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
 def test_running_the_loop_makes_no_arrays(extent):
     made, counts = [], []
 
