@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.engine.backend import V2VError
+from v2v.runtime.background import ahead
 from v2v.runtime.device import Array, Device, Feed, Pending, StepRow
 from v2v.runtime.reuse import Evaluation, UNetEngines, evaluations_in_full
 from v2v.runtime.schedule import LEVELS, Schedule
@@ -47,7 +49,8 @@ class Guidance:
 class DenoisingLoop:
     """Buffers and tables for segments of one extent ``(T, h, w)`` in latent positions, not smaller than the window.
 
-    Everything is allocated here; running allocates nothing and, beyond drawing noise, does nothing on the host.
+    Everything is allocated here; running allocates nothing and, but for a thread that draws noise, does nothing on the
+    host.
     """
 
     def __init__(
@@ -88,14 +91,13 @@ class DenoisingLoop:
         self._last_plan = self._plan(tuple(window), overlap, None)
         self._in_full = evaluations_in_full(self._guided, reuse)
         self._features = self._make_features()
-        self._warm: set[Hashable] = set()  # kinds of work that have run
         self._captured: dict[Hashable, Callable[[], None]] = {}  # by kind of work
         self._contexts: tuple[Array, Array] | None = None
 
     def use(self, unet: UNetEngines) -> None:
         """Run on ``unet`` from now on: the same engines, perhaps loaded again."""
         if unet != self._unet:
-            self._unet, self._warm, self._captured = unet, set(), {}
+            self._unet, self._captured = unet, {}
 
     def close(self) -> None:
         """Let go of captured work, which holds on to this loop: its memory is then free as soon as nobody uses it."""
@@ -113,7 +115,7 @@ class DenoisingLoop:
 
         Args:
             contexts: the prompt's and the negative prompt's ``[1, 77, C]``.
-            noise: (row of the table) -> standard normal ``[T, Z, h, w]`` on the host.
+            noise: (row of the table) -> standard normal ``[T, Z, h, w]`` on the host; called by another thread.
             done: told the number of evaluations finished, not far behind the device.
             first: number of the canvas' first frame in the video, for messages.
             known: ``(latents, noise)`` ``[K, Z, h, w]`` of the first K frames, which are finished already: the
@@ -122,21 +124,22 @@ class DenoisingLoop:
         Raises:
             NumericalError: a latent became NaN or Inf; names the step and the frame.
         """
-        draws = [k for k, update in enumerate(self.updates) if update.x_noise]
         if contexts is not self._contexts:
             self._captured, self._contexts = {}, contexts
         pace = _Pace(self.device, self._row, done)
-        supply = _Supply(self._feed, self.noise, draws, noise)
-        if self._one_window and known is None:
-            self._run_fused(contexts, supply, pace)
-        else:
-            self._run_windowed(contexts, supply, pace, known)
-        pace.finish()
+        draws = [k for k, update in enumerate(self.updates) if update.x_noise]
+        with closing(ahead(map(noise, draws), depth=2)) as drawn:
+            supply = _Supply(self._feed, self.noise, drawn, len(draws))
+            if self._one_window and known is None:
+                self._run_fused(contexts, supply, pace)
+            else:
+                self._run_windowed(contexts, supply, pace, known)
+            pace.finish()
         self._raise_if_nonfinite(first)
         return self.x
 
     def _run_fused(self, contexts: tuple[Array, Array], supply: _Supply, pace: _Pace) -> None:
-        """One window covers the segment: a step, one or two evaluations and one kernel, is captured."""
+        """One window covers the segment: a step is one or two evaluations and one kernel, captured when it has run."""
         device = self.device
 
         def step(guided: bool, in_full: bool) -> None:
@@ -152,7 +155,7 @@ class DenoisingLoop:
                 supply.next()
             kind = self._guided[k], self._in_full[k]
             self._queue(("step", *kind), partial(step, *kind))
-            supply.refill()  # the device has work now: the host may take its time
+            supply.refill()
             pace.mark(k)
 
     def _run_windowed(
@@ -207,18 +210,12 @@ class DenoisingLoop:
         solve(denoise, self.x, self.updates, next_noise, device, after, buffers)
 
     def _queue(self, kind: Hashable, work: Callable[[], None]) -> None:
-        """Queue ``work``: twice piece by piece, from then on all of it at once.
-
-        At first engines load code and choose kernels, and the device waits for the host. The second time the host is
-        far ahead, so that the device still has work while this work is captured.
-        """
+        """Queue ``work``, all of it at once if work of this kind was queued before."""
         if kind in self._captured:
             self._captured[kind]()
-            return
-        work()
-        if kind in self._warm:
+        else:
+            work()
             self._captured[kind] = self.device.capture(work)
-        self._warm.add(kind)
 
     def _evaluate(
         self, contexts: tuple[Array, Array], guided: bool, in_full: bool, place: int = 0
@@ -285,28 +282,23 @@ class DenoisingLoop:
 
 
 class _Supply:
-    """Draws the noise of coming steps while the device works on earlier ones."""
+    """Sends the noise of coming steps while the device works on earlier ones."""
 
-    def __init__(
-        self,
-        feed: Feed,
-        out: Array,
-        draws: list[int],
-        noise: Callable[[int], npt.NDArray[np.float32]],
-    ) -> None:
-        self._feed, self._out, self._noise = feed, out, noise
-        self._draws = deque(draws)
-        self._waiting = 0
-        self.refill()
+    def __init__(self, feed: Feed, out: Array, drawn: Iterator[npt.NDArray[np.float32]], number: int) -> None:
+        self._feed, self._out, self._drawn = feed, out, drawn
+        self._left, self._waiting = number, 0
 
     def next(self) -> None:
+        """Make the next noise the current one."""
+        self.refill(1)
         self._feed.take(self._out)
         self._waiting -= 1
 
-    def refill(self) -> None:
-        """Draw until two are on their way; best called when the device has work."""
-        while self._draws and self._waiting < 2:
-            self._feed.put(self._noise(self._draws.popleft()))
+    def refill(self, least: int = 2) -> None:
+        """Send until ``least`` of those left are on their way; two are best sent when the device has work."""
+        while self._left and self._waiting < least:
+            self._feed.put(next(self._drawn))
+            self._left -= 1
             self._waiting += 1
 
 

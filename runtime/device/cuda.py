@@ -106,6 +106,7 @@ class CudaDevice:
         self.capability = (capability.major, capability.minor)
         self.cuda_stream = self.gpu.create_stream()
         self.stream = int(self.cuda_stream.handle)
+        self._uploads = self.gpu.create_stream()
         self._shared_bytes = self.gpu.properties.max_shared_memory_per_multiprocessor
         self._shared_reserved = self.gpu.properties.reserved_shared_memory_per_block
         self.allocations = 0  # pieces of memory asked for so far, on the device and pinned
@@ -191,7 +192,8 @@ class CudaDevice:
             finally:
                 builder.end_building()
             graph = builder.complete()
-            graph.upload(self.cuda_stream)  # else the first launch does it, with the device waiting
+            # Else the first launch does it, with the device waiting. It waits for its stream: hence one of its own.
+            graph.upload(self._uploads)
             return _Replay(graph, self.cuda_stream, work)
         except Exception as error:  # an engine that waits for the host: its work can only be done again
             self.capture_refused = first_line(error)

@@ -39,17 +39,17 @@ def test_steps_in_several_windows_end_with_the_look_for_nan():
 
 
 def test_gaps_are_times_in_which_nothing_runs():
-    work = [(1000 * start, 1000 * end, name) for start, end, name in
-            one_after_the_other(*["unet", "unet", "advance_float16"] * 2, pause=3)]  # fmt: skip
+    names = ["unet", "unet", "advance_float16", "Memcpy DtoH", "unet", "unet", "advance_float16"]
+    work = [(1000 * start, 1000 * end, name) for start, end, name in one_after_the_other(*names, pause=3)]
     work.append(
-        (40_000, 60_000, "copy on another stream")
+        (53_000, 73_000, "Memcpy on another stream")
     )  # covers the gap between the second step's evaluations
     (step,) = gaps(sorted(work))
-    assert step["step"] == 2 and step["kernels_and_copies"] == 4
+    assert step["step"] == 2 and step["kernels_and_copies"] == 5
     assert step["longest_gap_microseconds"] == 3
     assert step["between"] == ["unet", "advance_float16"]
-    assert step["gap_before_the_step_microseconds"] == 3
-    assert step["idle_share"] == pytest.approx(3 / 39, abs=1e-5)
+    assert step["idle_before_its_first_kernel_microseconds"] == 3 + 3  # on both sides of the copy
+    assert step["idle_share"] == pytest.approx((3 + 3 + 3) / 52, abs=1e-5)
 
 
 def spans(*pairs):

@@ -540,8 +540,7 @@ def test_captured_work_gives_the_bits_of_work_done_eagerly(gpu, solver, extent, 
 
 
 @pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
-def test_work_is_captured_once_it_has_been_queued_twice(extent):
-    """The first time the host may be slow: the device would have to wait while work is captured."""
+def test_work_is_queued_piece_by_piece_once_then_captured(extent):
     noted = []
 
     class Noting(CpuDevice):
@@ -559,15 +558,15 @@ def test_work_is_captured_once_it_has_been_queued_twice(extent):
         noted.clear()
 
     _, loop = denoise(Noting(), "fp32", "dpmpp_2m_sde", extent)
-    begins_and_goes_on(["work", "work", "capture", "replay", "work"])
-    loop.test_contexts = tuple(loop.test_contexts)[
-        ::-1
-    ]  # another prompt: what was captured reads the old one
+    begins_and_goes_on(["work", "capture", "replay", "work"])
+    denoise(loop.device, "fp32", "dpmpp_2m_sde", extent, loop=loop)
+    begins_and_goes_on(["replay", "work"])
+    loop.test_contexts = loop.test_contexts[::-1]  # another prompt: what was captured reads the one before
     denoise(loop.device, "fp32", "dpmpp_2m_sde", extent, loop=loop)
     begins_and_goes_on(["work", "capture", "replay", "work"])
     loop.use(UNetEngines(LinearUNet(loop.device, Window(8, 144, 256), "fp32")))
     denoise(loop.device, "fp32", "dpmpp_2m_sde", extent, loop=loop)
-    begins_and_goes_on(["work", "work", "capture", "replay", "work"])
+    begins_and_goes_on(["work", "capture", "replay", "work"])
 
 
 @pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
@@ -587,31 +586,37 @@ def test_running_the_loop_makes_no_arrays(extent):
 
 
 @pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])
-def test_noise_is_drawn_while_the_device_has_work(extent):
-    """A step's noise is there before the step is queued, and drawn behind the queued work of an earlier one."""
+def test_noise_is_sent_while_the_device_has_work(extent):
+    """A step's noise is there before the step is queued, and is sent behind the queued work of an earlier one."""
     events = []
 
     class Watched(LinearUNet):
         def run(self, inputs, outputs, stream):
-            if events[-1] != ("step", int(inputs["timestep"][0])):
+            if events[-1:] != [("step", int(inputs["timestep"][0]))]:
                 events.append(("step", int(inputs["timestep"][0])))
             super().run(inputs, outputs, stream)
 
-    schedule = Schedule()
+    class Noting(CpuDevice):
+        def feed(self, shape, dtype):
+            feed = super().feed(shape, dtype)
+            put = feed.put
+            feed.put = lambda host: (events.append(("send", int(host.flat[0]))), put(host))
+            return feed
+
+    device, schedule = Noting(), Schedule()
     updates = SOLVERS["dpmpp_2m_sde"](schedule.trailing(599, 8))
-    unet = UNetEngines(Watched(cpu, Window(8, 144, 256), "fp32"))
-    loop = DenoisingLoop(cpu, unet, schedule, updates, Guidance(7.5, 0.2), extent, (2, 4, 8))
+    unet = UNetEngines(Watched(device, Window(8, 144, 256), "fp32"))
+    loop = DenoisingLoop(device, unet, schedule, updates, Guidance(7.5, 0.2), extent, (2, 4, 8))
     loop.x[...] = 1
     contexts = tuple(np.zeros(unet.full.component.inputs[2].shape, FLOAT) for _ in range(2))
-
-    def draw(k):
-        events.append(("draw", k))
-        return np.zeros(loop.x.shape, FLOAT)
-
-    loop.run(contexts, draw, lambda k: None)
+    loop.run(contexts, lambda k: np.full(loop.x.shape, k, FLOAT), lambda k: None)
+    sent = [number for kind, number in events if kind == "send"]
+    assert sent == list(range(7))
     kinds = [kind for kind, _ in events]
-    assert kinds == ["draw", "draw", *["step", "draw"] * 5, *["step"] * 3]
-    assert [k for kind, k in events if kind == "draw"] == list(range(7))
+    if extent[0] == 8:  # a step is one evaluation of each prompt, and noise its last part
+        assert kinds == ["send", "step", "send", "send", *["step", "send"] * 4, *["step"] * 3]
+    else:  # noise is the first thing behind a step's windows
+        assert kinds == ["step", "send", "send", "send", *["step", "send"] * 4, *["step"] * 3]
 
 
 @gpu_test
