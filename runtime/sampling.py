@@ -196,11 +196,11 @@ class DenoisingLoop:
                 device.add_window(self.velocity, weights, tile.start, self.total)
             device.combine([(c.alpha * c.scale, x), (-c.s, self.total)], out)
             device.check(out, evaluation)
+            supply.refill()
             evaluation += 1
 
         def next_noise(k: int) -> Array:
             supply.next()
-            supply.refill()
             return self.noise
 
         def after(k: int, denoised: Array) -> None:
@@ -287,15 +287,15 @@ class _Supply:
     def __init__(self, feed: Feed, out: Array, drawn: Iterator[npt.NDArray[np.float32]], number: int) -> None:
         self._feed, self._out, self._drawn = feed, out, drawn
         self._left, self._waiting = number, 0
+        self.refill(1)
 
     def next(self) -> None:
         """Make the next noise the current one."""
-        self.refill(1)
         self._feed.take(self._out)
         self._waiting -= 1
 
     def refill(self, least: int = 2) -> None:
-        """Send until ``least`` of those left are on their way; two are best sent when the device has work."""
+        """Send until ``least`` of those left are on their way; best called when the device has work."""
         while self._left and self._waiting < least:
             self._feed.put(next(self._drawn))
             self._left -= 1
