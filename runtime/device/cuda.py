@@ -192,8 +192,10 @@ class CudaDevice:
             finally:
                 builder.end_building()
             graph = builder.complete()
-            # Else the first launch does it, with the device waiting. It waits for its stream: hence one of its own.
+            # Else the first launch does it, with the device waiting. Uploading waits for what its stream has queued: it
+            # has a stream of its own.
             graph.upload(self._uploads)
+            self.cuda_stream.wait(self._uploads)
             return _Replay(graph, self.cuda_stream, work)
         except Exception as error:  # an engine that waits for the host: its work can only be done again
             self.capture_refused = first_line(error)

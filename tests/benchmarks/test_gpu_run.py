@@ -43,7 +43,7 @@ def test_gaps_are_times_in_which_nothing_runs():
     work = [(1000 * start, 1000 * end, name) for start, end, name in one_after_the_other(*names, pause=3)]
     work.append(
         (53_000, 73_000, "Memcpy on another stream")
-    )  # covers the gap between the second step's evaluations
+    )  # fills the gap between the last two evaluations
     (step,) = gaps(sorted(work))
     assert step["step"] == 2 and step["kernels_and_copies"] == 5
     assert step["longest_gap_microseconds"] == 3

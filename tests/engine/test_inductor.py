@@ -158,19 +158,8 @@ print([name for name in sys.modules if name in ("torch._dynamo", "torch._inducto
     assert done.stdout.strip() == "[]"
 
 
-LOAD = """
-import sys
-from pathlib import Path
-import torch
-from tests.engine.test_inductor import COMPONENT, InductorBackend
-InductorBackend().load(COMPONENT, [Path(file) for file in sys.argv[1:]], "cpu")
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the loader is told in the words of Linux's linkers")
-def test_compilers_that_link_the_standard_library_into_everything_make_packages_that_open(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="the linker is told in the words of Linux's")
+def test_packages_open_if_the_compiler_links_the_standard_library_into_everything(tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text(
         """#!/bin/sh
@@ -179,22 +168,28 @@ exec g++ "$@"
 """
     )
     compiler.chmod(0o755)
-    script = """
+    imports = """
 import sys
 from pathlib import Path
+import torch
 from tests.engine.test_inductor import COMPONENT, MODEL, BuildOptions, InductorBackend, load_weights
-built = InductorBackend().build_module(
-    COMPONENT, MODEL, load_weights("random:0", MODEL), Path(sys.argv[1]), BuildOptions(precision="fp32"), print
-)
+"""
+    build = """
+weights, options = load_weights("random:0", MODEL), BuildOptions(precision="fp32")
+InductorBackend().build_module(COMPONENT, MODEL, weights, Path(sys.argv[1]), options, print)
+"""
+    load = """
+InductorBackend().load(COMPONENT, [Path(file) for file in sys.argv[1:]], "cpu")
 """
     environment = {
         "CXX": str(compiler),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
         "TORCHINDUCTOR_VEC_ISA_OK": "0",  # without looking for vectors it is done in half the time
     }
-    built = in_own_process(script, tmp_path, **environment)
+    built = in_own_process(imports + build, tmp_path, **environment)
     assert built.returncode == 0, built.stderr
-    opened = in_own_process(LOAD, tmp_path / "text_encoder.pt2", tmp_path / "text_encoder.safetensors")
+    files = tmp_path / "text_encoder.pt2", tmp_path / "text_encoder.safetensors"
+    opened = in_own_process(imports + load, *files)
     assert opened.returncode == 0, opened.stderr
 
 
