@@ -262,7 +262,7 @@ def deserialize(library: Library, component: Component, plan: Path) -> Any:
         raise EngineError(f"{plan} is damaged: it has {size} bytes instead of {record.plan_bytes}")
     if (record.library, record.version) != (library.name, library.version):
         raise EngineError(
-            f"{plan} was built by {record.library} {record.version}, here is {library.name} {library.version}; "
+            f"{plan} was built by {record.library} {record.version}, here is {library.name} {library.version}"
         )
     with library.capture() as messages:
         runtime = library.api.Runtime(library.log)
