@@ -6,7 +6,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,27 @@ def open_media(path: Path) -> av.container.InputContainer:
     lenient: Any = {} if _PYAV >= 19 else {"metadata_errors": "replace"}
     opened: av.container.InputContainer = av.open(str(path), **lenient)
     return opened
+
+
+def packets(
+    container: av.container.InputContainer, streams: Any, appeared: Callable[[], None] = lambda: None
+) -> Iterator[Packet]:
+    """The packets of ``streams``, one or several, and then the empty ones that mark their end.
+
+    A stream may appear while a file is read, as in a recording whose sound begins in the middle. PyAV (18, 19) does not
+    give it out, and may stumble over it when it marks the end, which it has told of all ``streams`` by then; if so,
+    ``appeared`` is called.
+    """
+    demuxed = container.demux(streams)
+    while True:
+        try:
+            packet = next(demuxed)
+        except StopIteration:
+            return
+        except IndexError:
+            appeared()
+            return
+        yield packet
 
 
 def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
@@ -161,7 +182,7 @@ class StreamCopier:
         damaged = 0
         while damaged < _DAMAGED_PACKETS:
             try:
-                for packet in self._input.demux(streams):
+                for packet in packets(self._input, streams):
                     if packet.size == 0:  # the mark of the end
                         continue
                     damaged = 0

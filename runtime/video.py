@@ -36,7 +36,7 @@ from v2v.runtime.pixels import Colors
 from v2v.runtime.ranges import NOT_GIVEN, SEEKABLE, WHOLE, Part, TimeRange, before
 from v2v.runtime.ranges import clock as clock_text
 from v2v.runtime.shots import ShotDetector
-from v2v.runtime.streams import StreamCopier, copy_stream_tags, open_media, picture_stream, warn
+from v2v.runtime.streams import StreamCopier, copy_stream_tags, open_media, packets, picture_stream, warn
 
 PARITY_RATE = Fraction(8)
 _DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
@@ -256,12 +256,15 @@ class VideoReader:
                 f"{self.path} is interlaced; its fields are made whole frames. --no-deinterlace leaves them woven"
             )
 
+    def _tell_late_stream(self) -> None:
+        warn(f"{self.path} has a stream that begins only in the middle of the file; it is left out")
+
     def _decode_packets(self) -> Iterator[av.VideoFrame]:
         """A damaged packet costs no more than itself."""
         in_a_row = 0
         while in_a_row < _DAMAGED_PACKETS:
             try:
-                for packet in self._container.demux(self._stream):
+                for packet in packets(self._container, self._stream, self._tell_late_stream):
                     try:
                         decoded = packet.decode()
                     except (av.FFmpegError, ValueError):  # the latter where damage made the codec unknown

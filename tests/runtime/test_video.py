@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from tests.runtime.media import SECOND, color_tags, make_video, packets, picture, pixels_of, psnr, times
+from v2v.runtime import streams
 from v2v.runtime.streams import MediaWarning
 from v2v.runtime.video import VideoReader, VideoWriter
 
@@ -357,6 +358,36 @@ def test_subtitles_and_attachments_are_copied(tmp_path: Path) -> None:
         assert sorted(kinds) == ["attachment", "audio", "subtitle", "video"]
         assert next(s for s in opened.streams if s.type == "attachment").data == b"not really a font"
         assert next(s for s in opened.streams if s.type == "subtitle").language == "ger"
+
+
+def test_a_recording_whose_sound_begins_in_the_middle_is_read_to_its_end(tmp_path: Path) -> None:
+    """FFmpeg looks at 5 MB and at the end before it opens a file: such sound appears while it is read."""
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (288, 352, 3), np.uint8) for _ in range(40)]
+    size, options = (352, 288), {"crf": "1", "preset": "ultrafast", "g": "1"}
+    mute = make_video(tmp_path / "mute.ts", pictures=noise, size=size, options=options).read_bytes()
+    loud = make_video(tmp_path / "loud.ts", pictures=noise[:4], size=size, sounds=1).read_bytes()
+    assert len(mute) > 5_000_000
+    recording = tmp_path / "recording.ts"
+    recording.write_bytes(mute + loud + mute)
+    with av.open(str(recording)) as opened:
+        assert len(opened.streams) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        copied = copy(recording, tmp_path / "out.mkv")
+    assert len(read(copied)) == 40 + 4 + 40
+
+
+def test_streams_that_appear_in_the_middle_are_told_where_they_are_seen() -> None:
+    class Container:
+        def demux(self, streams):
+            yield from "abc"
+            raise IndexError("list index out of range")
+
+    told = []
+    assert list(streams.packets(Container(), None, lambda: told.append("once"))) == ["a", "b", "c"]
+    assert told == ["once"]
+    assert list(streams.packets(Container(), None)) == ["a", "b", "c"]
 
 
 def test_a_stream_that_the_container_cannot_hold_is_named(tmp_path: Path) -> None:
