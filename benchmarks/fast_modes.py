@@ -253,7 +253,9 @@ def _full_size(arguments: argparse.Namespace) -> Iterator[tuple[Bench, dict[str,
     from v2v.benchmarks.gpu_run import TorchEngineSet, label
 
     narrow = arguments.size == "narrow"
-    model, window, device = _narrow() if narrow else (*_full(), "cuda")
+    model = _narrow() if narrow else MODELS["ms-vid2vid-xl"]
+    window = window_for(model, (128, 80), 4) if narrow else window_for(model)
+    device = "cpu" if narrow else "cuda"
     steps = arguments.steps or model.defaults.steps
     common = Settings(_PROMPT, steps=steps, size=(window.height, window.width))
     with TemporaryDirectory() as folder:
@@ -289,16 +291,10 @@ def _full_size(arguments: argparse.Namespace) -> Iterator[tuple[Bench, dict[str,
         yield bench, labels
 
 
-def _full() -> tuple[ModelConfig, Window]:
-    model = MODELS["ms-vid2vid-xl"]
-    frames, height, width = model.defaults.window
-    return model, window_for(model, (width, height), frames)
-
-
-def _narrow() -> tuple[ModelConfig, Window, str]:
+def _narrow() -> ModelConfig:
     """The full model's structure, as small as FP8 allows."""
     full = MODELS["ms-vid2vid-xl"]
-    model = replace(
+    return replace(
         full,
         name="narrow",
         unet=replace(
@@ -308,7 +304,6 @@ def _narrow() -> tuple[ModelConfig, Window, str]:
         autoencoder=replace(full.autoencoder, width=32),
         text_encoder=replace(full.text_encoder, width=16, heads=2, layers=2),
     )  # fmt: skip
-    return model, Window(4, 80, 128, levels=1), "cpu"
 
 
 def _cpu_label() -> dict[str, Any]:

@@ -329,8 +329,6 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
     from v2v.runtime.device.cuda import CudaDevice
 
     model = MODELS["ms-vid2vid-xl"]
-    frame_count, height, width = model.defaults.window
-    window = window_for(model, (width, height), frame_count)
     rng = np.random.default_rng(0)
     settings = Settings(prompt="a white rabbit in a meadow", steps=arguments.steps, seed=7)
     runs = []
@@ -338,10 +336,11 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
         engines: Any
         if arguments.engines:
             engines = EngineSet.open(arguments.engines)
-            window, ran = engines.manifest.recipe.window, f"engines of {engines.manifest.recipe.backend.name}"
+            ran = f"engines of {engines.manifest.recipe.backend.name}"
         else:
-            engines = TorchEngineSet(model, window, "fp16", Path(folder), full_networks(model))
+            engines = TorchEngineSet(model, window_for(model), "fp16", Path(folder), full_networks(model))
             ran = "networks run by PyTorch without compiling"
+        window = engines.manifest.recipe.window
         for count in arguments.frames or [window.frames]:
             memory: list[dict[str, int]] = []
             device = CudaDevice()

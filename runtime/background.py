@@ -10,22 +10,22 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
 
 _PATIENCE = 0.1  # seconds between two looks at whether the other side is still there
+_END = object()
 
 
 class _Pipe(Generic[T]):
     """A bounded queue whose two ends notice when the other one stops."""
 
     def __init__(self, depth: int) -> None:
-        self._items: queue.Queue[T] = queue.Queue(depth)
+        self._items: queue.Queue[T | object] = queue.Queue(depth)
         self.closed = threading.Event()  # by the taker: nothing more is wanted
-        self.finished = threading.Event()  # by the giver: nothing more will come
 
-    def put(self, item: T) -> bool:
+    def put(self, item: T | object) -> bool:
         """Whether the item was taken in; False once the taker has closed."""
         while not self.closed.is_set():
             with suppress(queue.Full):
@@ -36,10 +36,12 @@ class _Pipe(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while True:
             try:
-                yield self._items.get(timeout=_PATIENCE)
+                item = self._items.get(timeout=_PATIENCE)
             except queue.Empty:
-                if self.finished.is_set() and self._items.empty():
-                    return
+                continue  # signals have had their turn
+            if item is _END:
+                return
+            yield cast(T, item)
 
 
 def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
@@ -55,7 +57,7 @@ def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
         except BaseException as error:  # whatever it is belongs to the thread that asked for the items
             failure.append(error)
         finally:
-            pipe.finished.set()
+            pipe.put(_END)
 
     thread = threading.Thread(target=work, name="v2v-ahead", daemon=True)
     thread.start()

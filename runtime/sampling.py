@@ -129,7 +129,7 @@ class DenoisingLoop:
         pace = _Pace(self.device, self._row, done)
         draws = [k for k, update in enumerate(self.updates) if update.x_noise]
         with closing(ahead(map(noise, draws), depth=2)) as drawn:
-            supply = _Supply(self._feed, self.noise, drawn, len(draws))
+            supply = _Supply(self._feed, self.noise, drawn)
             if self._one_window and known is None:
                 self._run_fused(contexts, supply, pace)
             else:
@@ -284,9 +284,9 @@ class DenoisingLoop:
 class _Supply:
     """Sends the noise of coming steps while the device works on earlier ones."""
 
-    def __init__(self, feed: Feed, out: Array, drawn: Iterator[npt.NDArray[np.float32]], number: int) -> None:
+    def __init__(self, feed: Feed, out: Array, drawn: Iterator[npt.NDArray[np.float32]]) -> None:
         self._feed, self._out, self._drawn = feed, out, drawn
-        self._left, self._waiting = number, 0
+        self._waiting = 0
         self.refill(1)
 
     def next(self) -> None:
@@ -296,9 +296,8 @@ class _Supply:
 
     def refill(self, least: int = 2) -> None:
         """Send until ``least`` of those left are on their way; best called when the device has work."""
-        while self._left and self._waiting < least:
-            self._feed.put(next(self._drawn))
-            self._left -= 1
+        while self._waiting < least and (noise := next(self._drawn, None)) is not None:
+            self._feed.put(noise)
             self._waiting += 1
 
 

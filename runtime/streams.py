@@ -54,16 +54,10 @@ def packets(
     give it out, and may stumble over it when it marks the end, which it has told of all ``streams`` by then; if so,
     ``appeared`` is called.
     """
-    demuxed = container.demux(streams)
-    while True:
-        try:
-            packet = next(demuxed)
-        except StopIteration:
-            return
-        except IndexError:
-            appeared()
-            return
-        yield packet
+    try:
+        yield from container.demux(streams)
+    except IndexError:
+        appeared()
 
 
 def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:

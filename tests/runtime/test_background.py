@@ -23,6 +23,13 @@ def test_everything_comes_out_in_order(count):
     assert list(ahead(range(count), 3)) == list(range(count))
 
 
+def test_the_end_comes_at_once():
+    began = time.monotonic()
+    for _ in range(20):
+        assert list(ahead([1], 3)) == [1]
+    assert time.monotonic() - began < 1
+
+
 def test_it_reads_ahead_but_not_further_than_its_depth():
     taken = []
     items = ahead((taken.append(i) or i for i in range(100)), 4)
