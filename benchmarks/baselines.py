@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from v2v.benchmarks.results import Work
+from v2v.core.components import Component, ComponentName, Precision, Window, components
+from v2v.core.configs import ModelConfig
 from v2v.engine.backend import BuildOptions, EngineError
-from v2v.engine.components import Component, ComponentName, Precision, Window, components
 from v2v.engine.manifest import (
     BackendRecord,
     ComponentRecord,
@@ -35,7 +36,6 @@ from v2v.engine.manifest import (
     v2v_version,
 )
 from v2v.engine.store import TOKENIZER, EngineSet, packaged_tokenizer
-from v2v.export.models.configs import ModelConfig
 from v2v.export.weights import Network, Weights, load_weights, make_network
 
 Baseline = Literal["eager", "compile"]

@@ -22,17 +22,9 @@ from v2v.benchmarks.compare import Change, Comparison, compare
 from v2v.benchmarks.report import PAGE, check_output, size_text, spread_text, time_text, write
 from v2v.benchmarks.results import Axis, Kind, Results
 from v2v.benchmarks.session import Plan, run_session
-from v2v.engine.backend import BACKENDS, BuildOptions
-from v2v.engine.build import (
-    build_engine_set,
-    default_backend,
-    default_device,
-    default_precision,
-    default_weights,
-    window_for,
-)
-from v2v.engine.components import Window
-from v2v.engine.console import (
+from v2v.core.components import Window
+from v2v.core.configs import MODELS, ModelConfig
+from v2v.core.console import (
     BuildDisplay,
     UsageError,
     messages,
@@ -42,8 +34,16 @@ from v2v.engine.console import (
     run_app,
     warn,
 )
+from v2v.engine.backend import BACKENDS, BuildOptions
+from v2v.engine.build import (
+    build_engine_set,
+    default_backend,
+    default_device,
+    default_precision,
+    default_weights,
+    window_for,
+)
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, find
-from v2v.export.models.configs import MODELS, ModelConfig
 
 app = new_app()
 results_console = rich.console.Console(highlight=False, soft_wrap=True)

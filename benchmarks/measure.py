@@ -38,12 +38,12 @@ from v2v.benchmarks.trace import (
     drawable,
     traced,
 )
-from v2v.engine.components import Window
+from v2v.core.components import Window
+from v2v.core.configs import ModelConfig
 from v2v.engine.manifest import Manifest
 from v2v.engine.store import EngineSet
-from v2v.export.models.configs import ModelConfig
-from v2v.runtime.pipeline import Progress, Settings, VideoToVideo, open_device
-from v2v.runtime.video import VideoReader, VideoWriter
+from v2v.runtime.diffusion.pipeline import Progress, Settings, VideoToVideo, open_device
+from v2v.runtime.media.reader import VideoReader, VideoWriter
 
 Tell = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, 0..1."""

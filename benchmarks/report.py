@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from v2v.benchmarks.results import Figure, Measured, Results, ResultsError, Stage
-from v2v.engine.abort import removed_on_abort
+from v2v.core.abort import removed_on_abort
 
 PAGE, SUMMARY, DATA = "report.html", "summary.md", "results.json"
 _FILES = {PAGE, SUMMARY, DATA}

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from v2v.core.components import Precision
 from v2v.engine.backend import V2VError
-from v2v.engine.components import Precision
 
 FORMAT = 1
 

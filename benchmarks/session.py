@@ -13,12 +13,12 @@ from v2v.benchmarks.isolate import in_fresh_process
 from v2v.benchmarks.machine import ceilings, machine
 from v2v.benchmarks.measure import Job, OpenBaseline, OpenEngineSet, Opener, Tell, measure
 from v2v.benchmarks.results import Axis, Ceilings, Failed, Kind, Measured, Results, Work
-from v2v.engine.abort import removed_on_abort
+from v2v.core.abort import removed_on_abort
+from v2v.core.components import Precision, Window
+from v2v.core.configs import ModelConfig
 from v2v.engine.backend import V2VError
-from v2v.engine.components import Precision, Window
 from v2v.engine.manifest import v2v_version
 from v2v.engine.store import EngineSet
-from v2v.export.models.configs import ModelConfig
 
 _BACKENDS = {"tensorrt": "TensorRT", "inductor": "Inductor", "onnxruntime": "ONNX Runtime"}
 _BASELINES: dict[Kind, str] = {"eager": "PyTorch eager", "compile": "torch.compile"}

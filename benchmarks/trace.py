@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 from v2v.benchmarks.results import Figure, Span, Stage
+from v2v.core.components import ComponentName
+from v2v.device import Device
 from v2v.engine.backend import Engine, Prompted, SharingEngine
-from v2v.engine.components import ComponentName
 from v2v.engine.store import EngineSet
-from v2v.runtime.device import Device
-from v2v.runtime.pipeline import Progress
+from v2v.runtime.diffusion.pipeline import Progress
 
 ENGINE_STAGES: Mapping[ComponentName, str] = {
     "text_encoder": "text encoder",

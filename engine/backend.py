@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from v2v.engine.components import Component, Precision
-from v2v.export.models.configs import ModelConfig
+from v2v.core.components import Component, Precision
+from v2v.core.configs import ModelConfig
 
 Progress = Callable[[str, float], None]
 """Called with a phase's name and the share of it that is done, 0..1."""
@@ -184,9 +184,9 @@ class EngineError(V2VError):
 
 # name -> module:class. The order is the order of preference when the user names none.
 BACKENDS = {
-    "tensorrt": "v2v.engine.tensorrt:TensorRTBackend",
-    "inductor": "v2v.engine.inductor:InductorBackend",
-    "onnxruntime": "v2v.engine.onnxruntime:OnnxRuntimeBackend",
+    "tensorrt": "v2v.engine.tensorrt.backend:TensorRTBackend",
+    "inductor": "v2v.engine.inductor.backend:InductorBackend",
+    "onnxruntime": "v2v.engine.onnxruntime.backend:OnnxRuntimeBackend",
 }
 
 _EXTRAS = {"tensorrt": "tensorrt", "inductor": "inductor"}

@@ -12,7 +12,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from v2v.engine import prebuilt
+from v2v.core.components import (
+    Component,
+    ComponentName,
+    Precision,
+    Window,
+    components,
+    is_unet,
+)
+from v2v.core.configs import ModelConfig
 from v2v.engine.backend import (
     BACKENDS,
     Backend,
@@ -23,14 +31,6 @@ from v2v.engine.backend import (
     Progress,
     backend,
     cuda_devices,
-)
-from v2v.engine.components import (
-    Component,
-    ComponentName,
-    Precision,
-    Window,
-    components,
-    is_unet,
 )
 from v2v.engine.manifest import (
     BackendRecord,
@@ -52,7 +52,7 @@ from v2v.engine.store import (
     replaceable,
     stored_file,
 )
-from v2v.export.models.configs import ModelConfig
+from v2v.export import packaged as prebuilt
 
 BuildProgress = Callable[[str, str, float], None]
 """Called with a component's name (or "weights"), its phase, and the share of that phase done, 0..1."""
@@ -323,7 +323,7 @@ def _build_component(
         name, recipe.model, weights, recipe.window, recipe.options.precision, graphs, report
     )
     if recipe.options.frames is not None and is_unet(name) and made.name == "tensorrt":
-        from v2v.export.frames import open_frame_axis
+        from v2v.export.frame_axis import open_frame_axis
 
         report("tracing", 0.0)
         open_frame_axis(graph.path, name, recipe.model, recipe.window, recipe.options.precision)

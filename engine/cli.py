@@ -12,6 +12,9 @@ import rich.console
 import rich.table
 import typer
 
+from v2v.core.components import Precision
+from v2v.core.configs import MODELS
+from v2v.core.console import BuildDisplay, UsageError, messages, new_app, one_of, parse_size, run_app, warn
 from v2v.engine.backend import BACKENDS, BuildOptions, EngineError
 from v2v.engine.build import (
     build_engine_set,
@@ -21,11 +24,8 @@ from v2v.engine.build import (
     default_weights,
     window_for,
 )
-from v2v.engine.components import Precision
-from v2v.engine.console import BuildDisplay, UsageError, messages, new_app, one_of, parse_size, run_app, warn
 from v2v.engine.store import EngineSet, engines_root, list_sets
 from v2v.engine.verify import Verified, verify_engine_set
-from v2v.export.models.configs import MODELS
 
 app = new_app()
 results = rich.console.Console(highlight=False, soft_wrap=True)

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from v2v.core.components import ComponentName, Tensor, Window, component_names
+from v2v.core.configs import ModelConfig
 from v2v.engine.backend import BuildOptions, EngineError
-from v2v.engine.components import ComponentName, Tensor, Window, component_names
-from v2v.export.models.configs import ModelConfig
 
 FORMAT = 1
 """Rises when an older v2v could no longer read a manifest correctly."""

@@ -28,11 +28,11 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from v2v.engine.abort import removed_on_abort
+from v2v.core.abort import removed_on_abort
+from v2v.core.components import Component, ComponentName, Precision, Window, components
+from v2v.core.configs import MODELS
 from v2v.engine.backend import BACKENDS, Compatibility, Engine, EngineError, V2VError, backend
-from v2v.engine.components import Component, ComponentName, Precision, Window, components
 from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
-from v2v.export.models.configs import MODELS
 
 TOKENIZER = "tokenizer.json"
 OURS = ".v2v-build"  # an empty file that marks a folder as made by a build, so that a build may remove it

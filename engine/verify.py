@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from v2v.core.components import Component, ComponentName, Precision, is_unet
 from v2v.engine.backend import FP8_TOLERANCE, Engine, EngineError, backend
 from v2v.engine.build import BuildProgress, Exporter
-from v2v.engine.components import Component, ComponentName, Precision, is_unet
 from v2v.engine.store import EngineSet
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -35,9 +35,9 @@ from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from v2v.core.components import Component, ComponentName, Precision, Window, component
+from v2v.core.configs import ModelConfig
 from v2v.engine.backend import BuildError, Progress
-from v2v.engine.components import Component, ComponentName, Precision, Window, component
-from v2v.export.models.configs import ModelConfig
 from v2v.export.weights import Network, Weights, make_network
 
 OPSET = 23
@@ -93,7 +93,7 @@ def export_component(
     folder: Path,
     progress: Progress | None = None,
 ) -> Graph:
-    """Write ``folder/<name>.onnx`` with the inputs and outputs that :mod:`v2v.engine.components` describes.
+    """Write ``folder/<name>.onnx`` with the inputs and outputs that :mod:`v2v.core.components` describes.
 
     ONNX Runtime runs the graph on a CPU on random input and is compared with PyTorch in FP32. Where the window
     makes that too slow (see :data:`CHECK_FLOPS`), the comparison runs on a graph of a small window that shares the

@@ -33,9 +33,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from v2v.core.configs import ModelConfig
 from v2v.engine.backend import Progress, V2VError
 from v2v.export.models.autoencoder import Autoencoder
-from v2v.export.models.configs import ModelConfig
 from v2v.export.models.text_encoder import POOLING_HEAD, TextEncoder
 from v2v.export.models.unet import UNet
 

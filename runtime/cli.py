@@ -17,6 +17,17 @@ import rich.console
 import rich.progress
 import typer
 
+from v2v.core.configs import MODELS
+from v2v.core.console import (
+    BuildDisplay,
+    UsageError,
+    messages,
+    new_app,
+    one_of,
+    parse_size,
+    run_app,
+    warn,
+)
 from v2v.engine.backend import BACKENDS, BuildOptions
 from v2v.engine.build import (
     build_engine_set,
@@ -27,26 +38,9 @@ from v2v.engine.build import (
     window_for,
 )
 from v2v.engine.cli import seconds_text
-from v2v.engine.console import (
-    BuildDisplay,
-    UsageError,
-    messages,
-    new_app,
-    one_of,
-    parse_size,
-    run_app,
-    warn,
-)
 from v2v.engine.manifest import v2v_version
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
-from v2v.export.models.configs import MODELS
-from v2v.runtime import batch
-from v2v.runtime.compare import check_page, write_page
-from v2v.runtime.encoding import CODECS, Encoding
-from v2v.runtime.film import Target, enhance_film
-from v2v.runtime.folders import check_folder
-from v2v.runtime.journal import settle
-from v2v.runtime.pipeline import (
+from v2v.runtime.diffusion.pipeline import (
     Memory,
     Plan,
     Progress,
@@ -56,11 +50,17 @@ from v2v.runtime.pipeline import (
     check_reuse,
     plan,
 )
-from v2v.runtime.pipes import PIPE, input_path, output_path
-from v2v.runtime.ranges import NOT_GIVEN, TimeRange, is_time, parse_time
-from v2v.runtime.solvers import SOLVERS
-from v2v.runtime.video import VideoReader, check_output, encoding_for
-from v2v.runtime.workers import Alone, Team, local_pool
+from v2v.runtime.diffusion.solvers import SOLVERS
+from v2v.runtime.films import batch
+from v2v.runtime.films.compare_page import check_page, write_page
+from v2v.runtime.films.film import Target, enhance_film
+from v2v.runtime.films.journal import settle
+from v2v.runtime.films.pool import Alone, Team, local_pool
+from v2v.runtime.media.encoding import CODECS, Encoding
+from v2v.runtime.media.image_sequence import check_folder
+from v2v.runtime.media.reader import VideoReader, check_output, encoding_for
+from v2v.runtime.media.stdio import PIPE, input_path, output_path
+from v2v.runtime.media.time_range import NOT_GIVEN, TimeRange, is_time, parse_time
 
 app = new_app()
 results = rich.console.Console(highlight=False, soft_wrap=True)
@@ -356,7 +356,7 @@ def hire(
     """
     device = device or engine_set.manifest.recipe.options.device
     if ray is not None:
-        from v2v.runtime.cluster import cluster_pool  # Ray is an extra
+        from v2v.runtime.films.ray_cluster import cluster_pool  # Ray is an extra
 
         return opened.enter_context(cluster_pool(ray, engine_set, workers, device, memory))
     if workers is not None and workers > 1:

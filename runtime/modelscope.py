@@ -15,13 +15,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from v2v.core.configs import MODELS
+from v2v.core.console import UsageError
 from v2v.engine.backend import EngineError
-from v2v.engine.console import UsageError
 from v2v.engine.manifest import MANIFEST
 from v2v.engine.store import EngineSet, Wanted, find
-from v2v.export.models.configs import MODELS
-from v2v.runtime.pipeline import PARITY_FRAMES, Settings, VideoToVideo
-from v2v.runtime.video import VideoReader, VideoWriter
+from v2v.runtime.diffusion.pipeline import PARITY_FRAMES, Settings, VideoToVideo
+from v2v.runtime.media.reader import VideoReader, VideoWriter
 
 TASK = "video-to-video"
 OUTPUT = "output_video"  # ModelScope's key of the result

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from training.evaluate import CASES, middle, read
 from training.metrics import psnr, sharpness
-from v2v.runtime.pipeline import VideoToVideo
+from v2v.runtime.diffusion.pipeline import VideoToVideo
 
 FRAMES = 8
 WIDTH, HEIGHT = 320, 176

@@ -1,7 +1,7 @@
 """Put trained weights into the package: ``python -m training.ship WEIGHTS.safetensors``.
 
 Besides the weights, the package gets the small model's four graphs at its usual window, so that running it needs
-neither PyTorch nor ONNX (see :mod:`v2v.engine.prebuilt`). Needs the ``export`` extra.
+neither PyTorch nor ONNX (see :mod:`v2v.export.packaged`). Needs the ``export`` extra.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 import onnx
 
+from v2v.core.components import COMPONENTS
+from v2v.core.configs import MODELS
 from v2v.engine.build import window_for
-from v2v.engine.components import COMPONENTS
-from v2v.engine.prebuilt import FOLDER, INDEX
 from v2v.export.graphs import export_component
-from v2v.export.models.configs import MODELS
+from v2v.export.packaged import FOLDER, INDEX
 from v2v.export.weights import load_weights
 
 

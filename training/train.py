@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from training.clips import DEFECT_WORDS, FRAMES, HEIGHT, QUALITY_WORDS, WIDTH, ClipStream
 from training.losses import Discriminator, divergence, feature_distance, gradient_loss, hinge
+from v2v.core.configs import MODELS, ModelConfig
 from v2v.export.models.autoencoder import Autoencoder, ResnetBlock
-from v2v.export.models.configs import MODELS, ModelConfig
 from v2v.export.models.text_encoder import TextEncoder
 from v2v.export.models.unet import (
     ResBlock,
@@ -38,8 +38,8 @@ from v2v.export.models.unet import (
     TemporalTransformer,
     UNet,
 )
-from v2v.runtime.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, START, clean
-from v2v.runtime.schedule import Schedule
+from v2v.runtime.diffusion.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, START, clean
+from v2v.runtime.diffusion.schedule import Schedule
 
 SEED = 20240
 CROP = (136, 128)  # pixels; the UNet takes heights of 8 modulo 16 and widths of 0 modulo 16

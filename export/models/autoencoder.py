@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2v.export.models.configs import AutoencoderConfig
+from v2v.core.configs import AutoencoderConfig
 from v2v.export.models.layers import group_norm
 
 EPS = 1e-6  # of every norm

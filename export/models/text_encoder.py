@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2v.export.models.configs import TextEncoderConfig
+from v2v.core.configs import TextEncoderConfig
 from v2v.export.models.layers import LayerNorm, attention
 
 

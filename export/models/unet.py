@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2v.export.models.configs import UNetConfig
+from v2v.core.configs import UNetConfig
 from v2v.export.models.layers import LayerNorm, attention, group_norm
 
 RES_EPS = 1e-5  # group norms of residual blocks, temporal convolutions and the output

@@ -8,10 +8,10 @@ import pytest
 from v2v.benchmarks.machine import ceilings, machine
 from v2v.benchmarks.measure import Job, OpenBaseline, measure
 from v2v.benchmarks.trace import CudaClock
+from v2v.core.configs import MODELS
 from v2v.engine.backend import V2VError, cuda_devices
 from v2v.engine.build import window_for
-from v2v.export.models.configs import MODELS
-from v2v.runtime.pipeline import open_device
+from v2v.runtime.diffusion.pipeline import open_device
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,11 +15,11 @@ import pytest
 pytest.importorskip("torch")
 
 from v2v.benchmarks.results import Results
+from v2v.core.components import Window
+from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.engine.backend import BuildOptions
 from v2v.engine.build import build_engine_set
-from v2v.engine.components import Window
-from v2v.engine.inductor import InductorBackend
-from v2v.export.models.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from v2v.engine.inductor.backend import InductorBackend
 
 MODELS = {
     "cpu": ModelConfig(

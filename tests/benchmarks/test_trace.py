@@ -18,10 +18,10 @@ from v2v.benchmarks.trace import (
     drawable,
     traced,
 )
+from v2v.core.components import COMPONENTS
+from v2v.device.cpu import CpuDevice
 from v2v.engine.backend import run_prompts
-from v2v.engine.components import COMPONENTS
-from v2v.runtime.device.cpu import CpuDevice
-from v2v.runtime.pipeline import Settings, VideoToVideo
+from v2v.runtime.diffusion.pipeline import Settings, VideoToVideo
 
 FRAMES = [np.full((80, 64, 3), 20 * k, np.uint8) for k in range(4)]
 

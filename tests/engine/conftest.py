@@ -6,7 +6,8 @@ import sys
 from types import ModuleType
 
 import pytest
-import tensorrt_stub
+
+from tests.engine.tensorrt import stub as tensorrt_stub
 
 
 @pytest.fixture(scope="session")

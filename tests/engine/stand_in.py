@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from v2v.core.components import Component, ComponentName, Window, components
+from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.engine.backend import BACKENDS, BuildOptions, Compatibility
 from v2v.engine.build import Built, Exporter, build_engine_set
-from v2v.engine.components import Component, ComponentName, Window, components
-from v2v.export.models.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 
 MODEL = ModelConfig(
     "stand-in",

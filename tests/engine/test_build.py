@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stand_in import BYTES, CopyBackend, build, install
 
+from tests.engine.stand_in import BYTES, CopyBackend, build, install
+from v2v.core.components import COMPONENTS, component_names
+from v2v.core.configs import MODELS
 from v2v.engine import build as module
-from v2v.engine import prebuilt
 from v2v.engine.backend import BACKENDS, BuildError, BuildOptions, EngineError
 from v2v.engine.build import (
     Exporter,
@@ -20,9 +21,8 @@ from v2v.engine.build import (
     default_weights,
     window_for,
 )
-from v2v.engine.components import COMPONENTS, component_names
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, find
-from v2v.export.models.configs import MODELS
+from v2v.export import packaged as prebuilt
 
 
 def test_without_a_gpu_it_is_onnxruntime_in_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stand_in import MODEL, ONNX, CopyBackend, build, install
 
+from tests.engine.stand_in import MODEL, ONNX, CopyBackend, build, install
+from v2v.core.components import COMPONENTS
+from v2v.core.configs import MODELS
+from v2v.core.console import run_app
 from v2v.engine import cli
 from v2v.engine.backend import BuildError, V2VError
 from v2v.engine.build import Exporter
-from v2v.engine.components import COMPONENTS
-from v2v.engine.console import run_app
 from v2v.engine.store import EngineSet, engines_root, list_sets
-from v2v.export.models.configs import MODELS
 
 Run = Callable[..., "Result"]
 
@@ -35,7 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     """Run the command in this process, with the stand-in model in place of PyTorch's."""
     monkeypatch.setitem(MODELS, "stand-in", MODEL)
     monkeypatch.setattr(Exporter, "default", classmethod(lambda cls: ONNX))
-    monkeypatch.setattr("v2v.engine.console.watch", lambda: None)
+    monkeypatch.setattr("v2v.core.console.watch", lambda: None)
     for console in (cli.results, cli.messages):
         monkeypatch.setattr(console, "width", 200)
 
@@ -141,7 +141,7 @@ def test_verify_runs_every_component(run: Run) -> None:
 
 
 def test_verify_compares_other_backends_with_onnxruntime(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from v2v.engine.onnxruntime import OnnxRuntimeBackend
+    from v2v.engine.onnxruntime.backend import OnnxRuntimeBackend
 
     backend = CopyBackend()
     monkeypatch.setattr(backend, "load", OnnxRuntimeBackend().load, raising=False)
@@ -155,7 +155,7 @@ def test_verify_compares_other_backends_with_onnxruntime(run: Run, monkeypatch: 
 def test_verify_refuses_an_engine_that_computes_something_else(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from v2v.engine.onnxruntime import OnnxRuntimeEngine
+    from v2v.engine.onnxruntime.backend import OnnxRuntimeEngine
 
     class Wrong(OnnxRuntimeEngine):
         def run(self, inputs, outputs, stream=0):  # type: ignore[no-untyped-def]
@@ -235,7 +235,7 @@ def test_listing_needs_neither_torch_nor_onnx() -> None:
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from v2v.engine.console import new_app
+    from v2v.core.console import new_app
 
     app = new_app()
 
@@ -243,7 +243,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("v2v.engine.console.watch", lambda: None)
+    monkeypatch.setattr("v2v.core.console.watch", lambda: None)
     monkeypatch.setattr(sys, "argv", ["broken"])
     with pytest.raises(ZeroDivisionError):
         run_app(app)

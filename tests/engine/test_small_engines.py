@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from v2v.engine.components import COMPONENTS, ComponentName
+from v2v.core.components import COMPONENTS, ComponentName
 from v2v.engine.store import EngineSet
 from v2v.engine.verify import random_inputs, relative_error, run_once, verify_engine_set
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from stand_in import MODEL, WINDOW, CopyBackend, build, install
 
+from tests.engine.stand_in import MODEL, WINDOW, CopyBackend, build, install
+from v2v.core.components import COMPONENTS, Window, components
 from v2v.engine.backend import BuildError, BuildOptions, EngineError
-from v2v.engine.components import COMPONENTS, Window, components
 from v2v.engine.manifest import FORMAT, MANIFEST, Manifest
 from v2v.engine.store import (
     EngineSet,
@@ -27,7 +27,7 @@ from v2v.engine.store import (
     timing_cache_folder,
 )
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_a_component_with_other_tensors_is_named(built: EngineSet) -> None:
 def test_a_changed_model_of_the_package_is_named(built: EngineSet, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from v2v.export.models.configs import MODELS
+    from v2v.core.configs import MODELS
 
     monkeypatch.setitem(MODELS, "stand-in", replace(MODEL, latent_scale=0.5))
     assert "model stand-in has changed" in built.suits(Wanted(model="stand-in")).reason
@@ -368,7 +368,7 @@ def test_the_timing_cache_lies_beside_the_sets_and_is_none(built: EngineSet) -> 
 BUILDER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from stand_in import CopyBackend, build, install
+from tests.engine.stand_in import CopyBackend, build, install
 backend = install(CopyBackend(pause=float(sys.argv[2])))
 print("ready", flush=True)
 while True:
@@ -380,7 +380,7 @@ while True:
 
 
 def start_builder(pause: float, times: str) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", BUILDER, str(HERE), str(pause), times]
+    arguments = [sys.executable, "-c", BUILDER, str(ROOT), str(pause), times]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from v2v.export.models.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from v2v.core.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

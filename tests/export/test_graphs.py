@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.export import golden
-from v2v.engine.backend import BuildError
-from v2v.engine.components import (
+from v2v.core.components import (
     COMPONENTS,
     ComponentName,
     Precision,
@@ -25,9 +24,10 @@ from v2v.engine.components import (
     component_names,
     components,
 )
+from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from v2v.engine.backend import BuildError
 from v2v.export import graphs
 from v2v.export.graphs import export_component, sample_inputs
-from v2v.export.models.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.export.weights import Network, Weights, load_weights, save_safetensors
 
 TINY = ModelConfig(

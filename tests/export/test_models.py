@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.export import golden
+from v2v.core.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from v2v.export.models.autoencoder import Autoencoder
-from v2v.export.models.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from v2v.export.models.layers import GroupNorm
 from v2v.export.models.text_encoder import TextEncoder
 from v2v.export.models.unet import SpatialTransformer, UNet

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-import v2v.engine.console
+import v2v.core.console
 import v2v.runtime.cli as cli
 from tests.engine import stand_in
-from v2v.engine.components import Window
+from v2v.core.components import Window
 
 SAMPLE = Path(__file__).parents[2] / "assets" / "sample.mp4"
 WINDOW = Window(8, 80, 128)
@@ -48,7 +48,7 @@ def build_engines(folder: Path, window: Window = WINDOW) -> Path:
 @contextmanager
 def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Lend a function that runs the command with its arguments."""
-    monkeypatch.setattr(v2v.engine.console, "watch", lambda: None)
+    monkeypatch.setattr(v2v.core.console, "watch", lambda: None)
     for console in (cli.results, cli.messages):
         monkeypatch.setattr(console, "width", 300)
 

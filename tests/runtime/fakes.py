@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 
 import v2v.engine
-from v2v.engine.components import Window, components
-from v2v.export.models.configs import (
+from v2v.core.components import Window, components
+from v2v.core.configs import (
     AutoencoderConfig,
     Defaults,
     ModelConfig,

@@ -16,12 +16,12 @@ import pytest
 
 import v2v.runtime.cli as cli
 from tests.engine import stand_in
+from tests.runtime.clips import color_tags, make_video, packets, pixels_of, psnr, times
 from tests.runtime.command import SAMPLE, WINDOW, Run, build_engines, start
-from tests.runtime.media import color_tags, make_video, packets, pixels_of, psnr, times
+from v2v.core.components import Window
+from v2v.core.configs import MODELS, Defaults, ModelConfig
 from v2v.engine.build import Exporter
-from v2v.engine.components import Window
 from v2v.engine.store import EngineSet, list_sets
-from v2v.export.models.configs import MODELS, Defaults, ModelConfig
 
 SIZE = ("--size", "160x90", "--steps", "2")
 

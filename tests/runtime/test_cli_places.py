@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
+from tests.runtime.clips import make_video, packets, picture, pixels_of, psnr, times
 from tests.runtime.command import SAMPLE, Run, start
-from tests.runtime.media import make_video, packets, picture, pixels_of, psnr, times
 
 FAST = ("--scale", 1, "--steps", 1, "--strength", 0.001)
 

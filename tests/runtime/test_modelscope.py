@@ -9,10 +9,10 @@ from pathlib import Path
 import av
 import pytest
 
+from tests.runtime.clips import make_video, times
 from tests.runtime.command import SAMPLE
-from tests.runtime.media import make_video, times
+from v2v.core.configs import MODELS
 from v2v.engine.backend import V2VError
-from v2v.export.models.configs import MODELS
 from v2v.runtime.modelscope import pipeline
 
 

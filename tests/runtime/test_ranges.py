@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.runtime.clips import make_video, packets, picture, pixels_of, times
 from tests.runtime.command import Run, start
-from tests.runtime.media import make_video, packets, picture, pixels_of, times
-from v2v.engine.console import UsageError
-from v2v.runtime.ranges import TimeRange, clock, parse_time
-from v2v.runtime.streams import MediaWarning
-from v2v.runtime.video import MediaError, VideoReader, VideoWriter, _Clock
+from v2v.core.console import UsageError
+from v2v.runtime.media.reader import MediaError, VideoReader, VideoWriter, _Clock
+from v2v.runtime.media.streams import MediaWarning
+from v2v.runtime.media.time_range import TimeRange, clock, parse_time
 
 stamp = _Clock.stamp
 FAST = ("--scale", 1, "--steps", 1, "--strength", 0.001)
@@ -292,7 +292,7 @@ def test_a_shot_inside_a_range_is_enhanced_as_in_the_whole_film(
 def test_an_unfinished_range_is_not_taken_for_another(
     run: Run, stand_in_engines: Path, two_shots: Path
 ) -> None:
-    from v2v.runtime.journal import Journal
+    from v2v.runtime.films.journal import Journal
 
     output = two_shots.with_name("out.mkv")
     with Journal(output, {"--start": "not given"}) as journal:

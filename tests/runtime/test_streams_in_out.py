@@ -9,11 +9,11 @@ from typing import Any
 import av
 import pytest
 
+from tests.runtime.clips import described, make_video
 from tests.runtime.command import Run
-from tests.runtime.media import described, make_video
-from tests.runtime.test_deinterlacing import make_interlaced
-from tests.runtime.test_hdr import BT2020, DISPLAY, MASTERED
-from v2v.runtime.hdr import PQ
+from tests.runtime.media.test_deinterlacing import make_interlaced
+from tests.runtime.media.test_hdr import BT2020, DISPLAY, MASTERED
+from v2v.runtime.media.hdr import PQ
 
 
 def with_tracks(film: Path, path: Path, folder: Path, *, subtitles: bool) -> Path:

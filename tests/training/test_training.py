@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from training import clips, hdr, losses, metrics, train
-from v2v.engine import prebuilt
-from v2v.export.models.configs import MODELS
+from v2v.core.configs import MODELS
+from v2v.export import packaged as prebuilt
 from v2v.export.weights import load_weights
-from v2v.runtime.prompt import NEGATIVE_PROMPT, POSITIVE_PROMPT, Tokenizer
-from v2v.runtime.schedule import Schedule
+from v2v.runtime.diffusion.prompt import NEGATIVE_PROMPT, POSITIVE_PROMPT, Tokenizer
+from v2v.runtime.diffusion.schedule import Schedule
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "engine/data/tokenizer.json.xz"

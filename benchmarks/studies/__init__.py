@@ -1,0 +1,1 @@
+"""Measurements made once, whose results the documents quote. Not in the wheel."""

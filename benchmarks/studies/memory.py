@@ -1,0 +1,279 @@
+"""Host memory over a long film: a generated clip goes from file to file through engines that do next to nothing.
+
+    python -m v2v.benchmarks.studies.memory --minutes 30 --size 256x144 -o memory-30-minutes
+
+What is left is what a run does on the host: reading, cutting into segments, resizing, keeping, encoding, joining.
+The curve goes into ``NAME.json`` and ``NAME.svg``. With real engines their weights and buffers come on top; they do not
+depend on the length either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+
+import v2v.engine
+from v2v.benchmarks.machine import machine
+from v2v.core.components import Component, Window, components
+from v2v.core.configs import MODELS
+from v2v.device.cpu import CpuDevice
+from v2v.runtime.diffusion.pipeline import Progress, Settings, VideoToVideo, plan
+from v2v.runtime.films.film import Target, enhance_film
+from v2v.runtime.films.pool import Alone
+from v2v.runtime.media.reader import VideoReader, encoding_for
+
+RATE = 25
+MEBIBYTE = 1 << 20
+_SHOT = 20  # seconds from cut to cut
+_SHOWN = 600  # samples that a result keeps
+_WARM = 0.1  # share of the run that is not counted as flat: buffers are made, the allocator finds its size
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Resident memory: ``samples`` of (seconds, frames finished, MiB); ``peak`` in MiB is the kernel's count."""
+
+    samples: list[tuple[float, int, float]]
+    peak: float
+    frames: int
+    seconds: float
+
+    @property
+    def growth(self) -> float:
+        """MiB per 1000 frames, by a straight line through all but the beginning."""
+        warm = [sample for sample in self.samples if sample[1] >= _WARM * self.frames]
+        done, used = (np.array([sample[place] for sample in warm], np.float64) for place in (1, 2))
+        return float(np.polyfit(done, used, 1)[0] * 1000) if len(warm) > 2 else 0.0
+
+
+class _Trivial:
+    """A component that costs as little as possible and keeps colours."""
+
+    def __init__(self, component: Component) -> None:
+        self.component = component
+
+    def run(self, inputs: dict[str, Any], outputs: dict[str, Any], stream: int = 0) -> None:
+        (out,) = outputs.values()
+        (given, *_) = inputs.values()
+        out[...] = 0
+        if self.component.name == "vae_encoder":
+            channels = out.shape[1] // 2
+            out[:, : min(3, channels)] = given[:, : min(3, channels), 4::8, 4::8]
+            out[:, channels:] = -30  # hardly any variance
+        elif self.component.name == "vae_decoder":
+            for row in range(8):
+                out[:, :, row::8] = given[:, :3].repeat(8, axis=3)
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+
+class _TrivialEngineSet:
+    """What the runtime uses of an engine set."""
+
+    def __init__(self, folder: Path, window: Window) -> None:
+        model = MODELS["small"]
+        packed = Path(v2v.engine.__file__).parent / "data" / "tokenizer.json.xz"
+        self.tokenizer_path = folder / "tokenizer.json"
+        self.tokenizer_path.write_bytes(lzma.decompress(packed.read_bytes()))
+        self.path, self.name = folder, "trivial"
+        recipe = SimpleNamespace(model=model, window=window, options=SimpleNamespace(device="cpu"))
+        self.manifest = SimpleNamespace(recipe=recipe, components=components(model, window, "fp32"))
+
+    def load(self, name: str, device: str) -> _Trivial:
+        return _Trivial(self.manifest.components[name])
+
+
+def make_clip(path: Path, seconds: float, size: tuple[int, int]) -> Path:
+    """A clip of (width, height) that moves, cuts every 20 seconds and hums."""
+    width, height = size
+    ramp = np.add.outer(np.arange(height), np.arange(width))
+    with av.open(str(path), "w") as output:
+        video: Any = output.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        sound: Any = output.add_stream("aac", rate=48000, layout="mono")
+        samples = 48000 // RATE
+        for number in range(round(seconds * RATE)):
+            shot = number // (RATE * _SHOT)
+            picture = np.empty((height * 3 // 2, width), np.uint8)
+            picture[:height] = (ramp * (1 + shot % 3) + 2 * number) % 160 + 40
+            picture[height:] = 96 + 40 * (shot % 2)
+            output.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
+            t = (np.arange(samples) + number * samples) / 48000
+            heard = av.AudioFrame.from_ndarray(
+                np.sin(2765 * t, dtype=np.float32)[None] * np.float32(0.1), "fltp", "mono"
+            )
+            heard.sample_rate, heard.pts, heard.time_base = 48000, number * samples, Fraction(1, 48000)
+            output.mux(sound.encode(heard))
+        for stream in (video, sound):
+            output.mux(stream.encode(None))
+    return path
+
+
+def enhance(source: Path, target: Path, frames: int, codec: str, tell: Callable[[Progress], None]) -> int:
+    """Run ``source`` through trivial engines with windows of its own size and ``frames`` frames."""
+    with VideoReader(source, find_cuts=True) as reader, tempfile.TemporaryDirectory() as folder:
+        rows, columns = max((reader.info.height - 16) // 64, 1), max(reader.info.width // 64, 1)
+        engines: Any = _TrivialEngineSet(Path(folder), Window(frames, rows * 64 + 16, columns * 64))
+        size = (reader.info.height, reader.info.width)
+        made = plan(Settings(steps=1, size=size), engines.manifest.recipe.model.defaults, size)
+        team = Alone(VideoToVideo(engines, CpuDevice()))
+        encoding = encoding_for(reader.info, codec=codec, preset="ultrafast" if codec == "h264" else None)
+        return enhance_film(team, reader, Target(target, encoding), made, tell)
+
+
+def watched(source: Path, target: Path, frames: int, codec: str, interval: float) -> Curve:
+    """:func:`enhance` in this process, looking at its memory every ``interval`` seconds."""
+    samples: list[tuple[float, int, float]] = []
+    began, done, ended = time.monotonic(), 0, threading.Event()
+
+    def tell(now: Progress) -> None:
+        nonlocal done
+        done = now.frames_done
+
+    def look() -> None:
+        while not ended.wait(interval):
+            samples.append((time.monotonic() - began, done, _resident()))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        count = enhance(source, target, frames, codec, tell)
+    finally:
+        ended.set()
+        thread.join()
+    samples.append((time.monotonic() - began, count, _resident()))
+    return Curve(samples, _status("VmHWM"), count, time.monotonic() - began)
+
+
+def measure(seconds: float, size: tuple[int, int], frames: int, codec: str, interval: float) -> Curve:
+    """Make a clip and enhance it in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = make_clip(Path(folder) / "clip.mp4", seconds, size)
+        target = Path(folder) / ("out.mkv" if codec == "ffv1" else "out.mp4")
+        command = [
+            sys.executable,
+            "-m",
+            __spec__.name,
+            "--of",
+            source,
+            target,
+            str(frames),
+            codec,
+            str(interval),
+        ]
+        told = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+    made = json.loads(told)
+    return Curve(**{**made, "samples": [tuple(sample) for sample in made["samples"]]})
+
+
+def _resident() -> float:
+    return _status("VmRSS")
+
+
+def _status(name: str) -> float:
+    """A line of the kernel's account of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / MEBIBYTE
+
+
+def plot(curve: Curve, title: str) -> str:
+    """The curve as an SVG picture: MiB over frames."""
+    width, height, left, bottom, top = 720, 300, 60, 40, 34
+    highest = max(curve.peak, 1) * 1.15
+    step = max(100 * round(highest / 500), 50 if highest > 100 else 10)
+
+    def x(frames: float) -> float:
+        return left + (width - left - 16) * frames / max(curve.frames, 1)
+
+    def y(used: float) -> float:
+        return height - bottom - (height - bottom - top) * used / highest
+
+    line = " ".join(f"{x(done):.1f},{y(used):.1f}" for _, done, used in curve.samples)
+    levels = [
+        f'<line x1="{left}" x2="{width - 16}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#ddd"/>'
+        f'<text x="{left - 6}" y="{y(level) + 4:.1f}" text-anchor="end">{level}</text>'
+        for level in range(0, int(highest), step)
+    ]
+    minutes = curve.frames / RATE / 60
+    marks = [
+        f'<text x="{x(curve.frames * part / 6):.1f}" y="{height - bottom + 18}" text-anchor="middle">'
+        f"{minutes * part / 6:g}</text>"
+        for part in range(7)
+    ]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+            f'font-size="12" fill="#333"><rect width="{width}" height="{height}" fill="#fff"/>',
+            f'<text x="{left}" y="20" font-size="14">{title}</text>',
+            *levels,
+            *marks,
+            f'<text x="{width - 16}" y="{height - 8}" text-anchor="end">minutes of film finished</text>',
+            f'<text x="8" y="{top - 8}">MiB</text>',
+            f'<polyline points="{line}" fill="none" stroke="#0b6" stroke-width="1.5"/></svg>',
+            "",
+        ]
+    )
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure and write the curve."""
+    parser = argparse.ArgumentParser(prog="python -m v2v.benchmarks.studies.memory", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--size", default="256x144", help="of the clip and of the output")
+    parser.add_argument("--frames", type=int, default=32, help="frames of a window")
+    parser.add_argument("--codec", default="h264")
+    parser.add_argument("--interval", type=float, default=0.25, help="seconds between two looks")
+    parser.add_argument("-o", "--output", type=Path, default=Path("memory"), help="name without ending")
+    parser.add_argument("--of", nargs=5, help=argparse.SUPPRESS)
+    asked = parser.parse_args(given)
+    if asked.of:
+        source, target, frames, codec, interval = asked.of
+        print(json.dumps(asdict(watched(Path(source), Path(target), int(frames), codec, float(interval)))))
+        return
+    width, height = map(int, asked.size.split("x"))
+    curve = measure(asked.minutes * 60, (width, height), asked.frames, asked.codec, asked.interval)
+    told = {
+        "what": "resident memory of a run with trivial engines on the CPU",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": asdict(machine()),
+        "minutes": asked.minutes,
+        "size": asked.size,
+        "window_frames": asked.frames,
+        "codec": asked.codec,
+        "frames": curve.frames,
+        "seconds": round(curve.seconds, 1),
+        "peak_mib": round(curve.peak, 1),
+        "growth_mib_per_1000_frames": round(curve.growth, 4),
+    }
+    every = max(len(curve.samples) // _SHOWN, 1)
+    shown = replace(curve, samples=curve.samples[::every])
+    told["samples"] = [[round(s, 1), done, round(used, 1)] for s, done, used in shown.samples]
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(told, indent=1).replace("\n   ", " ").replace("\n  ]", " ]")
+    asked.output.with_name(f"{asked.output.name}.json").write_text(text + "\n", encoding="utf-8")
+    title = f"Memory over {asked.minutes:g} minutes of {asked.size}: peak {curve.peak:.0f} MiB"
+    asked.output.with_name(f"{asked.output.name}.svg").write_text(plot(shown, title), encoding="utf-8")
+    print(
+        f"{curve.frames} frames in {curve.seconds:.0f} s, peak {curve.peak:.0f} MiB, "
+        f"{curve.growth:+.3f} MiB per 1000 frames"
+    )
+
+
+if __name__ == "__main__":
+    main()

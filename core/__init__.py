@@ -1,0 +1,1 @@
+"""What two packages or more share: models, components, errors, files, console."""

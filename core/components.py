@@ -1,0 +1,146 @@
+"""The one place that knows each component's inputs, outputs, types and shapes for a window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from v2v.core.configs import ModelConfig
+
+ComponentName = Literal["text_encoder", "vae_encoder", "unet", "unet_full", "unet_outer", "vae_decoder"]
+Precision = Literal["fp16", "fp32"]
+
+COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
+"""Of an ordinary engine set; see :func:`component_names` for the other kind."""
+
+# The UNet's downsampling convolutions pad rows by 2 and its upsampling drops the first and last row, so three
+# levels of it return to the same height only when the latent height is 2 modulo 8 (reference, UNet, last line).
+_LATENT_ROWS_REMAINDER = 2
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames x height x width, in pixels, that the UNet engine takes at once.
+
+    Raises:
+        ValueError: a side that the UNet cannot take; the message names the nearest sizes that it can.
+    """
+
+    frames: int
+    height: int
+    width: int
+    factor: int = 8  # pixels per latent position
+    levels: int = 3  # halvings inside the UNet
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ValueError(f"a window needs at least one frame, not {self.frames}")
+        for side, size, remainder in (
+            ("height", self.height, self.row_remainder),
+            ("width", self.width, 0),
+        ):
+            step = self.step
+            if size < step or size % step != remainder:
+                below = (size - remainder) // step * step + remainder
+                near = [s for s in (below, below + step) if s >= step]
+                raise ValueError(
+                    f"a window's {side} must be a multiple of {step} plus {remainder}, not {size}; "
+                    f"nearest: {' or '.join(map(str, near))}"
+                )
+
+    @property
+    def step(self) -> int:
+        """Pixels from one legal size to the next."""
+        return int(self.factor * 2**self.levels)
+
+    @property
+    def row_remainder(self) -> int:
+        """Pixels by which a legal height exceeds a multiple of :attr:`step`."""
+        return self.factor * _LATENT_ROWS_REMAINDER % self.step
+
+    @property
+    def latent_height(self) -> int:
+        """Rows of the latent."""
+        return self.height // self.factor
+
+    @property
+    def latent_width(self) -> int:
+        """Columns of the latent."""
+        return self.width // self.factor
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.frames}"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a component."""
+
+    name: str
+    dtype: str  # NumPy's name: float16, float32, int64
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Component:
+    """What a graph and the engine made from it take and return."""
+
+    name: ComponentName
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def component_names(reuse: bool) -> tuple[ComponentName, ...]:
+    """The components of an engine set, in the order in which they are built.
+
+    One that can ``reuse`` deep features (DeepCache, Ma et al. 2024, https://arxiv.org/abs/2312.00858) has
+    ``unet_full`` and ``unet_outer`` in the place of ``unet``.
+    """
+    return ("text_encoder", "vae_encoder", "unet_full", "unet_outer", "vae_decoder") if reuse else COMPONENTS
+
+
+def is_unet(name: ComponentName) -> bool:
+    """Whether a component is the UNet in one of its forms."""
+    return name.startswith("unet")
+
+
+def component(name: ComponentName, model: ModelConfig, window: Window, precision: Precision) -> Component:
+    """Describe one component of ``model`` for ``window``; see :func:`components`."""
+    return components(model, window, precision, reuse=name not in COMPONENTS)[name]
+
+
+def components(
+    model: ModelConfig, window: Window, precision: Precision, reuse: bool = False
+) -> dict[ComponentName, Component]:
+    """Describe the components of ``model`` for ``window``.
+
+    Every floating-point input and output has the engine set's precision. Guidance and latents are FP32 in the
+    runtime, which converts at the engines' borders.
+
+    - ``text_encoder``: ``ids [1, 77]`` -> ``context [1, 77, C]``
+    - ``vae_encoder``: ``image [1, 3, H, W]`` in -1..1 -> ``moments [1, 2Z, h, w]`` (mean, log variance)
+    - ``unet``: ``latents [1, Z, F, h, w]``, ``timestep [1]``, ``context`` -> ``velocity [1, Z, F, h, w]``
+    - ``unet_full``: the same, and ``features [1, F, h, w, C]``, what enters its last block
+    - ``unet_outer``: ``latents``, ``timestep``, ``context``, ``features`` -> ``velocity``; first and last block only
+    - ``vae_decoder``: ``latents [1, Z, h, w]`` (unscaled) -> ``image [1, 3, H, W]`` in about -1..1
+    """
+    real = "float16" if precision == "fp16" else "float32"
+    z, h, w = model.unet.latent_channels, window.latent_height, window.latent_width
+    tokens = model.text_encoder.context
+    context = Tensor("context", real, (1, tokens, model.text_encoder.width))
+    image = Tensor("image", real, (1, 3, window.height, window.width))
+    video_latents = (1, z, window.frames, h, w)
+    to_unet = (Tensor("latents", real, video_latents), Tensor("timestep", "int64", (1,)), context)
+    velocity = Tensor("velocity", real, video_latents)
+    width = model.unet.width * model.unet.multipliers[0]
+    features = Tensor("features", real, (1, window.frames, h, w, width))
+    described = (
+        Component("text_encoder", (Tensor("ids", "int64", (1, tokens)),), (context,)),
+        Component("vae_encoder", (image,), (Tensor("moments", real, (1, 2 * z, h, w)),)),
+        Component("unet", to_unet, (velocity,)),
+        Component("unet_full", to_unet, (velocity, features)),
+        Component("unet_outer", (*to_unet, features), (velocity,)),
+        Component("vae_decoder", (Tensor("latents", real, (1, z, h, w)),), (image,)),
+    )
+    wanted = component_names(reuse)
+    return {component.name: component for component in described if component.name in wanted}

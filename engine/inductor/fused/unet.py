@@ -1,0 +1,558 @@
+"""The UNet made of fused operations; takes its weights from :class:`v2v.export.models.unet.UNet`.
+
+One video at a time (B is 1), as the engines run it. What differs from the plain network is only where work happens:
+
+- A bias that ends in a norm is part of the norm's coefficients; the time embedding too.
+- The sums that end residual blocks and transformers also compute the moments for the next norm.
+- Skip connections are never concatenated: norms and the shortcut's matrix product take two parts.
+- Queries, keys and values come from one matrix product, and attention reads them where they lie.
+- ``proj_out`` is linear, so it is multiplied into the last layer of the feed-forward network before it.
+- Nearest-neighbour doubling followed by a 3x3 convolution is four 2x2 convolutions of the small map, with 4/9 of
+  the arithmetic.
+- Keys and values of the prompt for all blocks are one matrix product, and so are all time embeddings.
+- What comes before the first attention to the prompt is a part of its own, which the two evaluations of a guided step
+  share.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from v2v.core.components import ComponentName
+from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.export.models import unet as plain
+from v2v.export.models.layers import GroupNorm, LayerNorm
+
+
+class Map(NamedTuple):
+    """A feature map with the moments of its channels in each frame."""
+
+    x: Tensor  # [F, R, C]
+    moments: Tensor
+    height: int
+
+
+class Weights(nn.Module):
+    """Holds tensors as buffers, so that a compiled module keeps them as named constants.
+
+    Subclasses are made from the plain module of the same name.
+    """
+
+    def keep(self, name: str, value: Tensor | None) -> None:
+        """Register ``value`` under ``name``."""
+        assert value is not None
+        self.register_buffer(name, value.detach().clone())
+
+
+def like(reference: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the type of ``reference``; products of weights are computed in FP32 and rounded once."""
+    return value.to(reference.dtype)
+
+
+def positions_first(weight: Tensor) -> Tensor:
+    """A convolution's ``[O, I, k, k]`` as ``[O, k, k, I]``: how a GPU reads it beside channels-last maps."""
+    return weight.permute(0, 2, 3, 1).contiguous()
+
+
+class Linear(Weights):
+    """Matrix product without bias."""
+
+    weight: Tensor
+    takes: torch.dtype | None = None  # of its input, which the norm before it writes; None: as the map
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.keep("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[F * R, I] -> [F * R, O]``."""
+        return F.linear(x, self.weight)
+
+
+class Norm(Weights):
+    """Group norm with SiLU where asked, over frames or over the whole clip."""
+
+    weight: Tensor
+    bias: Tensor
+    writes: torch.dtype | None = None  # None: the type of the map
+
+    def __init__(self, norm: GroupNorm, *, whole: bool) -> None:
+        super().__init__()
+        self.keep("weight", norm.weight)
+        self.keep("bias", norm.bias)
+        self.groups, self.eps, self.silu, self.whole = norm.num_groups, norm.eps, norm.silu, whole
+
+    def forward(
+        self, xs: list[Tensor], moments: list[Tensor], shift: Tensor | None = None, *, padded_width: int = 0
+    ) -> Tensor:
+        """``xs [F, R, C']``, together C channels -> tokens ``[F * R, C]``; see ``scale_offset`` for padding."""
+        coefficients = ops.norm_coefficients(
+            moments,
+            xs[0].shape[1],
+            self.weight,
+            self.bias,
+            groups=self.groups,
+            eps=self.eps,
+            whole=self.whole,
+            shift=shift,
+        )
+        return ops.scale_offset(
+            xs, coefficients, silu=self.silu, dtype=self.writes, padded_width=padded_width
+        )
+
+
+class Convolution(Weights):
+    """Convolution; its bias is added where the caller says so, here or elsewhere."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.keep("weight", positions_first(conv.weight))
+        self.keep("bias", conv.bias)
+        self.stride, self.padding = conv.stride[0], (int(conv.padding[0]), int(conv.padding[1]))
+
+    def forward(self, x: Tensor, frames: int, height: int, bias: Tensor | None = None) -> tuple[Tensor, int]:
+        """``[F * R, I] -> [F, R', O]`` and the new height."""
+        return ops.convolution(
+            x, self.weight, frames, height, bias=bias, stride=self.stride, padding=self.padding
+        )
+
+
+class SpatialStage(nn.Module):
+    """Norm over frames, SiLU, 3x3 convolution without its bias."""
+
+    def __init__(self, norm: GroupNorm, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.norm = Norm(norm, whole=False)
+        self.convolution = Convolution(conv)
+
+    def forward(self, xs: list[Tensor], moments: list[Tensor], height: int, shift: Tensor | None) -> Tensor:
+        """``xs [F, R, I']``, together I channels -> ``[F, R, O]``; ``shift [I]``: what the input still lacks."""
+        y: Tensor = self.convolution(self.norm(xs, moments, shift), xs[0].shape[0], height)[0]
+        return y
+
+
+class TemporalConvolution(Weights):
+    """Convolution over three frames without its bias."""
+
+    weight: Tensor
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        weights: Any = conv.weight
+        self.keep("weight", weights.flatten(2).transpose(1, 2).flatten(1))  # [O, 3 * I]
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """``[F * R, I] -> [F, R, O]``."""
+        return ops.temporal_convolution(x, self.weight, frames)
+
+
+class TemporalStage(Weights):
+    """Norm over the clip, SiLU, convolution over three frames without its bias."""
+
+    bias: Tensor
+
+    def __init__(self, stage: Any) -> None:
+        super().__init__()
+        self.norm = Norm(stage[0], whole=True)
+        self.convolution = TemporalConvolution(stage[-1])
+        self.keep("bias", stage[-1].bias)
+
+    def forward(self, x: Tensor, moments: Tensor, shift: Tensor | None) -> Tensor:
+        """``shift [C]``: what the input still lacks."""
+        y: Tensor = self.convolution(self.norm([x], [moments], shift), x.shape[0])
+        return y
+
+
+class ResBlock(Weights):
+    """Two spatial convolutions, then four temporal ones, each group beside a shortcut."""
+
+    shortcut: Tensor
+    second_bias: Tensor
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.first = SpatialStage(block.in_layers[0], block.in_layers[2])
+        self.second = SpatialStage(block.out_layers[0], block.out_layers[3])
+        bias = block.out_layers[3].bias
+        self.has_shortcut = isinstance(block.skip_connection, nn.Conv2d)
+        if isinstance(block.skip_connection, nn.Conv2d):
+            self.keep("shortcut", block.skip_connection.weight.flatten(1))
+            assert block.skip_connection.bias is not None
+            bias = bias + block.skip_connection.bias
+        self.keep("second_bias", bias)
+        t = block.temopral_conv
+        self.stages = nn.ModuleList(TemporalStage(stage) for stage in (t.conv1, t.conv2, t.conv3, t.conv4))
+
+    def forward(self, parts: list[Map], shift: Tensor) -> Map:
+        """``shift [O]``: time embedding and bias of the first convolution."""
+        xs, height = [part.x for part in parts], parts[0].height
+        h = self.first(xs, [part.moments for part in parts], height, None)
+        h = self.second([h], [ops.moments(h)], height, shift)
+        others = [h]
+        if self.has_shortcut:
+            widths = [x.shape[-1] for x in xs]
+            linear = [F.linear(x, w) for x, w in zip(xs, torch.split(self.shortcut, widths, 1), strict=True)]
+            others += linear[1:]
+            xs = linear
+        x, moments = ops.add_moments(xs[0], others, self.second_bias)
+        h, found = x, moments
+        lacking: Tensor | None = None
+        for index, stage in enumerate(self.stages):
+            assert isinstance(stage, TemporalStage)
+            h = stage(h, found, lacking)
+            lacking = stage.bias
+            if index < len(self.stages) - 1:
+                found = ops.moments(h)
+        assert lacking is not None
+        x, moments = ops.add_moments(x, [h], lacking)
+        return Map(x, moments, height)
+
+
+class FeedForward(Weights):
+    """Sum, layer norm, gated feed-forward network and the projection after it; see ``operations.feed_forward``."""
+
+    norm: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    contract: Tensor
+
+    def __init__(self, norm: LayerNorm, network: Any, projection: Tensor) -> None:
+        """``projection [O, C]``: of the block's output."""
+        super().__init__()
+        self.keep("norm", torch.stack([norm.weight, norm.bias]))
+        self.keep("expand", network.net[0].proj.weight)
+        self.keep("expand_bias", network.net[0].proj.bias)
+        wide = projection.float()
+        self.keep("contract", like(projection, torch.cat([wide, wide @ network.net[2].weight.float()], 1)))
+
+    def forward(self, x: Tensor, delta: Tensor, bias: Tensor) -> list[Tensor]:
+        """Tokens ``[F * R, C]`` -> what is to be added up to ``[F * R, O]``."""
+        weights = self.norm[0], self.norm[1], self.expand, self.expand_bias, self.contract
+        return [ops.feed_forward(x, delta, bias, *weights)]
+
+
+class Transformer(Weights):
+    """Norm, projection, two attentions, feed-forward network, projection, shortcut; subclasses attend."""
+
+    proj_in_bias: Tensor
+    out1: Tensor
+    out1_bias: Tensor
+    out2: Tensor
+    out2_bias: Tensor
+    contract_bias: Tensor
+    norm1: Tensor
+    norm2: Tensor
+
+    def __init__(self, block: Any, second: Tensor, *, whole: bool) -> None:
+        """``second``: weights of what :meth:`second_attention` is given."""
+        super().__init__()
+        inner = block.transformer_blocks[0]
+        self.size: int = inner.attn1.head_size
+        self.norm = Norm(block.norm, whole=whole)
+        self.proj_in = Linear(block.proj_in.weight.flatten(1))
+        self.keep("proj_in_bias", block.proj_in.bias)
+        self.qkv = Linear(_stack(inner.attn1))
+        self.second = Linear(second)
+        self.keep("out1", inner.attn1.to_out[0].weight)
+        self.keep("out2", inner.attn2.to_out[0].weight)
+        self.keep("out2_bias", inner.attn2.to_out[0].bias)
+        # The tokens stay without the bias of proj_in until they are summed for the first time.
+        self.keep("out1_bias", inner.attn1.to_out[0].bias + block.proj_in.bias)
+        for index, norm in ((1, inner.norm1), (2, inner.norm2)):
+            assert isinstance(norm, LayerNorm)
+            self.keep(f"norm{index}", torch.stack([norm.weight, norm.bias]))
+        last, projection = inner.ff.net[2], block.proj_out.weight.flatten(1)
+        self.feed_forward = FeedForward(inner.norm3, inner.ff, projection)
+        bias = projection.float() @ last.bias.float() + block.proj_out.bias.float()
+        self.keep("contract_bias", like(projection, bias))
+
+    def transform(self, part: Map, context: Tensor | None) -> Map:
+        """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
+        return self.finish(part.x, *self.begin(part), context, part.height)
+
+    def begin(self, part: Map) -> tuple[Tensor, Tensor]:
+        """The block up to the second attention, which may be to the prompt: tokens, and their norm."""
+        tokens = self.proj_in(self.norm([part.x], [part.moments]))
+        normed = ops.layer_norm(tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=self.qkv.takes)
+        mixed = self.first_attention(self.qkv(normed), part.x.shape[0])
+        return ops.add_layer_norm(
+            tokens,
+            F.linear(mixed, self.out1),
+            self.out1_bias,
+            self.norm2[0],
+            self.norm2[1],
+            dtype=self.second.takes,
+        )
+
+    def finish(self, x: Tensor, tokens: Tensor, normed: Tensor, context: Tensor | None, height: int) -> Map:
+        """The rest of the block; ``x [F, R, C]`` is what it began with, the others what :meth:`begin` gave."""
+        mixed = F.linear(self.second_attention(self.second(normed), x.shape[0], context), self.out2)
+        projected = self.feed_forward(tokens, mixed, self.out2_bias)
+        return Map(*ops.add_moments(x, [y.view_as(x) for y in projected], self.contract_bias), height)
+
+    def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
+        """``qkv [F * R, 3C] -> [F * R, C]``."""
+        raise NotImplementedError
+
+    def second_attention(self, projected: Tensor, frames: int, context: Tensor | None) -> Tensor:
+        """Queries ``[F * R, C]``, or ``[F * R, 3C]`` with keys and values -> ``[F * R, C]``."""
+        raise NotImplementedError
+
+
+def _stack(attention: Any) -> Tensor:
+    return torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+
+
+class SpatialTransformer(Transformer):
+    """Attention within frames, attention to the prompt."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block, block.transformer_blocks[0].attn2.to_q.weight, whole=False)
+
+    def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
+        """Among the positions of a frame."""
+        return ops.spatial_attention(qkv, frames, self.size)
+
+    def second_attention(self, projected: Tensor, frames: int, context: Tensor | None) -> Tensor:
+        """To the prompt: ``context [tokens, 2C]``."""
+        assert context is not None
+        return ops.text_attention(projected, context, self.size)
+
+
+class TemporalTransformer(Transformer):
+    """Attention between frames, twice."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(block, _stack(block.transformer_blocks[0].attn2), whole=True)
+
+    def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
+        """Among the frames of a position."""
+        return ops.temporal_attention(qkv, frames, self.size)
+
+    def second_attention(self, projected: Tensor, frames: int, context: Tensor | None) -> Tensor:
+        """Among the frames of a position, again."""
+        return ops.temporal_attention(projected, frames, self.size)
+
+
+class Downsample(nn.Module):
+    """``height -> height / 2 + 1``, width halves."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv = Convolution(block.op)
+
+    def forward(self, part: Map) -> Map:
+        """Convolve every second position."""
+        y, height = self.conv(part.x.flatten(0, 1), part.x.shape[0], part.height, self.conv.bias)
+        return Map(y, ops.moments(y), height)
+
+
+class Upsample(Weights):
+    """``height -> 2 height - 2``, width doubles: repetition and convolution in one (see the module's docstring)."""
+
+    phases: Tensor
+    top: Tensor
+    bottom: Tensor
+    bias: Tensor
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        weight = block.conv.weight.detach()
+        wide = weight.float()
+
+        def pair(w: Tensor, axis: int) -> list[Tensor]:
+            """A 3-tap kernel on repeated entries as 2-tap kernels: for even positions, for odd ones."""
+            a, b, c = w.unbind(axis)
+            return [torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)]
+
+        def stack(kernels: list[Tensor]) -> Tensor:
+            return like(weight, positions_first(torch.cat(kernels)))
+
+        self.keep("phases", stack([w for rows in pair(wide, 2) for w in pair(rows, 3)]))
+        # Beside the rows that are dropped the convolution sees zeros instead of their repetition.
+        self.keep("top", stack(pair(wide[:, :, 1:], 3)))
+        self.keep("bottom", stack(pair(wide[:, :, :2], 3)))
+        self.keep("bias", block.conv.bias)
+
+    def forward(self, part: Map) -> Map:
+        """Double."""
+        x, height = part.x, part.height
+        frames, width = x.shape[0], x.shape[1] // height
+        edges = x[:, : 2 * width].flatten(0, 1), x[:, -2 * width :].flatten(0, 1)
+        phases, _ = ops.convolution(x.flatten(0, 1), self.phases, frames, height, padding=(1, 1))
+        top, _ = ops.convolution(edges[0], self.top, frames, 2, padding=(0, 1))
+        bottom, _ = ops.convolution(edges[1], self.bottom, frames, 2, padding=(0, 1))
+        y = ops.interleave(phases, top, bottom, self.bias, height, width)
+        return Map(y, ops.moments(y), 2 * height - 2)
+
+
+class FusedUNet(Weights):
+    """Drop-in for :class:`~v2v.export.models.unet.UNet` at batch one, in the type its weights have.
+
+    As component ``unet_full`` it also gives the features that enter the last block; as ``unet_outer``, which holds the
+    first and the last block only, it takes them.
+    """
+
+    times: Tensor
+    times_bias: Tensor
+    prompts: Tensor
+    stem: Tensor
+    stem_bias: Tensor
+    last: Tensor
+    last_bias: Tensor
+
+    def __init__(self, network: plain.UNet, name: ComponentName = "unet") -> None:
+        super().__init__()
+        unet: Any = network
+        self.name = name
+        self.config = network.config
+        self.time_embed = copy.deepcopy(unet.time_embed)
+        time_weights: list[Tensor] = []
+        time_biases: list[Tensor] = []
+        prompt_weights: list[Tensor] = []
+
+        def convert(module: nn.Module) -> nn.Module:
+            weights: Any = module
+            if isinstance(module, plain.ResBlock):
+                projection = weights.emb_layers[1]
+                time_weights.append(projection.weight.detach())
+                time_biases.append((projection.bias + weights.in_layers[2].bias).detach())
+                return ResBlock(module)
+            if isinstance(module, plain.SpatialTransformer):
+                attention = weights.transformer_blocks[0].attn2
+                prompt_weights.append(torch.cat([attention.to_k.weight, attention.to_v.weight]).detach())
+                return SpatialTransformer(module)
+            if isinstance(module, plain.TemporalTransformer):
+                return TemporalTransformer(module)
+            if isinstance(module, plain.Downsample):
+                return Downsample(module)
+            assert isinstance(module, plain.Upsample), type(module)
+            return Upsample(module)
+
+        def convert_all(stage: Any) -> nn.ModuleList:
+            children = [stage] if isinstance(stage, plain.Downsample) else list(stage.children())
+            return nn.ModuleList(convert(child) for child in children)
+
+        first = unet.input_blocks[0][0]
+        assert isinstance(first, nn.Conv2d)
+        self.keep("stem", positions_first(first.weight))
+        self.keep("stem_bias", first.bias)
+        self.stem_transformer = TemporalTransformer(unet.input_blocks[0][1])
+        inside = name != "unet_outer"
+        self.down = nn.ModuleList(convert_all(stage) for stage in list(unet.input_blocks)[1:] if inside)
+        self.middle = convert_all(unet.middle_block if inside else nn.ModuleList())
+        self.up = nn.ModuleList(convert_all(stage) for stage in list(unet.output_blocks)[:-1] if inside)
+        self.up.append(convert_all(unet.output_blocks[-1]))
+        self.last_norm = Norm(unet.out[0], whole=False)
+        # [9 * Z, C]: what each position gives to itself and its eight neighbours.
+        self.keep("last", unet.out[2].weight.permute(2, 3, 0, 1).flatten(0, 2))
+        self.keep("last_bias", unet.out[2].bias)
+        self.keep("times", torch.cat(time_weights))
+        self.keep("times_bias", torch.cat(time_biases))
+        self.keep("prompts", torch.cat(prompt_weights))
+        self.time_widths = [len(w) for w in time_weights]
+        self.prompt_widths = [len(w) for w in prompt_weights]
+        # Whether unprompted() reaches into the second block.
+        self.begins_second = inside and self.config.attention[0]
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, context: Tensor, features: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``.
+
+        ``features [1, F, H, W, C]`` are an output or an input or neither, as the component says.
+        """
+        return self.prompted(self.unprompted(latents, timestep), timestep, context, features)
+
+    def unprompted(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
+        """The part of an evaluation that no prompt changes: what :meth:`prompted` goes on from.
+
+        The first block's map ``[F, H, W, C]`` and its moments. Where the second block attends, also its map
+        ``[F, R, C]``, tokens and normed tokens ``[F * R, C]`` as they are before its attention to the prompt.
+        """
+        frames, height, width = latents.shape[2:]
+        x = latents[0].permute(1, 2, 3, 0).flatten(0, 2)
+        x, _ = ops.convolution(x, self.stem, frames, height, bias=self.stem_bias)
+        first = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
+        kept = torch.unflatten(first.x, 1, (height, width)), first.moments
+        if not self.begins_second:
+            return kept
+        residual, attention, *_ = self._modules_of(self.down[0])
+        part = residual([first], self._shifts(timestep, latents.dtype)[0])
+        return (*kept, part.x, *attention.begin(part))
+
+    def prompted(
+        self, kept: tuple[Tensor, ...], timestep: Tensor, context: Tensor, features: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The rest of an evaluation; see :meth:`unprompted` for ``kept``, :meth:`forward` for the others."""
+        image, moments, *second = kept
+        frames, height, width = image.shape[:3]
+        first = Map(image.flatten(1, 2), moments, height)
+        shift = iter(self._shifts(timestep, image.dtype))
+        prompt = iter(torch.split(F.linear(context[0], self.prompts), self.prompt_widths, 1))
+
+        def run(modules: list[Any], parts: list[Map]) -> Map:
+            for module in modules:
+                if isinstance(module, ResBlock):
+                    parts = [module(parts, next(shift))]
+                elif isinstance(module, SpatialTransformer):
+                    parts = [module.transform(parts[0], next(prompt))]
+                elif isinstance(module, TemporalTransformer):
+                    parts = [module.transform(parts[0], None)]
+                else:
+                    parts = [module(parts[0])]
+            return parts[0]
+
+        part, skips = first, [first]
+        if features is not None:
+            x = features[0].flatten(1, 2)
+            part = Map(x, ops.moments(x), height)
+        else:
+            stages = [self._modules_of(stage) for stage in self.down]
+            if self.begins_second:
+                _, attention, *rest = stages.pop(0)
+                next(shift)
+                part = run(rest, [attention.finish(*second, next(prompt), height)])
+                skips.append(part)
+            for stage in stages:
+                part = run(stage, [part])
+                skips.append(part)
+            part = run(self._modules_of(self.middle), [part])
+            for stage in map(self._modules_of, list(self.up)[:-1]):
+                part = run(stage, [part, skips.pop()])
+        deep = part.x
+        part = run(self._modules_of(self.up[-1]), [part, skips.pop()])
+        velocity = self._output(part, frames, height, width)
+        if self.name == "unet_full":
+            return velocity, torch.unflatten(deep, 1, (height, width))[None]
+        return velocity
+
+    @staticmethod
+    def _modules_of(stage: nn.Module) -> list[Any]:
+        return list(stage.children())
+
+    def _shifts(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What the time step adds in each residual block, ``[O]``."""
+        embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(dtype))
+        return torch.split(F.linear(F.silu(embedding), self.times, self.times_bias)[0], self.time_widths)
+
+    def _output(self, part: Map, frames: int, height: int, width: int) -> Tensor:
+        """So few channels come out that a convolution would mostly multiply padding: one product, nine sums."""
+        given = F.linear(self.last_norm([part.x], [part.moments]), self.last)
+        padded = F.pad(
+            torch.unflatten(torch.unflatten(given, -1, (9, -1)), 0, (frames, height, width)),
+            (0, 0, 0, 0, 1, 1, 1, 1),
+        )
+        y = self.last_bias.float()
+        for tap in range(9):
+            row, column = divmod(tap, 3)
+            y = y + padded[:, row : row + height, column : column + width, tap].float()
+        return y.permute(3, 0, 1, 2)[None].to(given.dtype).contiguous()

@@ -1,0 +1,282 @@
+"""ONNX Runtime: the backend that runs everywhere, on CPUs and with the onnxruntime-gpu wheel on CUDA.
+
+An engine is a graph, weights beside it, so a set built on one machine runs on any other. For a CPU, and in FP32, it
+is the exported graph itself; FP16 for CUDA is rewritten (:mod:`v2v.engine.onnxruntime.rewrite`) and runs there only.
+ONNX Runtime optimises the graph when it loads it: stored optimised, the small model's UNet would load in 0.3
+instead of 0.5 s on two cores and run no faster, and would be tied to one version.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+from v2v.core.components import Component, Tensor
+from v2v.engine.backend import (
+    BuildError,
+    BuildOptions,
+    Compatibility,
+    EngineError,
+    Progress,
+    cuda_devices,
+    first_line,
+)
+
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+_TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
+# First versions whose kernels cover the graphs: the Attention operator of opset 23 sets the limit.
+_MINIMUM = {"cpu": (1, 23), "cuda": (1, 25)}
+
+
+CUDA_SETTINGS = {
+    "arena_extend_strategy": "kSameAsRequested",  # not the next power of two
+    "cudnn_conv_algo_search": "HEURISTIC",  # trying all takes a minute, and gigabytes of scratch memory
+    "enable_skip_layer_norm_strict_mode": "1",  # statistics of layer norms in FP32
+}
+"""Options of the CUDA provider."""
+
+
+class OnnxRuntimeBackend:
+    """Satisfies :class:`v2v.engine.backend.Backend`."""
+
+    name = "onnxruntime"
+
+    def __init__(self) -> None:
+        self.version: str = ort.__version__
+        available = ort.get_available_providers()
+        # A GPU wheel lists CUDA on a machine without a GPU too.
+        self.devices: tuple[str, ...] = tuple(
+            device
+            for device, provider in _PROVIDERS.items()
+            if provider in available and (device == "cpu" or cuda_devices() > 0)
+        )
+
+    def build(
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+    ) -> list[Path]:
+        """Take the graph and its weights into ``folder`` and compare its inputs and outputs with ``component``.
+
+        Raises:
+            BuildError: ONNX Runtime does not accept the graph, or it is not the component's.
+        """
+        progress("checking", 0.0)
+        try:
+            _check_interface(_described(graph), component, graph)
+        except EngineError as error:
+            raise BuildError(str(error)) from error
+        progress("checking", 1.0)
+        if _rewritten(options):
+            from v2v.engine.onnxruntime.rewrite import rewrite_file  # needs what only builds have
+
+            rewrite_file(graph, folder / graph.name, lambda share: progress("rewriting", share))
+            return [folder / graph.name, folder / f"{graph.name}.data"]
+        sources = [graph, *sorted(p for p in graph.parent.glob(f"{graph.stem}.*") if p != graph)]
+        files = []
+        for index, source in enumerate(sources):
+            progress("storing", index / len(sources))
+            files.append(_link_or_copy(source, folder / source.name))
+        return files
+
+    def facts(self, options: BuildOptions) -> dict[str, Any]:
+        """The graph is portable: only the oldest versions that have its operators matter.
+
+        Raises:
+            BuildError: an option that only other backends have.
+        """
+        if options.frames is not None:
+            raise BuildError("backend onnxruntime takes one number of frames, as --frames 32, not a range")
+        if options.extra:
+            raise BuildError(f"backend onnxruntime has no option '{min(options.extra)}'")
+        devices = ["cuda"] if _rewritten(options) else list(_MINIMUM)
+        return {"minimum": {device: ".".join(map(str, _MINIMUM[device])) for device in devices}}
+
+    def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
+        """Whether this ONNX Runtime is new enough and has ``device``."""
+        if device not in self.devices:
+            advice = "; pip install onnxruntime-gpu adds cuda" if device == "cuda" else ""
+            have = ", ".join(self.devices)
+            return Compatibility(
+                False, f"ONNX Runtime {self.version} runs on {have} here, not on {device}{advice}"
+            )
+        minimum = facts.get("minimum", {})
+        if minimum and device not in minimum:
+            return Compatibility(False, f"it was built for {' and '.join(minimum)}, not for {device}")
+        needed = str(minimum.get(device, "0"))
+        if _version(self.version) < _version(needed):
+            return Compatibility(
+                False, f"it needs ONNX Runtime {needed} or later on {device}, here is {self.version}"
+            )
+        return Compatibility(True)
+
+    def load(self, component: Component, files: list[Path], device: str) -> OnnxRuntimeEngine:
+        """Open a session and compare its inputs and outputs with ``component``.
+
+        Raises:
+            EngineError: not a graph that this ONNX Runtime takes, or not this component's.
+        """
+        return OnnxRuntimeEngine(component, files[0], device)
+
+
+class OnnxRuntimeEngine:
+    """Satisfies :class:`v2v.engine.backend.Engine`. ``$V2V_THREADS`` sets the CPU threads.
+
+    On CUDA a session is tied to one stream when it is made. The first run on another stream opens it again:
+    a caller that keeps one stream pays for that once.
+    """
+
+    def __init__(self, component: Component, path: Path, device: str) -> None:
+        self.component = component
+        self._path = path
+        self._device = device
+        self._stream = 0
+        self._session: ort.InferenceSession | None = self._open()
+        _check_interface(self._session, component, path)
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """See :class:`v2v.engine.backend.Engine`.
+
+        Raises:
+            EngineError: an array is missing or has another type, shape or layout; the engine is closed; or
+                ONNX Runtime fails, for want of memory for example.
+        """
+        if self._session is None:
+            raise EngineError(f"the engine {self.component.name} is closed")
+        if self._device == "cuda" and stream != self._stream:
+            self._stream = stream
+            self._session = None  # two copies of the weights may not fit
+            self._session = self._open()
+        binding = self._session.io_binding()
+        for described, arrays, bind in (
+            (self.component.inputs, inputs, binding.bind_input),
+            (self.component.outputs, outputs, binding.bind_output),
+        ):
+            for tensor in described:
+                pointer = _pointer(self.component, tensor, arrays)
+                bind(tensor.name, self._device, 0, np.dtype(tensor.dtype), tensor.shape, pointer)
+        options = ort.RunOptions()
+        if self._stream:  # leave the work queued there; without a stream of the caller's, wait for the end
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise EngineError(f"{self.component.name} failed in ONNX Runtime: {first_line(error)}") from error
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _open(self) -> ort.InferenceSession:
+        options = _quiet_options()
+        options.intra_op_num_threads = _threads()
+        # Planning memory by pattern allocates the peak a second time on the second run: the small model's UNet
+        # at 640x360x16 took 3.2 GB with it and 1.8 GB without, in the same processor time.
+        options.enable_mem_pattern = False
+        provider = _PROVIDERS[self._device]
+        settings: dict[str, str] = {}
+        if self._device == "cuda":
+            # A rewritten graph has what the higher levels look for; on the rest they would gain little.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            # Arrays that take over others' memory leave holes: 19.4 instead of 9.8 GiB for the full UNet.
+            options.enable_mem_reuse = False
+            settings |= CUDA_SETTINGS
+            if self._stream:
+                settings["user_compute_stream"] = str(self._stream)
+        try:
+            session = ort.InferenceSession(str(self._path), options, providers=[(provider, settings)])
+        except Exception as error:
+            raise EngineError(f"{self._path} does not load in ONNX Runtime: {first_line(error)}") from error
+        session.disable_fallback()
+        if session.get_providers()[0] != provider:
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} could not start {provider} and would run on the CPU "
+                "instead; check that the CUDA and cuDNN libraries that it needs are installed"
+            )
+        return session
+
+
+def _rewritten(options: BuildOptions) -> bool:
+    """Whether an engine is made of operations that only the CUDA provider has."""
+    return options.device == "cuda" and options.precision == "fp16"
+
+
+def _quiet_options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors; warnings speak of the graph, which users cannot change
+    return options
+
+
+def _described(path: Path) -> ort.InferenceSession:
+    """A session good for looking at: on the CPU, unoptimised, weights left in their file."""
+    options = _quiet_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=[_PROVIDERS["cpu"]])
+    except Exception as error:
+        raise EngineError(f"{path} does not load in ONNX Runtime: {first_line(error)}") from error
+
+
+def _check_interface(session: ort.InferenceSession, component: Component, path: Path) -> None:
+    """Raise EngineError unless the session's inputs and outputs are ``component``'s."""
+    for kind, found, expected in (
+        ("inputs", session.get_inputs(), component.inputs),
+        ("outputs", session.get_outputs(), component.outputs),
+    ):
+        have = {Tensor(a.name, _TYPES.get(a.type, a.type), tuple(a.shape)) for a in found}
+        if have != set(expected):
+            raise EngineError(
+                f"{path} is not the {component.name} expected: its {kind} are {_listing(have)} "
+                f"instead of {_listing(expected)}"
+            )
+
+
+def _pointer(component: Component, tensor: Tensor, arrays: Mapping[str, Any]) -> int:
+    """Address of the array for ``tensor``, which must be exactly as described."""
+    array = arrays.get(tensor.name)
+    if array is None:
+        raise EngineError(f"{component.name} needs an array for '{tensor.name}'")
+    if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+        raise EngineError(
+            f"'{tensor.name}' of {component.name} must be {tensor.dtype} {list(tensor.shape)}, "
+            f"not {array.dtype} {list(array.shape)}"
+        )
+    if not isinstance(array, np.ndarray):
+        return int(array.pointer)
+    if not array.flags.c_contiguous:
+        raise EngineError(f"'{tensor.name}' of {component.name} must be C-contiguous")
+    return int(array.ctypes.data)
+
+
+def _listing(tensors: Any) -> str:
+    return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in sorted(tensors, key=lambda t: t.name))
+
+
+def _threads() -> int:
+    """Threads for one operator; 0 leaves it to ONNX Runtime (one per core)."""
+    text = os.environ.get("V2V_THREADS", "0")
+    try:
+        threads = int(text)
+    except ValueError:
+        threads = -1
+    if threads < 0:
+        raise EngineError(f"V2V_THREADS must be a number of threads, not '{text}'")
+    return threads
+
+
+def _link_or_copy(source: Path, target: Path) -> Path:
+    """Put ``source`` at ``target`` without a second copy of its gigabytes where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("+")[0].split(".")[:2] if part.isdigit())

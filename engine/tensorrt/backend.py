@@ -1,0 +1,215 @@
+"""TensorRT: the backend that this project exists for. ``tensorrt`` 10.14 and later, or TensorRT for RTX.
+
+    tensorrt.py            what the backend is, what its engines need to load, and whether they do
+    tensorrt_library.py    the two libraries and everything in which they differ
+    tensorrt_builder.py    ONNX graph -> plan
+    tensorrt_runner.py     plan -> engine on a GPU
+
+A plan is for one version of the library, and (unless built as portable) for one model of GPU. Extra options
+(``v2v-build-engines --option NAME=VALUE``):
+
+- ``library``: ``tensorrt`` or ``tensorrt_rtx``; by default whichever is installed, TensorRT first
+- ``portable``: ``same_gpu`` (default), ``same_compute_capability`` or ``ampere_plus``; the wider, the slower. TensorRT
+  for RTX always compiles for all RTX GPUs since Ampere
+- ``tactics``: how many candidate kernels are tried for one layer; fewer compile sooner
+- ``tactic_memory``: GiB on the GPU that a candidate may use while it is tried
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from v2v.core.components import Component
+from v2v.engine.backend import BuildError, BuildOptions, Compatibility, EngineError, Progress
+from v2v.engine.store import timing_cache_folder
+from v2v.engine.tensorrt.builder import build_plan, limits
+from v2v.engine.tensorrt.library import SAME_GPU, Library, load_library, runs_on
+from v2v.engine.tensorrt.runner import Gpu, PlanRecord, TensorRTEngine, find_gpu, record_path
+
+_OPTIONS = ("library", "portable", "tactics", "tactic_memory")
+_BLOCK = 1 << 24
+
+
+class TensorRTBackend:
+    """Satisfies :class:`v2v.engine.backend.Backend`."""
+
+    name = "tensorrt"
+
+    def __init__(self) -> None:
+        self._library = load_library()
+        self.version = self._library.version
+        self.devices: tuple[str, ...] = ("cuda",) if _gpu_or_none() else ()
+
+    def build(
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+    ) -> list[Path]:
+        """Compile ``graph`` for the GPU of this machine; TensorRT for RTX needs none.
+
+        Ctrl-C stops the builder at its next step. The timing cache in the store's folder is used and updated.
+
+        Returns:
+            The plan, and a record of its size and needs.
+
+        Raises:
+            BuildError: an unknown option, a graph that TensorRT does not take, or too little memory; the message
+                names the component, the layer where known, and what to try.
+        """
+        library = self._chosen(options)
+        gpu = _gpu_or_none()
+        plan = build_plan(
+            library,
+            component,
+            graph,
+            options,
+            limits(gpu.memory if gpu else None, options),
+            library.portability(options.extra.get("portable")),
+            timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing",
+            progress,
+        )
+        path = folder / f"{component.name}.plan"
+        crc = _write(path, memoryview(plan.data), progress)
+        record = PlanRecord(
+            library=library.name,
+            version=library.version,
+            plan_bytes=path.stat().st_size,
+            crc32=crc,
+            scratch_bytes=plan.activation_bytes,
+            weight_bytes=plan.weight_bytes,
+            layers=plan.layers,
+        )
+        record.write(record_path(path))
+        return [path, record_path(path)]
+
+    def facts(self, options: BuildOptions) -> dict[str, Any]:
+        """Library, version, GPU, compute capability, driver and portability; works without a GPU, which is None."""
+        library = self._chosen(options)
+        portability = library.portability(options.extra.get("portable"))
+        gpu = _gpu_or_none()
+        return {
+            "library": library.name,
+            "version": library.version,
+            "gpu": gpu.name if gpu else None,
+            "compute_capability": _dotted(gpu.capability) if gpu else None,
+            "driver": gpu.driver if gpu else None,
+            "portable": portability != SAME_GPU,
+            "portability": portability,
+            "label": "rtx" if library.is_rtx else _label(gpu),
+        }
+
+    def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
+        """Whether engines built under ``facts`` load on ``device`` here and now; needs no GPU to say no."""
+        try:
+            library = load_library(str(facts["library"]))
+        except (ImportError, EngineError) as error:
+            return Compatibility(False, f"it needs {facts['library']} {facts['version']}: {error}")
+        if library.version != facts["version"]:
+            return Compatibility(
+                False, f"it was built by {library.name} {facts['version']}, here is {library.version}"
+            )
+        try:
+            gpu = find_gpu(device)
+        except EngineError as error:
+            return Compatibility(False, str(error))
+        return _fits_gpu(facts, gpu)
+
+    def load(self, component: Component, files: list[Path], device: str) -> TensorRTEngine:
+        """Load a plan onto ``device`` and check its inputs and outputs against ``component``.
+
+        Raises:
+            EngineError: damaged, of another version or component, no GPU, or not enough memory on it.
+        """
+        plan = files[0]
+        record = PlanRecord.read(record_path(plan))
+        try:
+            library = load_library(record.library)
+        except ImportError as error:
+            raise EngineError(f"{plan} needs {record.library} {record.version}: {error}") from error
+        gpu = find_gpu(device)
+        _make_current(gpu)
+        jit = timing_cache_folder() / f"{record.crc32:08x}-{library.version}-{_label(gpu)}.jit"
+        return TensorRTEngine(component, plan, library, gpu, jit if library.is_rtx else None)
+
+    def _chosen(self, options: BuildOptions) -> Library:
+        """The library that ``options`` ask for, after a look at all of them."""
+        if unknown := sorted(set(options.extra) - set(_OPTIONS)):
+            raise BuildError(f"backend tensorrt has no option '{unknown[0]}'; it has {', '.join(_OPTIONS)}")
+        limits(None, options)  # are they numbers?
+        if options.device != "cuda":
+            raise BuildError(f"backend tensorrt builds for --device cuda, not {options.device}")
+        if options.precision != "fp16":
+            raise BuildError(
+                f"backend tensorrt builds with --precision fp16, not {options.precision}: its fused attention takes "
+                "nothing wider"
+            )
+        wanted = options.extra.get("library")
+        if wanted is None:
+            return self._library
+        try:
+            return load_library(wanted)
+        except ImportError as error:
+            raise BuildError(f"option library={wanted}: {error}") from error
+
+
+def _fits_gpu(facts: Mapping[str, Any], gpu: Gpu) -> Compatibility:
+    portability, built_on = str(facts["portability"]), facts["gpu"]
+    if portability == SAME_GPU and built_on != gpu.name:
+        return Compatibility(False, f"it was built on {built_on or 'no GPU'}, here is {gpu.name}")
+    capability = facts["compute_capability"]
+    built = tuple(int(part) for part in str(capability).split(".")) if capability else None
+    if not runs_on(portability, built, gpu.capability):  # type: ignore[arg-type]
+        return Compatibility(
+            False,
+            f"it was built for {_REACH[portability].format(capability)}, "
+            f"here is {gpu.name} with compute capability {_dotted(gpu.capability)}",
+        )
+    return Compatibility(True)
+
+
+_REACH = {
+    SAME_GPU: "compute capability {}",
+    "same_compute_capability": "compute capability {}",
+    "ampere_plus": "compute capability 8.0 and later",
+    "rtx": "the compute capabilities 8.0, 8.6, 8.9 and 12.0 or later",
+}
+
+
+def _gpu_or_none() -> Gpu | None:
+    try:
+        return find_gpu()
+    except EngineError:
+        return None
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+def _label(gpu: Gpu | None) -> str:
+    """A GPU in a file name: ``rtx-4090-sm89``."""
+    if gpu is None:
+        return "no-gpu"
+    name = re.sub(r"\b(nvidia|geforce|gpu)\b", "", gpu.name.lower())
+    words = re.findall(r"[a-z0-9]+", name)
+    return "-".join([*words, f"sm{gpu.capability[0]}{gpu.capability[1]}"])
+
+
+def _write(path: Path, data: memoryview, progress: Progress) -> int:
+    """Write gigabytes in blocks; returns their CRC-32."""
+    crc = 0
+    with path.open("wb") as file:
+        for start in range(0, len(data), _BLOCK):
+            block = data[start : start + _BLOCK]
+            file.write(block)
+            crc = zlib.crc32(block, crc)
+            progress("storing", min(start + _BLOCK, len(data)) / len(data))
+    return crc
+
+
+def _make_current(gpu: Gpu) -> None:
+    from cuda.core import Device
+
+    Device(gpu.ordinal).set_current()

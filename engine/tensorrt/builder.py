@@ -1,0 +1,529 @@
+"""ONNX graph -> TensorRT plan: parse, check, configure, compile, and say what went wrong in words.
+
+The graph decides the precision (networks are strongly typed); this file decides limits, profiles and caches.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from v2v.core.components import Component, Tensor, is_unet
+from v2v.engine.backend import BuildError, BuildOptions, Progress
+from v2v.engine.tensorrt.library import Library, Message, Portability
+
+GIB = 2**30
+
+_TYPES = {"HALF": "float16", "FLOAT": "float32", "INT64": "int64"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the builder may use. None leaves TensorRT's own default."""
+
+    workspace: int | None  # bytes of scratch that one layer may use when it runs
+    tactic_memory: int | None  # bytes on the device that one candidate kernel may use while it is timed
+    tactics: int | None  # candidate kernels that are tried for one layer
+    optimization_level: int
+
+
+def limits(gpu_memory: int | None, options: BuildOptions) -> Limits:
+    """Limits for a card with ``gpu_memory`` bytes (None: built without one), unless ``options`` say otherwise.
+
+    TensorRT compiles a network like the UNet as one region, whose whole scratch (gigabytes at full size) counts as
+    workspace: so everything may be used but what the weights and the driver need, about 4 GiB. Cards of 16 and
+    24 GB search at TensorRT's own level 3; from 40 GB on there is room for level 4, which tries more kernels.
+
+    Raises:
+        BuildError: an extra option is not a number.
+    """
+    room = None if gpu_memory is None else max(gpu_memory - 4 * GIB, gpu_memory // 2)
+    large = gpu_memory is not None and gpu_memory >= 40 * GIB
+    return Limits(
+        workspace=room if options.workspace_bytes is None else options.workspace_bytes,
+        tactic_memory=_number(options, "tactic_memory", unit=GIB) or room,
+        tactics=_number(options, "tactics"),
+        optimization_level=(4 if large else 3)
+        if options.optimization_level is None
+        else options.optimization_level,
+    )
+
+
+def _number(options: BuildOptions, name: str, unit: int = 1) -> int | None:
+    """A number above zero among the extra options, times ``unit``."""
+    text = options.extra.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0 or (unit == 1 and value != int(value)):
+        raise BuildError(f"option {name}={text} must be a {'whole ' * (unit == 1)}number above 0")
+    return int(value * unit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled component and what the builder said of it."""
+
+    data: Any  # IHostMemory, a buffer
+    activation_bytes: int | None  # scratch while it runs
+    weight_bytes: int | None
+    layers: Mapping[str, int]  # "ATTENTION_OUTPUT HALF" -> count
+
+
+def build_plan(
+    library: Library,
+    component: Component,
+    graph: Path,
+    options: BuildOptions,
+    limit: Limits,
+    portability: Portability,
+    timing_cache: Path,
+    progress: Progress,
+) -> Plan:
+    """Compile ``graph``. A KeyboardInterrupt stops the builder at its next step and is raised again.
+
+    ``timing_cache`` is a file that may not exist yet; it is updated.
+
+    Raises:
+        BuildError: names the component, the layer where one is known, the cause, and what to try.
+    """
+    state = _State()
+
+    def work() -> Plan:
+        with library.capture() as messages:
+            return _build(
+                library, component, graph, options, limit, portability, timing_cache, state, messages
+            )
+
+    return _in_thread(work, state, progress)
+
+
+@dataclass
+class _State:
+    """What the building thread and the waiting one tell each other."""
+
+    phase: str = "parsing"
+    share: float = 0.0
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+def _in_thread(work: Callable[[], Plan], state: _State, progress: Progress) -> Plan:
+    """Run ``work`` beside this thread, which thus stays free to report progress and to take Ctrl-C."""
+    outcome: list[Plan | BaseException] = []
+
+    def target() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:  # handed over, raised below
+            outcome.append(error)
+
+    thread = threading.Thread(target=target, name="tensorrt-builder", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            progress(state.phase, state.share)
+            thread.join(0.1)
+    except BaseException:
+        state.cancelled.set()
+        thread.join()  # a second Ctrl-C leaves even this
+        raise
+    (result,) = outcome
+    if isinstance(result, BaseException):
+        raise result
+    progress("compiling", 1.0)
+    return result
+
+
+def _build(
+    library: Library,
+    component: Component,
+    graph: Path,
+    options: BuildOptions,
+    limit: Limits,
+    portability: Portability,
+    timing_cache: Path,
+    state: _State,
+    messages: list[Message],
+) -> Plan:
+    try:
+        builder = library.api.Builder(library.log)
+    except (TypeError, RuntimeError) as error:
+        cause = _last_error(messages) or str(error)
+        raise BuildError(
+            f"{library.title} cannot start its builder: {cause}; building needs an NVIDIA GPU and its driver"
+        ) from error
+    network = library.new_network(builder)
+    parser = parse(library, network, component, graph)
+    check_interface(library, network, component, options.frames)
+    check_attention(library, network, component, graph)
+    config = _configure(library, builder, network, component, options, limit, portability)
+    config.progress_monitor = monitor = _monitor(library.api, state)
+    cache = TimingCache(timing_cache, config) if library.times_kernels else None
+    state.phase = "compiling"
+    data = builder.build_serialized_network(network, config)
+    if data is None:
+        if state.cancelled.is_set():
+            raise BuildError(f"the build of {component.name} was cancelled")
+        raise BuildError(explain(library, component, graph, messages))
+    if cache is not None:
+        cache.save()
+    plan = Plan(
+        data,
+        _figure(messages, "Total Activation Memory"),
+        _figure(messages, "Total Weights Memory"),
+        layer_counts(network),
+    )
+    del parser, monitor  # both must outlive the build: the network reads the parser's weights
+    return plan
+
+
+def parse(library: Library, network: Any, component: Component, graph: Path) -> Any:
+    """Read ``graph`` into ``network``; returns the parser, which must live as long as the network.
+
+    Raises:
+        BuildError: not a graph, its weights are missing, or TensorRT does not take a node of it.
+    """
+    if not graph.is_file():
+        raise BuildError(f"no graph for {component.name} at {graph}")
+    parser = library.api.OnnxParser(network, library.log)
+    if parser.parse_from_file(str(graph)):
+        return parser
+    causes = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        node = f"node '{error.node_name()}' ({error.node_operator()}): " if error.node_operator() else ""
+        causes.append(node + _first_cause(error.desc()))
+    raise BuildError(
+        f"{library.title} cannot read the graph of {component.name} ({graph}): "
+        f"{'; '.join(causes) or 'no reason given'}; "
+        "export it again with --force, and if that does not help use --backend onnxruntime"
+    )
+
+
+def _first_cause(text: str) -> str:
+    """The sentence in a parser error that tells the cause, without source files and C++ conditions."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("Invalid Node")]
+    inner = (
+        re.search(r"Error Code \d+: (?:[\w ]+ )?\((.*?)(?:\.? In \w+ at .*)?\)?$", lines[0])
+        if lines
+        else None
+    )
+    return inner.group(1) if inner else (lines[0] if lines else text)
+
+
+def check_interface(
+    library: Library, network: Any, component: Component, frames: tuple[int, int] | None
+) -> None:
+    """Compare the network's inputs and outputs with ``component``; only a frame axis may be open, and only where
+    a range of frames was asked for.
+
+    Raises:
+        BuildError: names the first tensor that differs.
+    """
+    found = {
+        "input": [network.get_input(i) for i in range(network.num_inputs)],
+        "output": [network.get_output(i) for i in range(network.num_outputs)],
+    }
+    open_axes = 0
+    for kind, expected in (("input", component.inputs), ("output", component.outputs)):
+        have = {
+            tensor.name: describe(library, tensor.name, tensor.dtype, tensor.shape) for tensor in found[kind]
+        }
+        for tensor in expected:
+            if not matches(have.get(tensor.name), tensor, dynamic=frames is not None):
+                listing = ", ".join(map(str, have.values())) or "none"
+                raise BuildError(
+                    f"the graph of {component.name} lacks the {kind} {tensor}; its {kind}s are: {listing}"
+                )
+            open_axes += -1 in have[tensor.name].shape
+        if len(have) != len(expected):
+            extra = sorted(set(have) - {tensor.name for tensor in expected})
+            raise BuildError(f"the graph of {component.name} has an unknown {kind} '{extra[0]}'")
+    if frames is not None and is_unet(component.name) and not open_axes:
+        raise BuildError(
+            f"the graph of {component.name} is for exactly {component.inputs[0].shape[2]} frames, "
+            f"so it cannot be built for {frames[0]} to {frames[1]}; export it with an open frame axis"
+        )
+
+
+def describe(library: Library, name: str, dtype: Any, shape: Any) -> Tensor:
+    """A tensor of the library, in our words."""
+    return Tensor(name, _TYPES.get(dtype.name, dtype.name.lower()), tuple(shape))
+
+
+def matches(found: Tensor | None, expected: Tensor, *, dynamic: bool) -> bool:
+    """Whether ``found`` is ``expected``, up to open axes (-1) if ``dynamic``."""
+    if found is None or found.dtype != expected.dtype or len(found.shape) != len(expected.shape):
+        return False
+    pairs = zip(found.shape, expected.shape, strict=True)
+    return all(have == want or (dynamic and have == -1) for have, want in pairs)
+
+
+def _configure(
+    library: Library,
+    builder: Any,
+    network: Any,
+    component: Component,
+    options: BuildOptions,
+    limit: Limits,
+    portability: Portability,
+) -> Any:
+    api = library.api
+    config = builder.create_builder_config()
+    config.profiling_verbosity = api.ProfilingVerbosity.LAYER_NAMES_ONLY
+    if limit.workspace is not None:
+        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, limit.workspace)
+    if library.times_kernels:
+        config.builder_optimization_level = limit.optimization_level
+        if limit.tactic_memory is not None:
+            config.set_memory_pool_limit(api.MemoryPoolType.TACTIC_DRAM, limit.tactic_memory)
+        if limit.tactics is not None:
+            config.max_num_tactics = limit.tactics
+    library.set_portability(config, portability)
+    if options.frames is not None:
+        _add_profile(builder, config, network, component, options.frames)
+    return config
+
+
+def _add_profile(
+    builder: Any, config: Any, network: Any, component: Component, frames: tuple[int, int]
+) -> None:
+    """One optimisation profile over ``frames`` (first and last), best at the window's own number of frames."""
+    profile = builder.create_optimization_profile()
+    expected = {tensor.name: tensor.shape for tensor in component.inputs}
+    used = False
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape, best = tuple(tensor.shape), expected[tensor.name]
+        if -1 not in shape:
+            continue
+        if not frames[0] <= best[shape.index(-1)] <= frames[1]:
+            raise BuildError(
+                f"the window's {best[shape.index(-1)]} frames are outside the range {frames[0]}:{frames[1]}"
+            )
+        least, most = (tuple(f if n == -1 else n for n in shape) for f in frames)
+        profile.set_shape(tensor.name, least, best, most)
+        used = True
+    if used:
+        config.add_optimization_profile(profile)
+
+
+class TimingCache:
+    """Kernel timings of earlier builds, in a file; losing it costs time and nothing else."""
+
+    def __init__(self, path: Path, config: Any) -> None:
+        self._path = path
+        self._config = config
+        known = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        # Damaged, made by another version or on another GPU? Then start afresh.
+        if known is None or not config.set_timing_cache(known, False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+
+    def save(self) -> None:
+        """Add what this build learnt to the file, also to what others wrote there meanwhile."""
+        cache = self._config.get_timing_cache()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(self._path.with_suffix(".lock"), timeout=10):
+                if self._path.is_file():
+                    there = self._config.create_timing_cache(self._path.read_bytes())
+                    if there is not None:
+                        cache.combine(there, False)
+                fresh = self._path.with_suffix(f".{os.getpid()}")
+                fresh.write_bytes(memoryview(cache.serialize()))
+                fresh.replace(self._path)
+        except (OSError, filelock.Timeout):
+            return  # a full or read-only disk must not spoil a finished build
+
+
+def _monitor(api: Any, state: _State) -> Any:
+    """TensorRT's nested phases as one share that only grows."""
+
+    class Monitor(api.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.phases: dict[str, tuple[str | None, int]] = {}  # name -> parent, steps
+            self.done: dict[str, float] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.phases[name] = (parent, max(steps, 1))
+            self.done[name] = 0.0
+
+        def step_complete(self, name: str, step: int) -> bool:
+            self.done[name] = step + 1.0
+            self._publish(name)
+            return not state.cancelled.is_set()
+
+        def phase_finish(self, name: str) -> None:
+            self.phases.pop(name, None)
+            self.done.pop(name, None)
+
+        def _publish(self, name: str | None) -> None:
+            share = 0.0  # of the step that is under way, from the innermost phase outwards
+            while name is not None and name in self.phases:
+                parent, steps = self.phases[name]
+                share = min((self.done[name] + share) / steps, 1.0)
+                name = parent
+            state.share = max(state.share, min(share, 1.0))
+
+    return Monitor()
+
+
+def layer_counts(network: Any) -> dict[str, int]:
+    """How many layers of each type and output type: ``{"CONVOLUTION HALF": 2, ...}``."""
+    counts: Counter[str] = Counter()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        counts[f"{layer.type.name} {layer.get_output(0).dtype.name if layer.num_outputs else '-'}"] += 1
+    return dict(sorted(counts.items()))
+
+
+def _figure(messages: list[Message], title: str) -> int | None:
+    """``Total Weights Memory: 35328 bytes`` -> 35328."""
+    found = [re.search(rf"{title}: (\d+) bytes", message.text) for message in messages]
+    values = [int(match.group(1)) for match in found if match]
+    return values[-1] if values else None
+
+
+# Errors ---------------------------------------------------------------------------------------------------------
+
+
+def explain(library: Library, component: Component, graph: Path, messages: list[Message]) -> str:
+    """Why the builder gave up on ``component``, from its log: the layer, the cause, and what to try."""
+    errors = [message.text for message in messages if message.is_error]
+    text = "\n".join(errors)
+    start = f"{library.title} cannot compile {component.name}"
+    if "dedicated kernel" in text or "is_decomposable" in text:
+        return f"{start}: it has no fused kernel for one of its attention layers; {_ATTENTION_ADVICE}"
+    if "insufficient workspace" in text:
+        layer = _layer(text)
+        return (
+            f"{start}: {_scope(graph, layer)} needs more scratch memory than --workspace allows; raise it, "
+            "or use a smaller --size or fewer --frames"
+        )
+    if "any implementation" in text:
+        return (
+            f"{start}: it has no implementation for {_scope(graph, _layer(text))}; try a larger --workspace, another "
+            "--optimization-level, a newer TensorRT, or --backend onnxruntime"
+        )
+    if re.search(r"out ?of ?memory", text, re.IGNORECASE):
+        return (
+            f"{start}: the GPU ran out of memory; close other programs that use it, lower --workspace and "
+            "--optimization-level, or use a smaller --size or fewer --frames"
+        )
+    return f"{start}: {_last_error(messages) or 'it gives no reason'}; try --backend onnxruntime"
+
+
+def check_attention(library: Library, network: Any, component: Component, graph: Path) -> None:
+    """Compile each kind of attention in ``network`` by itself; milliseconds each.
+
+    The builder says only that some attention among a hundred has no kernel, after minutes; TensorRT for RTX 1.7
+    crashes instead of saying it when there is more than one.
+
+    Raises:
+        BuildError: names the layers whose attention has no fused kernel.
+    """
+    fused: dict[tuple[tuple[str, tuple[int, ...]], ...], bool] = {}
+    missing = []
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type.name != "ATTENTION_INPUT":
+            continue
+        inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+        kind = tuple((tensor.dtype.name, tuple(tensor.shape)) for tensor in inputs)
+        if kind not in fused:
+            fused[kind] = _is_fused(library, kind)
+        if not fused[kind]:
+            name = re.sub(r"_AttentionInput$", "", layer.name)
+            missing.append(f"{_scope(graph, name)} {kind[0][0]} {list(kind[0][1])}")
+    if missing:
+        others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise BuildError(
+            f"{library.title} cannot compile {component.name}: it has no fused kernel for the attention in "
+            f"{', '.join(missing[:3])}{others}; {_ATTENTION_ADVICE}"
+        )
+
+
+_ATTENTION_ADVICE = (
+    "that takes FP16, a head size of 16 to 256 and more than one head or batch entry. Build with --precision fp16, "
+    "export that attention as matmul, softmax, matmul, or use --backend onnxruntime"
+)
+
+
+def _is_fused(library: Library, kind: tuple[tuple[str, tuple[int, ...]], ...]) -> bool:
+    """Whether attention over query, key, value (and mask) of these types and shapes has a kernel."""
+    import onnx
+    from onnx import helper
+
+    types = {"HALF": onnx.TensorProto.FLOAT16, "BF16": onnx.TensorProto.BFLOAT16}
+    names = [f"input{index}" for index in range(len(kind))]
+    values = [
+        helper.make_tensor_value_info(
+            name,
+            types.get(dtype, onnx.TensorProto.FLOAT),
+            [2 if n == -1 else n for n in shape],  # an open axis is the batch of frames
+        )
+        for name, (dtype, shape) in zip(names, kind, strict=True)
+    ]
+    result = helper.make_tensor_value_info("output", values[0].type.tensor_type.elem_type, None)
+    made = helper.make_graph([helper.make_node("Attention", names, ["output"])], "probe", values, [result])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    builder = library.api.Builder(library.log)
+    network = library.new_network(builder)
+    parser = library.api.OnnxParser(network, library.log)
+    config = builder.create_builder_config()
+    if library.times_kernels:
+        config.builder_optimization_level = 0  # any kernel will do
+    with library.capture():
+        return bool(
+            parser.parse(model.SerializeToString())
+            and builder.build_serialized_network(network, config) is not None
+        )
+
+
+def _layer(text: str) -> str:
+    """The node of ``Could not find any implementation for node NAME.``"""
+    match = re.search(r"implementation for node (.+?)(?: due to|\.?\)|\.?$)", text, re.MULTILINE)
+    return match.group(1) if match else "a layer"
+
+
+def _scope(graph: Path, layer: str) -> str:
+    """``layer``, with the module of the network that it comes from where the graph tells.
+
+    Nodes have numbers for names, weights have the network's own: the nearest weight upstream tells the place.
+    """
+    import onnx
+
+    try:
+        nodes = onnx.load(str(graph), load_external_data=False).graph
+    except Exception:  # a layer's name alone still helps
+        return layer
+    weights = {weight.name for weight in nodes.initializer if "." in weight.name}
+    producer = {output: node for node in nodes.node for output in node.output}
+    mentioned = [
+        n for n in nodes.node if n.name and re.search(rf"(?<![\w.]){re.escape(n.name)}(?![\w.])", layer)
+    ]
+    queue = list(mentioned[0].input) if mentioned else []
+    for tensor in queue:  # breadth first: it grows while it is read
+        if tensor in weights:
+            return f"{layer} (after {tensor.rpartition('.')[0]})"
+        if tensor in producer and len(queue) < 1000:
+            queue += producer[tensor].input
+    return layer
+
+
+def _last_error(messages: list[Message]) -> str:
+    """The last error of the log, on one line."""
+    errors = [message.text for message in messages if message.is_error]
+    return " ".join(errors[-1].split()) if errors else ""

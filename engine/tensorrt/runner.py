@@ -1,0 +1,315 @@
+"""Load a TensorRT plan and run it on the runtime's own buffers.
+
+Errors give the reason; the store, which knows how a set was built, adds the command that rebuilds it.
+
+Engines own their weights. Scratch memory, which is several gigabytes, belongs to nobody: all engines of a set use
+the same block, so they must run one after the other, on one stream.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from v2v.core.components import Component, Tensor
+from v2v.engine.backend import EngineError, cuda_devices, first_line
+from v2v.engine.tensorrt.builder import describe, matches
+from v2v.engine.tensorrt.library import Library
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU of this machine."""
+
+    ordinal: int
+    name: str
+    capability: tuple[int, int]
+    memory: int  # bytes
+    driver: str  # newest CUDA version that it runs
+
+
+def find_gpu(device: str = "cuda") -> Gpu:
+    """Describe the GPU that ``device`` ("cuda" or "cuda:N") means.
+
+    Raises:
+        EngineError: no such device; the message says why.
+    """
+    kind, _, ordinal = device.partition(":")
+    if kind != "cuda" or not (ordinal or "0").isdigit():
+        raise EngineError(f"TensorRT engines run on an NVIDIA GPU (device cuda), not on '{device}'")
+    try:
+        from cuda.bindings import driver as cu
+    except ImportError as error:
+        raise EngineError(
+            f"cuda-python is not installed ({error}); install it with: pip install 'v2v[cuda]'"
+        ) from error
+    if not cuda_devices():
+        raise EngineError("there is no NVIDIA GPU here, or its driver is not installed")
+    try:
+        _call(cu.cuInit(0))
+        handle = _call(cu.cuDeviceGet(int(ordinal or 0)))
+        attribute = cu.CUdevice_attribute
+        major = _call(cu.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle))
+        minor = _call(cu.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle))
+        version = int(_call(cu.cuDriverGetVersion()))
+        name = bytes(_call(cu.cuDeviceGetName(128, handle))).split(b"\0")[0].decode()
+        memory = int(_call(cu.cuDeviceTotalMem(handle)))
+    except RuntimeError as error:
+        raise EngineError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error
+    return Gpu(int(ordinal or 0), name, (major, minor), memory, f"{version // 1000}.{version % 1000 // 10}")
+
+
+def _call(returned: tuple[Any, ...]) -> Any:
+    """The value of a CUDA driver call ``(status, value)``."""
+    status, *values = returned
+    if int(status) != 0:
+        raise RuntimeError(str(getattr(status, "name", status)))
+    return values[0] if values else None
+
+
+# What lies beside a plan ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan's size, needs and origin, in a JSON file beside it: known before any of its gigabytes are read."""
+
+    library: str
+    version: str
+    plan_bytes: int
+    crc32: int
+    scratch_bytes: int | None
+    weight_bytes: int | None
+    layers: Mapping[str, int]
+
+    def write(self, path: Path) -> None:
+        """Store the record."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> PlanRecord:
+        """Inverse of :meth:`write`.
+
+        Raises:
+            EngineError: missing or damaged.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise EngineError(f"{path} cannot be read ({first_line(error)})") from error
+
+
+def record_path(plan: Path) -> Path:
+    """Where the record of ``plan`` lies."""
+    return plan.with_suffix(".json")
+
+
+def largest_scratch(plan: Path) -> int:
+    """Bytes of scratch that the hungriest engine needs in the set that ``plan`` is part of, as recorded.
+
+    The engines of a set lie in folders side by side. A thirty-second more, because what an engine asks for when it
+    is loaded may be rounded differently from what the builder logged.
+    """
+    sizes = [0]
+    for path in plan.parent.parent.glob("*/*.plan"):
+        try:
+            sizes.append(PlanRecord.read(record_path(path)).scratch_bytes or 0)
+        except EngineError:
+            continue  # it will be told when that engine is loaded
+    return max(sizes) * 33 // 32
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+class Scratch:
+    """A block of device memory, freed when the last engine that uses it lets go."""
+
+    def __init__(self, gpu: Gpu, size: int) -> None:
+        from cuda.bindings import driver as cu
+
+        self.size = size
+        try:
+            self.pointer = int(_call(cu.cuMemAlloc(size)))
+        except RuntimeError as error:
+            raise EngineError(
+                f"{gpu.name} has no {size / 2**30:.1f} GiB of memory left for the engines' scratch ({error}); "
+                "run with --memory low, close other programs that use the GPU, or build for a smaller --size or "
+                "fewer --frames"
+            ) from error
+        self._free = weakref.finalize(self, cu.cuMemFree, self.pointer)
+
+
+_shared: weakref.WeakValueDictionary[int, Scratch] = weakref.WeakValueDictionary()
+
+
+def shared_scratch(gpu: Gpu, need: int) -> Scratch:
+    """The block that engines on ``gpu`` share, at least ``need`` bytes.
+
+    A block never moves or grows under an engine that has it (captured graphs hold its address). The first engine of
+    a set asks for the most that the set needs, so one block serves all.
+    """
+    block = _shared.get(gpu.ordinal)
+    if block is None or block.size < need:
+        block = _shared[gpu.ordinal] = Scratch(gpu, max(need, 1))
+    return block
+
+
+# Engines ----------------------------------------------------------------------------------------------------------
+
+
+class TensorRTEngine:
+    """Satisfies :class:`v2v.engine.backend.Engine`.
+
+    Before a run is captured into a CUDA graph it must have run once outside: TensorRT sets itself up then.
+    """
+
+    def __init__(
+        self, component: Component, plan: Path, library: Library, gpu: Gpu, jit_cache: Path | None = None
+    ) -> None:
+        self.component = component
+        self._library = library
+        self._jit_cache = jit_cache
+        self._engine: Any = None
+        self._engine = deserialize(library, component, plan)
+        self.dynamic = check_engine(library, self._engine, component, plan)
+        need = int(self._engine.device_memory_size_v2)
+        self._scratch: Scratch | None = shared_scratch(gpu, max(need, largest_scratch(plan)))
+        with library.capture() as messages:
+            known = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
+            self._context, self._jit = library.new_context(self._engine, known)
+            if self._context is None:
+                self.close()
+                raise EngineError(_failure(component, "cannot be made ready to run", messages))
+        self._context.set_device_memory(self._scratch.pointer, self._scratch.size)
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """Queue one run on ``stream``; arrays are those of the device, with ``shape``, ``dtype`` and ``pointer``.
+
+        Raises:
+            EngineError: an array is missing or has another type or shape, the engine is closed, or TensorRT fails.
+        """
+        if self._engine is None:
+            raise EngineError(f"the engine {self.component.name} is closed")
+        for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs)):
+            for tensor in described:
+                self._bind(tensor, arrays.get(tensor.name), is_input=arrays is inputs)
+        with self._library.capture() as messages:
+            if not self._context.execute_async_v3(stream):
+                raise EngineError(_failure(self.component, "failed", messages))
+
+    def close(self) -> None:
+        """Free weights and context, and the scratch with the last engine, once queued runs are done."""
+        if self._engine is None:
+            return
+        from cuda.bindings import driver as cu
+
+        cu.cuCtxSynchronize()
+        self._save_jit()
+        self._context = self._jit = None  # before the engine that they refer to
+        self._engine = self._scratch = None
+
+    def _bind(self, tensor: Tensor, array: Any, *, is_input: bool) -> None:
+        name = self.component.name
+        if array is None:
+            raise EngineError(f"{name} needs an array for '{tensor.name}'")
+        shape, open_shape = tuple(array.shape), self.dynamic.get(tensor.name, tensor.shape)
+        fits = len(shape) == len(open_shape) and all(
+            want in (-1, have) for have, want in zip(shape, open_shape, strict=True)
+        )
+        if not fits or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+            raise EngineError(
+                f"'{tensor.name}' of {name} must be {tensor.dtype} {list(tensor.shape)}, "
+                f"not {np.dtype(array.dtype)} {list(shape)}"
+            )
+        if is_input and tensor.name in self.dynamic and not self._context.set_input_shape(tensor.name, shape):
+            raise EngineError(f"'{tensor.name}' of {name}: the engine was not built for {list(shape)}")
+        if not self._context.set_tensor_address(tensor.name, int(array.pointer)):
+            raise EngineError(f"TensorRT does not take the buffer for '{tensor.name}' of {name}")
+
+    def _save_jit(self) -> None:
+        """Keep what was compiled just in time, so that the next load is quick."""
+        if self._jit is None or self._jit_cache is None:
+            return
+        try:
+            self._jit_cache.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self._jit_cache.with_suffix(".new")
+            fresh.write_bytes(memoryview(self._jit.serialize()))
+            fresh.replace(self._jit_cache)
+        except OSError:
+            return  # it only costs time
+
+
+def deserialize(library: Library, component: Component, plan: Path) -> Any:
+    """The engine in the file ``plan``, after checking it against its record.
+
+    Raises:
+        EngineError: missing, truncated, of another version, or refused by TensorRT.
+    """
+    record = PlanRecord.read(record_path(plan))
+    try:
+        size = plan.stat().st_size
+    except OSError as error:
+        raise EngineError(f"{plan} cannot be read ({error.strerror})") from error
+    if size != record.plan_bytes:
+        raise EngineError(f"{plan} is damaged: it has {size} bytes instead of {record.plan_bytes}")
+    if (record.library, record.version) != (library.name, library.version):
+        raise EngineError(
+            f"{plan} was built by {record.library} {record.version}, here is {library.name} {library.version}"
+        )
+    with library.capture() as messages:
+        runtime = library.api.Runtime(library.log)
+        with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            engine = runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise EngineError(_failure(component, f"({plan}) is refused by {library.title}", messages))
+    return engine
+
+
+def check_engine(
+    library: Library, engine: Any, component: Component, plan: Path
+) -> dict[str, tuple[int, ...]]:
+    """Compare an engine's inputs and outputs with ``component``; returns those with open axes (-1).
+
+    Raises:
+        EngineError: names the first that differs.
+    """
+    mode = library.api.TensorIOMode
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    have = {
+        name: (
+            engine.get_tensor_mode(name) == mode.INPUT,
+            describe(library, name, engine.get_tensor_dtype(name), engine.get_tensor_shape(name)),
+        )
+        for name in names
+    }
+    for is_input, expected in ((True, component.inputs), (False, component.outputs)):
+        for tensor in expected:
+            kind, found = have.get(tensor.name, (is_input, None))
+            if kind != is_input or not matches(found, tensor, dynamic=True):
+                listing = ", ".join(str(found) for _, found in have.values())
+                raise EngineError(
+                    f"{plan} is not the {component.name} expected: {tensor} is missing among {listing}"
+                )
+    if unknown := sorted(set(have) - {t.name for t in (*component.inputs, *component.outputs)}):
+        raise EngineError(f"{plan} is not the {component.name} expected: it also has '{unknown[0]}'")
+    return {name: found.shape for name, (_, found) in have.items() if -1 in found.shape}
+
+
+def _failure(component: Component, what: str, messages: list[Any]) -> str:
+    """One line from TensorRT's log about ``component``."""
+    errors = [" ".join(message.text.split()) for message in messages if message.is_error]
+    cause = errors[0] if errors else "TensorRT gives no reason"
+    advice = (
+        "; run with --memory low, or close other programs that use the GPU"
+        if "memory" in cause.lower()
+        else ""
+    )
+    return f"{component.name} {what}: {cause}{advice}"

@@ -1,0 +1,129 @@
+"""Graphs that come with the package: the small model at its usual window, ready without PyTorch and ONNX.
+
+    v2v/export/data/
+    ├── small.safetensors            the trained weights, FP16
+    └── small/
+        ├── index.json               what the graphs were made from, and where each weight goes
+        └── unet.onnx …              the four graphs for a CPU, FP32, without their weights
+
+An exported graph reads its weights from a file beside it, each at an offset that the graph records. Here that file
+is written from the packaged weights, converted to FP32, which is all that an export at this window would change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import v2v.export
+from v2v.core.components import ComponentName, Precision, Window
+from v2v.core.configs import ModelConfig
+from v2v.engine.backend import BuildError, Progress
+
+FOLDER = Path(v2v.export.__file__).parent / "data"
+"""Weights that come with the package, ``<model>.safetensors``, and folders of graphs named after the model."""
+
+INDEX = "index.json"
+
+_TYPES = {"F16": np.float16, "F32": np.float32}
+
+
+@dataclass(frozen=True)
+class PackagedWeights:
+    """As :class:`v2v.export.weights.Weights`, of the file that comes with the package."""
+
+    source: str
+    identity: str
+    kind: str = "trained"
+
+
+@dataclass(frozen=True)
+class PackagedGraph:
+    """As :class:`v2v.export.graphs.Graph`."""
+
+    path: Path
+    error: float  # found when the graph was exported
+    seconds: float
+
+
+def fits(model: ModelConfig, weights: str, window: Window, precision: Precision, backend: str) -> bool:
+    """Whether the packaged graphs are what an export of all this would give."""
+    index = FOLDER / model.name / INDEX
+    if not index.is_file() or not _is_packaged(weights, model):
+        return False
+    described = json.loads(index.read_text(encoding="utf-8"))
+    return bool(
+        (precision, backend) == ("fp32", "onnxruntime")
+        and described["model"] == json.loads(json.dumps(model.to_json()))
+        and described["window"] == str(window)
+    )
+
+
+def _is_packaged(weights: str, model: ModelConfig) -> bool:
+    return Path(weights).expanduser().resolve() == (FOLDER / f"{model.name}.safetensors").resolve()
+
+
+def load_weights(source: str, model: ModelConfig, progress: Progress | None = None) -> PackagedWeights:
+    """Identify the packaged weights, as :func:`v2v.export.weights.load_weights` would."""
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return PackagedWeights(source, hashlib.sha256(json.dumps([digest] * 3).encode()).hexdigest())
+
+
+def export_component(
+    name: ComponentName,
+    model: ModelConfig,
+    weights: PackagedWeights,
+    window: Window,
+    precision: Precision,
+    folder: Path,
+    progress: Progress | None = None,
+) -> PackagedGraph:
+    """Write ``folder/<name>.onnx`` and its weights, as :func:`v2v.export.graphs.export_component` would.
+
+    Raises:
+        BuildError: the weights' file is damaged, or not the one that the graphs were made with.
+    """
+    started = time.monotonic()
+    described = json.loads((FOLDER / model.name / INDEX).read_text(encoding="utf-8"))["components"][name]
+    path = folder / f"{name}.onnx"
+    tensors = read_safetensors(Path(weights.source))
+    with path.with_name(f"{path.name}.data").open("wb") as file:
+        for tensor, offset, length in described["weights"]:
+            values = tensors.get(tensor)
+            if values is None or 4 * values.size != length:
+                raise BuildError(
+                    f"{weights.source} is not the file that the graphs beside it were made with ({tensor}); "
+                    "install v2v again"
+                )
+            file.seek(offset)
+            file.write(values.astype("<f4").tobytes())
+    shutil.copyfile(FOLDER / model.name / path.name, path)
+    return PackagedGraph(path, described["error"], time.monotonic() - started)
+
+
+def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a file, mapped, not read: eight bytes of length, a JSON header, the numbers.
+
+    Raises:
+        BuildError: not such a file, or a truncated one.
+    """
+    try:
+        data = np.memmap(path, np.uint8, "r")
+        size = int(data[:8].view("<u8")[0])
+        header = json.loads(data[8 : 8 + size].tobytes())
+        numbers = data[8 + size :]
+        return {
+            name: numbers[slice(*entry["data_offsets"])].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise BuildError(f"{path}: cannot be read as safetensors ({error}); install v2v again") from error

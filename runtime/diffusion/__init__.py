@@ -1,0 +1,1 @@
+"""Frames <-> frames: latents, noise, the denoising loop. Knows no files."""

@@ -1,0 +1,323 @@
+"""The denoising loop over one segment: the UNet behind guidance and windows, driven by a solver's table."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from v2v.device import Array, Device, Feed, Pending, StepRow
+from v2v.engine.backend import V2VError
+from v2v.runtime.background import ahead
+from v2v.runtime.diffusion.deepcache import Evaluation, UNetEngines, evaluations_in_full
+from v2v.runtime.diffusion.schedule import LEVELS, Schedule
+from v2v.runtime.diffusion.solvers import Update, solve
+from v2v.runtime.diffusion.windows import Tile, tiles
+
+# Boundaries between windows take these places in turn, step by step, so that no seam stays where it is. The last
+# evaluation, whose boundaries are those of the result, fades as wide as it can.
+_PHASES = (0.0, 0.5, 1.0, 0.25, 0.75)
+
+
+class NumericalError(V2VError):
+    """NaN or Inf appeared where there should be a picture."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022) with rescale (Lin et al. 2023, section 3.4).
+
+    ``interval`` are the noise levels, as shares of the 1000, at which guidance acts (Kynkäänniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724): outside of it the negative prompt need not be evaluated.
+    """
+
+    scale: float
+    rescale: float
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def acts(self, timestep: int) -> bool:
+        """Whether the unconditional estimate counts; at scale 1 it cancels out."""
+        low, high = self.interval
+        return self.scale != 1 and low <= timestep / LEVELS <= high
+
+
+class DenoisingLoop:
+    """Buffers and tables for segments of one extent ``(T, h, w)`` in latent positions, not smaller than the window.
+
+    Everything is allocated here; running allocates nothing and, but for a thread that draws noise, does nothing on the
+    host.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        unet: UNetEngines,
+        schedule: Schedule,
+        updates: list[Update],
+        guidance: Guidance,
+        extent: tuple[int, int, int],
+        overlap: tuple[int, int, int],
+        reuse: int = 1,
+    ) -> None:
+        latents = unet.full.component.inputs[0]
+        _, channels, *window = latents.shape
+        self.device, self._unet, self.guidance = device, unet, guidance
+        self.updates = updates
+        self.extent = extent
+        self._coefficients = [schedule.coefficients(update.sigma) for update in updates]
+
+        canvas = (extent[0], channels, *extent[1:])
+        self.x, self.history, self.noise = (device.empty(canvas, np.float32) for _ in range(3))
+        # What several windows add up to, and what is left of it after guidance; a lone window needs neither.
+        self.total, self._denoised, self._other = (device.empty(canvas, np.float32) for _ in range(3))
+        self.scaled, self.conditional = (device.empty(latents.shape, latents.dtype) for _ in range(2))
+        self._guided = [guidance.acts(c.timestep) for c in self._coefficients]
+        self.unconditional = device.empty(latents.shape, latents.dtype) if any(self._guided) else None
+        self.velocity = device.empty(latents.shape, np.float32)
+        self._feed = device.feed(canvas, np.float32)
+
+        self._timesteps = device.upload(np.array([[c.timestep] for c in self._coefficients], np.int64))
+        self._rows = device.upload(np.array(self._table(), np.float32))
+        self._timestep = device.empty((1,), np.int64)
+        self._row = device.empty((len(StepRow._fields),), np.float32)
+
+        self._one_window = tuple(window) == extent
+        self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
+        self._last_plan = self._plan(tuple(window), overlap, None)
+        self._in_full = evaluations_in_full(self._guided, reuse)
+        self._features = self._make_features()
+        self._captured: dict[Hashable, Callable[[], None]] = {}  # by kind of work
+        self._contexts: tuple[Array, Array] | None = None
+
+    def use(self, unet: UNetEngines) -> None:
+        """Run on ``unet`` from now on: the same engines, perhaps loaded again."""
+        if unet != self._unet:
+            self._unet, self._captured = unet, {}
+
+    def close(self) -> None:
+        """Let go of captured work, which holds on to this loop: its memory is then free as soon as nobody uses it."""
+        self._captured = {}
+
+    def run(
+        self,
+        contexts: tuple[Array, Array],
+        noise: Callable[[int], npt.NDArray[np.float32]],
+        done: Callable[[int], None],
+        first: int = 0,
+        known: tuple[Array, Array] | None = None,
+    ) -> Array:
+        """Denoise :attr:`x` in place from the first sigma to 0 and return it.
+
+        Args:
+            contexts: the prompt's and the negative prompt's ``[1, 77, C]``.
+            noise: (row of the table) -> standard normal ``[T, Z, h, w]`` on the host; called by another thread.
+            done: told the number of evaluations finished, not far behind the device.
+            first: number of the canvas' first frame in the video, for messages.
+            known: ``(latents, noise)`` ``[K, Z, h, w]`` of the first K frames, which are finished already: the
+                network sees them at every noise level as they are (Lugmayr et al. 2022, RePaint, eq. 8a).
+
+        Raises:
+            NumericalError: a latent became NaN or Inf; names the step and the frame.
+        """
+        if contexts is not self._contexts:
+            self._captured, self._contexts = {}, contexts
+        pace = _Pace(self.device, self._row, done)
+        draws = [k for k, update in enumerate(self.updates) if update.x_noise]
+        with closing(ahead(map(noise, draws), depth=2)) as drawn:
+            supply = _Supply(self._feed, self.noise, drawn)
+            if self._one_window and known is None:
+                self._run_fused(contexts, supply, pace)
+            else:
+                self._run_windowed(contexts, supply, pace, known)
+            pace.finish()
+        self._raise_if_nonfinite(first)
+        return self.x
+
+    def _run_fused(self, contexts: tuple[Array, Array], supply: _Supply, pace: _Pace) -> None:
+        """One window covers the segment: a step is one or two evaluations and one kernel, captured when it has run."""
+        device = self.device
+
+        def step(guided: bool, in_full: bool) -> None:
+            unconditional = self._evaluate(contexts, guided, in_full)
+            device.advance(
+                self._row, self.conditional, unconditional, self.x, self.history, self.noise, self.scaled
+            )
+
+        device.take_window(self.x, (0, 0, 0), self._coefficients[0].scale, self.scaled)
+        for k, update in enumerate(self.updates):
+            self._select(k)
+            if update.x_noise:
+                supply.next()
+            kind = self._guided[k], self._in_full[k]
+            self._queue(("step", *kind), partial(step, *kind))
+            supply.refill()
+            pace.mark(k)
+
+    def _run_windowed(
+        self,
+        contexts: tuple[Array, Array],
+        supply: _Supply,
+        pace: _Pace,
+        known: tuple[Array, Array] | None,
+    ) -> None:
+        """Several windows, blended in every step: their velocities add up to one velocity of the whole segment.
+
+        What a window costs, its evaluations and guidance, is captured once and serves all windows.
+        """
+        device = self.device
+        evaluation = in_full = 0
+
+        def guide(guided: bool, in_full: bool, place: int) -> None:
+            unconditional = self._evaluate(contexts, guided, in_full, place)
+            device.guide(
+                self.conditional, unconditional, self.guidance.scale, self.guidance.rescale, self.velocity
+            )
+
+        def denoise(x: Array, sigma: float, out: Array) -> None:
+            nonlocal evaluation, in_full
+            c, kind = self._coefficients[evaluation], (self._guided[evaluation], self._in_full[evaluation])
+            in_full += self._in_full[evaluation]  # windows stay in place as long as their features are used
+            if known is not None:
+                latents, noise = known
+                device.combine([(1.0, latents), (sigma, noise)], device.view(x, slice(0, latents.shape[0])))
+            self._select(evaluation)
+            device.zero(self.total)
+            last = evaluation == len(self._coefficients) - 1
+            plan = self._last_plan if last else self._plans[(in_full - 1) % len(_PHASES)]
+            for place, (tile, weights) in enumerate(plan):
+                device.take_window(x, tile.start, c.scale, self.scaled)
+                work = partial(guide, *kind, place)
+                self._queue(("window", *kind, *map(id, self._features[place])), work)
+                device.add_window(self.velocity, weights, tile.start, self.total)
+            device.combine([(c.alpha * c.scale, x), (-c.s, self.total)], out)
+            device.check(out, evaluation)
+            supply.refill()
+            evaluation += 1
+
+        def next_noise(k: int) -> Array:
+            supply.next()
+            return self.noise
+
+        def after(k: int, denoised: Array) -> None:
+            pace.mark(k)
+
+        buffers = self._denoised, self.history, self._other
+        solve(denoise, self.x, self.updates, next_noise, device, after, buffers)
+
+    def _queue(self, kind: Hashable, work: Callable[[], None]) -> None:
+        """Queue ``work``, all of it at once if work of this kind was queued before."""
+        if kind in self._captured:
+            self._captured[kind]()
+        else:
+            work()
+            self._captured[kind] = self.device.capture(work)
+
+    def _evaluate(
+        self, contexts: tuple[Array, Array], guided: bool, in_full: bool, place: int = 0
+    ) -> Array | None:
+        """Run the UNet on :attr:`scaled` under the prompt and, if guided, the negative one; returns the latter's.
+
+        ``place`` is the number of the window among those of the step.
+        """
+        unconditional = self.unconditional if guided else None
+        velocities = self.conditional, unconditional
+        evaluations = [
+            Evaluation(context, velocity, features)
+            for context, velocity, features in zip(contexts, velocities, self._features[place], strict=True)
+            if velocity is not None
+        ]
+        common = {"latents": self.scaled, "timestep": self._timestep}
+        self._unet.run(common, evaluations, in_full=in_full, stream=self.device.stream)
+        return unconditional
+
+    def _make_features(self) -> list[tuple[Array | None, Array | None]]:
+        """For each window of a step, where the UNet leaves its features under the prompt and the negative one."""
+        places, features = max(map(len, self._plans)), self._unet.features
+        if features is None:
+            return [(None, None)] * places
+        if all(self._in_full):  # never read again
+            scrap = self.device.empty(features.shape, features.dtype)
+            return [(scrap, scrap)] * places
+        prompts = 1 + any(self._guided)
+        made = [
+            [self.device.empty(features.shape, features.dtype) for _ in range(prompts)] for _ in range(places)
+        ]
+        return [(each[0], each[-1]) for each in made]
+
+    def _select(self, k: int) -> None:
+        """Make row ``k`` of the tables the current one."""
+        self.device.copy(self.device.view(self._timesteps, k), self._timestep)
+        self.device.copy(self.device.view(self._rows, k), self._row)
+
+    def _table(self) -> list[StepRow]:
+        scales = [c.scale for c in self._coefficients]
+        return [
+            StepRow(
+                k, self.guidance.scale, self.guidance.rescale, c.alpha * c.scale, -c.s, *update[1:], scale
+            )
+            for k, (update, c, scale) in enumerate(
+                zip(self.updates, self._coefficients, [*scales[1:], 1.0], strict=True)
+            )
+        ]
+
+    def _plan(
+        self, window: tuple[int, ...], overlap: tuple[int, int, int], phase: float | None
+    ) -> list[tuple[Tile, Array]]:
+        placed = tiles(self.extent, (window[0], window[1], window[2]), overlap, phase)
+        return [(tile, self.device.upload(tile.weights)) for tile in placed]
+
+    def _raise_if_nonfinite(self, first: int) -> None:
+        self.device.synchronize()
+        failure = self.device.failure()
+        if failure is not None:
+            raise NumericalError(
+                f"the latents became NaN or Inf in component unet, step {failure.label + 1} of {len(self.updates)}, "
+                f"frame {first + failure.frame}; an FP32 engine set, a lower guidance or another seed may avoid it"
+            )
+
+
+class _Supply:
+    """Sends the noise of coming steps while the device works on earlier ones."""
+
+    def __init__(self, feed: Feed, out: Array, drawn: Iterator[npt.NDArray[np.float32]]) -> None:
+        self._feed, self._out, self._drawn = feed, out, drawn
+        self._waiting = 0
+        self.refill(1)
+
+    def next(self) -> None:
+        """Make the next noise the current one."""
+        self._feed.take(self._out)
+        self._waiting -= 1
+
+    def refill(self, least: int = 2) -> None:
+        """Send until ``least`` of those left are on their way; best called when the device has work."""
+        while self._waiting < least and (noise := next(self._drawn, None)) is not None:
+            self._feed.put(noise)
+            self._waiting += 1
+
+
+class _Pace:
+    """Keeps the host at most two steps ahead of the device, so that progress is told when it happens."""
+
+    def __init__(self, device: Device, probe: Array, done: Callable[[int], None]) -> None:
+        self._device, self._probe, self._done = device, probe, done
+        self._marks: deque[tuple[int, Pending]] = deque()
+
+    def mark(self, k: int) -> None:
+        self._marks.append((k, self._device.fetch(self._probe)))
+        while len(self._marks) > (0 if self._device.synchronous else 2):
+            self._tell()
+
+    def finish(self) -> None:
+        while self._marks:
+            self._tell()
+
+    def _tell(self) -> None:
+        k, pending = self._marks.popleft()
+        pending.result()
+        self._done(k + 1)

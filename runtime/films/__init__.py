@@ -1,0 +1,1 @@
+"""Whole films: many segments, files and workers, kept when they are done."""

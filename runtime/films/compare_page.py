@@ -1,0 +1,120 @@
+"""Before and after on one self-contained page: two players in step, a slider between them, the run's settings."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import string
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from v2v.device.cpu import CpuDevice
+from v2v.runtime.media import hdr
+from v2v.runtime.media.encoding import Encoding
+from v2v.runtime.media.pixels import Colors
+from v2v.runtime.media.reader import MediaError, VideoReader, writing
+from v2v.runtime.media.streams import MediaWarning
+from v2v.runtime.media.time_range import WHOLE, TimeRange
+
+# A page holds the videos as text: more than this would be slow to open.
+LONGEST = Fraction(60)
+"""Seconds of video that a page shows at most."""
+
+_BT601 = 6
+
+
+def check_page(path: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether the page may be written.
+
+    Raises:
+        MediaError: it exists, or there is no such folder.
+    """
+    if not path.parent.is_dir():
+        raise MediaError(f"--compare {path}: there is no folder {path.parent}; create it first")
+    if path.exists() and not overwrite:
+        raise MediaError(
+            f"--compare {path} already exists; choose another name, or replace it with --overwrite"
+        )
+
+
+def write_page(
+    path: Path, source: Path, result: Path, settings: Mapping[str, Any], wanted: TimeRange = WHOLE
+) -> None:
+    """Write the page that compares a range of ``source`` with its ``result``, the first :data:`LONGEST` seconds.
+
+    Both are encoded anew as H.264 at the result's size, so that any browser plays them.
+
+    Raises:
+        MediaError: one of the videos cannot be read, or the page cannot be written.
+    """
+    with VideoReader(result) as reader:
+        height, width = reader.info.height, reader.info.width
+    template = string.Template((Path(__file__).parent / "compare_page.html").read_text(encoding="utf-8"))
+    with writing(path), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", MediaWarning)  # all of it was told when the source was enhanced
+        videos = {
+            name: base64.b64encode(
+                _playable(video, part, (height, width), Path(folder) / f"{name}.mp4")
+            ).decode()
+            for name, video, part in (("before", source, wanted), ("after", result, WHOLE))
+        }
+        page = template.substitute(
+            title=html.escape(f"{source.name} before and after"),
+            width=width,
+            height=height,
+            rows="".join(
+                f"<tr><th>{html.escape(str(name))}<td>{html.escape(str(value))}"
+                for name, value in settings.items()
+            ),
+            **videos,
+        )
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(page)
+            Path(partial).chmod(0o644)
+            Path(partial).replace(path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+
+
+def _playable(video: Path, wanted: TimeRange, size: tuple[int, int], target: Path) -> bytes:
+    """The pictures of ``video`` resized to ``size``, as bytes of an MP4 that starts at 0."""
+    device = CpuDevice()
+    even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    image = device.empty((1, 3, *even), np.float32)
+    pixels: npt.NDArray[np.uint8] = device.empty((*even, 3), np.uint8)
+    with VideoReader(video, wanted=wanted) as reader, av.open(str(target), "w") as container:
+        info = reader.info
+        is_hdr = info.colors.transfer in (
+            hdr.PQ,
+            hdr.HLG,
+        )  # which a browser shows as such, or as well as it can
+        colors = replace(info.colors, full_range=False) if is_hdr else Colors(matrix=_BT601)
+        encoding = Encoding(colors, info.frame_rate, info.time_base, crf=18)
+        stream = encoding.add_stream(container, *even)
+        first: int | None = None
+        for frame in reader.frames():
+            stamp = reader.timestamps.popleft()
+            first = stamp.start if first is None else first
+            if (stamp.start - first) * info.time_base > LONGEST:
+                break
+            if frame.shape[:2] != even:
+                device.prepare_frame(frame, size, image, offset=(0, 0), antialias=True)
+                device.image_to_bytes(image, pixels, truncate=False)
+                frame = pixels
+            picture = encoding.picture(frame, stream)
+            picture.pts, picture.time_base = stamp.start - first, info.time_base
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return target.read_bytes()

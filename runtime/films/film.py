@@ -1,0 +1,266 @@
+"""A whole film from file to file: segment by segment, each kept when it is done, joined at the end.
+
+Decoding, the engines and encoding are at work at once: while one segment is denoised, the frames of the next are read
+and the pictures of the one before encoded. However long the film, what waits between them is bounded, and memory holds
+one segment more, or with several workers a bounded number. However the run ends, the
+same command goes on with what is not finished and gives the same bytes as a run that was never disturbed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from v2v.engine.manifest import v2v_version
+from v2v.engine.store import EngineSet
+from v2v.runtime.background import ahead
+from v2v.runtime.diffusion.pipeline import PARITY_FRAMES, Carry, Plan, Progress, Report, Segment, segments
+from v2v.runtime.films.journal import Journal
+from v2v.runtime.films.pool import Done, Task, Team
+from v2v.runtime.media import image_sequence as folders
+from v2v.runtime.media.encoding import Encoding
+from v2v.runtime.media.image_sequence import FolderWriter
+from v2v.runtime.media.reader import Timestamps, VideoInfo, VideoReader, VideoWriter, writing
+
+# Bytes of decoded frames that wait for the engines, and the least and the most frames.
+_AHEAD, _FRAMES_AHEAD = 256 << 20, (8, 256)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a film goes and how it is written there."""
+
+    path: Path
+    encoding: Encoding
+    overwrite: bool = False
+    restart: bool = False  # do not go on with what an earlier run has left
+    note: str = ""  # kept in the file's comment
+
+
+def enhance_film(
+    team: Team,
+    reader: VideoReader,
+    target: Target,
+    plan: Plan,
+    progress: Callable[[Progress], None] = lambda told: None,
+) -> int:
+    """Enhance what ``reader`` gives into ``target``; returns the number of frames.
+
+    Raises:
+        MediaError: the output cannot be written.
+        JournalError: an earlier run of other settings left its work beside the output.
+        NumericalError: a latent or a picture became NaN or Inf.
+        WorkerError: no worker is left.
+    """
+    total = reader.info.frames
+    number = reader.first_number
+    report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total, number)
+    stamps = Timestamps()
+    with (
+        writing(target.path),
+        Journal(
+            target.path, facts_of(reader, plan, team.engine_set, target), restart=target.restart
+        ) as journal,
+        closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
+    ):
+        window = team.engine_set.manifest.recipe.window
+        preview = reader.wanted.preview is not None
+        with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
+            for segment in segments(window, frames, reader.cuts, parity=plan.parity, first_number=number):
+                for _ in segment.frames:
+                    stamps.append(reader.timestamps.popleft())
+                if journal.finished(segment.index):
+                    chains.skip(segment)
+                else:
+                    chains.add(segment)
+            chains.finish()
+        with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
+            writer.join(journal.segments(), stamps)
+        journal.discard()
+    return len(stamps)
+
+
+def frames_ahead(source: VideoInfo) -> int:
+    """How many frames are decoded while the engines are at work: a whole segment of small ones, a few large ones."""
+    frame = source.height * source.width * 3 * (2 if source.depth > 8 else 1)
+    least, most = _FRAMES_AHEAD
+    return min(max(_AHEAD // frame, least), most)
+
+
+@dataclass(frozen=True)
+class _AtWork:
+    """A segment that was handed to the team."""
+
+    index: int
+    frames: int
+    room: int  # bytes of frames that it takes
+    done: Future[Done]
+    encoding: bool  # all that is left to do
+
+
+class _Chains:
+    """Hands segments to a team, each once what it continues is known, and keeps what comes back as soon as it does.
+
+    Left by an exception, what has not begun is called off; what only has to be encoded is finished.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        journal: Journal,
+        plan: Plan,
+        encoding: Encoding,
+        report: Report,
+        *,
+        preview: bool = False,
+    ) -> None:
+        self._team, self._journal, self._preview = team, journal, preview
+        self._plan, self._encoding, self._report = plan, encoding, report
+        self._at_work: dict[Future[None], _AtWork] = {}  # by when it is in the journal
+        self._waiting: dict[int, Segment] = {}  # for the segment before them
+        self._carries: dict[int, Carry] = {}  # of the last segment, if it is not in the journal yet
+        self._frames_done = 0
+        self._keeping = threading.Lock()
+        self._left = False
+
+    def __enter__(self) -> _Chains:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for work in self._at_work.values():
+                if not work.encoding:
+                    work.done.cancel()
+            wait(kept for kept, work in self._at_work.items() if work.encoding)
+        finally:
+            with self._keeping:
+                self._left = True
+            left = (*(work.room for work in self._at_work.values()), *map(_bytes_of, self._waiting.values()))
+            self._team.room.take(-sum(left))
+
+    def skip(self, segment: Segment) -> None:
+        """A segment that an earlier run has finished."""
+        self._frames_done += len(segment.frames)
+        self._report.frames_done += len(segment.frames)
+
+    def add(self, segment: Segment) -> None:
+        """Take one more segment; returns when there is room for the next."""
+        self._team.room.take(_bytes_of(segment))
+        before = segment.index - 1
+        if segment.continues and before not in self._carries and not self._journal.finished(before):
+            self._waiting[segment.index] = segment
+        else:
+            self._start(segment)
+        self._go_on(wait(self._at_work, timeout=0).done)
+        while self._team.room.full and self._at_work:
+            self._go_on(wait(self._at_work, return_when=FIRST_COMPLETED).done)
+
+    def finish(self) -> None:
+        """Wait for all that was added."""
+        while self._at_work:
+            self._go_on(wait(self._at_work, return_when=FIRST_COMPLETED).done)
+
+    def _start(self, segment: Segment) -> None:
+        carry = None
+        if segment.continues:
+            carry = self._carries.get(segment.index - 1) or self._journal.carry(segment.index - 1)
+        task = Task(segment, carry, self._plan, self._encoding, self._preview)
+        job = self._team.submit(task, self._report)
+        room = _bytes_of(segment)
+        if job.carry is not None:  # its frames are not needed any more
+            self._carries = {segment.index: job.carry}
+            self._team.room.take(-room)
+            room = 0
+        index, kept = segment.index, Future[None]()  # the segment itself must not be held
+        job.done.add_done_callback(lambda done: self._keep(index, done, kept))
+        self._at_work[kept] = _AtWork(index, len(segment.frames), room, job.done, job.carry is not None)
+
+    def _keep(self, index: int, done: Future[Done], kept: Future[None]) -> None:
+        """Put a finished segment into the journal, in whatever thread finished it."""
+        try:
+            with self._keeping:
+                if not self._left:
+                    self._journal.finish(index, done.result())
+        except BaseException as error:  # whatever it is belongs to the thread that waits
+            kept.set_exception(error)
+        else:
+            kept.set_result(None)
+
+    def _go_on(self, ready: Iterable[Future[None]]) -> None:
+        """Count segments that are kept, and start those that waited for them."""
+        for kept in ready:
+            kept.result()
+            work = self._at_work.pop(kept)
+            self._team.room.take(-work.room)
+            self._frames_done += work.frames
+            self._report.finished(work.index, self._frames_done)
+            if (following := self._waiting.pop(work.index + 1, None)) is not None:
+                self._start(following)
+
+
+def _bytes_of(segment: Segment) -> int:
+    return sum(frame.nbytes for frame in segment.frames)
+
+
+def _writer(
+    target: Target, reader: VideoReader, journal: Journal, frames: int, *, parity: bool
+) -> VideoWriter | FolderWriter:
+    def complete() -> None:
+        journal.complete(frames)
+
+    if target.encoding.makes_folder:
+        return FolderWriter(
+            target.path,
+            reader.path,
+            target.note,
+            reader.info.profile,
+            partial=journal.joined,
+            complete=complete,
+        )
+    return VideoWriter(
+        target.path,
+        reader,
+        overwrite=target.overwrite,
+        note=target.note,
+        encoding=target.encoding,
+        parity=parity,
+        partial=journal.joined,
+        complete=complete,
+    )
+
+
+def facts_of(source: VideoReader, plan: Plan, engine_set: EngineSet, target: Target) -> dict[str, str]:
+    """Everything that decides what a run gives, by the names that a person knows it by."""
+    settings = {f"--{name.replace('_', '-')}": value for name, value in asdict(plan).items()}
+    encoding = {f"--{name}": getattr(target.encoding, name) for name in ("codec", "crf", "preset")}
+    facts = {
+        "input": fingerprint(source.path),
+        "engine set": engine_set.name,
+        "version of v2v": v2v_version(),
+        "--rate": source.info.frame_rate,
+        "--cuts": source.find_cuts,
+        "--deinterlace": source.deinterlace,
+        **source.wanted.facts(),
+        **settings,
+        **encoding,
+    }
+    return {name: str(value) for name, value in facts.items()}
+
+
+def fingerprint(path: Path) -> str:
+    """Size and digest of a file's beginning and end: enough to notice another file without reading all of it."""
+    if path.is_dir():
+        return folders.fingerprint(path)
+    block = 1 << 20
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(block))
+        file.seek(max(size - block, 0))
+        digest.update(file.read(block))
+    return f"{path.name}, {size} bytes, sha256 {digest.hexdigest()[:16]}"

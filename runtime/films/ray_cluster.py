@@ -1,0 +1,196 @@
+"""Workers on other machines, through Ray: https://docs.ray.io
+
+    v2v-run film.mkv -o out.mkv --ray auto             # or ray://head:10001, or "local" for a cluster made here
+    v2v-run films/ -o out/ --ray auto --workers 8
+
+This process reads and writes the videos; frames of a segment go to a worker, encoded pictures come back. Each worker
+loads the engine set by its path, so the set must lie at the same place everywhere (a shared file system), and v2v
+of the same version must be installed there. Workers of one kind (the same GPU, or the same processor) make the bytes
+of one process; others make the same pictures up to rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from v2v.engine.backend import V2VError
+from v2v.engine.manifest import v2v_version
+from v2v.engine.store import EngineSet
+from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo
+from v2v.runtime.films.pool import (
+    Done,
+    Pool,
+    Task,
+    Worker,
+    WorkerError,
+    WorkerLost,
+    answer_of,
+    enhance_task,
+    given,
+)
+
+try:
+    import ray
+    import ray.exceptions
+except ImportError as error:
+    raise WorkerError("--ray needs Ray, which is not installed here; pip install 'v2v[ray]'") from error
+
+LOCAL = "local"
+_START = 600.0  # seconds that a worker may take until its engines are loaded
+
+
+def cluster_pool(address: str, engine_set: EngineSet, count: int | None, device: str, memory: Memory) -> Pool:
+    """A pool of ``count`` workers on the cluster at ``address``, one GPU each on "cuda".
+
+    With no ``count``, one for each GPU, or for each machine on "cpu", where the engines use all cores.
+
+    Raises:
+        WorkerError: no cluster at that address, or it has fewer GPUs or cores than workers.
+    """
+    ours = connect(address, count)
+    resources = ray.cluster_resources()
+    kind = "GPU" if device == "cuda" else "CPU"
+    there = int(resources.get(kind, 0))
+    count = count or (there if device == "cuda" else len(ray.nodes()))
+    if there < max(count, 1):
+        raise WorkerError(
+            f"--ray {address}: the cluster has {there} {kind}s, too few for {max(count, 1)} workers"
+        )
+
+    def start() -> Worker:
+        return RayWorker(engine_set.path.resolve(), device, memory)
+
+    return _ClusterPool(engine_set, [start] * count, ours)
+
+
+def connect(address: str, cores: int | None) -> bool:
+    """Join the cluster at ``address``, or start one of so many ``cores`` for "local".
+
+    False if this program is connected already: then that cluster is used.
+
+    Raises:
+        WorkerError: no cluster answers there.
+    """
+    if ray.is_initialized():
+        return False
+    _check_reachable(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked to report to anyone
+    # GPUs are given by --workers alone: without this, later versions hide them from tasks that ask for none.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    here: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores or 1}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(here if address == LOCAL else {}),
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise WorkerError(f"--ray {address}: no cluster answers there ({error})") from error
+    return True
+
+
+def _check_reachable(address: str) -> None:
+    """Ray ends the whole process where nobody answers, so ask first."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise WorkerError(f"--ray {address}: no cluster answers there ({error})") from error
+
+
+class _ClusterPool(Pool):
+    """Leaves the cluster at the end if it has joined it; one that was started here ends then."""
+
+    def __init__(self, engine_set: EngineSet, start: Sequence[Callable[[], Worker]], ours: bool) -> None:
+        super().__init__(engine_set, start)
+        self._ours = ours
+
+    def close(self) -> None:
+        """See :class:`Pool`."""
+        super().close()
+        if self._ours:
+            ray.shutdown()
+
+
+class RayWorker:
+    """A :class:`v2v.runtime.films.pool.Worker` somewhere in the cluster."""
+
+    def __init__(self, engine_set: Path, device: str, memory: Memory) -> None:
+        # Ray sets the number of NumPy's threads to 1, and with another number sums may round differently.
+        threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
+        actor: Any = ray.remote(_Actor)
+        self._actor: Any = actor.options(
+            num_cpus=1,
+            num_gpus=int(device == "cuda"),
+            max_restarts=0,  # the pool starts a new one, and knows what the lost one had in hand
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
+        ).remote(str(engine_set), device, memory, v2v_version())
+
+    def wait_until_ready(self) -> None:
+        """See :class:`v2v.runtime.films.pool.Worker`."""
+        self._wait_for(self._actor.load.remote(), _START)
+
+    def enhance(self, task: Task) -> Done:
+        """See :class:`v2v.runtime.films.pool.Worker`."""
+        done: Done = self._wait_for(self._actor.enhance.remote(task))
+        return done
+
+    def process_id(self) -> int:
+        """Of the worker's process, on its machine."""
+        number: int = self._wait_for(self._actor.process_id.remote())
+        return number
+
+    def end(self) -> None:
+        """See :class:`v2v.runtime.films.pool.Worker`."""
+        ray.kill(self._actor)
+
+    @staticmethod
+    def _wait_for(answer: Any, seconds: float | None = None) -> Any:
+        try:
+            return given(ray.get(answer, timeout=seconds))
+        except ray.exceptions.GetTimeoutError as error:
+            raise WorkerError(
+                f"no machine of the cluster had a worker ready in {seconds:.0f} seconds"
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise WorkerLost(f"Ray lost it ({type(error).__name__})") from error
+
+
+class _Actor:
+    """What runs in the cluster. Answers are made by :func:`answer_of`: Ray's own errors name no cause to people."""
+
+    def __init__(self, engine_set: str, device: str, memory: Memory, version: str) -> None:
+        self._engine_set, self._device, self._memory, self._version = engine_set, device, memory, version
+        self._v2v: VideoToVideo | None = None
+
+    def process_id(self) -> int:
+        return os.getpid()
+
+    def load(self) -> Any:
+        return answer_of(self._load)
+
+    def _load(self) -> None:
+        if (here := v2v_version()) != self._version:
+            raise WorkerError(
+                f"{os.uname().nodename} has v2v {here}, the run was started with {self._version}; "
+                "install the same version everywhere"
+            )
+        self._v2v = VideoToVideo.load(self._engine_set, self._device, self._memory)
+
+    def enhance(self, task: Task) -> Any:
+        return answer_of(self._enhance(task))
+
+    def _enhance(self, task: Task) -> Callable[[], Done]:
+        def work() -> Done:
+            if self._v2v is None:
+                raise V2VError("the worker has no engines")
+            return enhance_task(self._v2v, task)
+
+        return work

@@ -1,0 +1,1 @@
+"""Files <-> frames: reading, time stamps, colours, writing. Knows no networks."""

@@ -1,0 +1,60 @@
+"""Commands end within two seconds of Ctrl-C or ``kill``, even inside a call that never returns to Python."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = """
+import hashlib, sys, time
+from pathlib import Path
+from v2v.core.abort import removed_on_abort
+from v2v.core.console import new_app, run_app
+
+app = new_app()
+
+@app.command()
+def command(how: str, unfinished: Path) -> None:
+    unfinished.mkdir()
+    (unfinished / "half").touch()
+    with removed_on_abort(unfinished):
+        print("working", flush=True)
+        if how == "outside-python":
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+        try:
+            time.sleep(60)
+        finally:
+            (unfinished / "half").unlink()
+            unfinished.rmdir()
+
+run_app(app)
+"""
+
+
+@pytest.mark.parametrize("how", ["in-python", "outside-python"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_stops_and_takes_its_unfinished_work_along(
+    how: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, how, str(unfinished)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    time.sleep(0.1)
+    started = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - started < 2
+    assert process.returncode == 128 + number
+    assert errors == ""
+    assert not unfinished.exists()

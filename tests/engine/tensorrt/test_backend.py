@@ -1,0 +1,781 @@
+"""The TensorRT backend: builds on NVIDIA's own compiler, and what a GPU would be needed for against fakes."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from tests.engine import stand_in
+from tests.engine.tensorrt import graphs
+from v2v.core.components import COMPONENTS, Component, Tensor, components
+from v2v.engine.backend import BuildError, BuildOptions, EngineError, backend
+from v2v.engine.store import EngineSet, engines_root, timing_cache_folder
+from v2v.engine.tensorrt.backend import TensorRTBackend, runner
+from v2v.engine.tensorrt.backend import backend as backend_module
+from v2v.engine.tensorrt.builder import GIB, explain, limits
+from v2v.engine.tensorrt.library import Library, Message, load_library
+from v2v.engine.tensorrt.runner import Gpu, PlanRecord, TensorRTEngine, record_path
+
+FP16 = BuildOptions(precision="fp16", device="cuda")
+TOYS = components(stand_in.MODEL, stand_in.WINDOW, "fp16")
+RTX_4090 = Gpu(0, "NVIDIA GeForce RTX 4090", (8, 9), 24 * GIB, "13.0")
+RTX_4080 = Gpu(0, "NVIDIA GeForce RTX 4080", (8, 9), 16 * GIB, "13.0")
+RTX_5090 = Gpu(0, "NVIDIA GeForce RTX 5090", (12, 0), 32 * GIB, "13.0")
+A100 = Gpu(0, "NVIDIA A100-SXM4-80GB", (8, 0), 80 * GIB, "13.0")
+H100 = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 * GIB, "13.0")
+T4 = Gpu(0, "Tesla T4", (7, 5), 16 * GIB, "13.0")
+
+
+def quiet(phase: str, share: float) -> None:
+    """Progress that nobody watches."""
+
+
+def build(folder: Path, component: Component, graph: Path, options: BuildOptions = FP16) -> list[Path]:
+    """Build into ``folder/<component>``, as a set lies on the disk."""
+    target = folder / component.name
+    target.mkdir()
+    return TensorRTBackend().build(component, graph, target, options, quiet)
+
+
+def use_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
+    """Pretend that ``gpu`` is in this machine."""
+    monkeypatch.setattr(backend_module, "find_gpu", lambda device="cuda": gpu)
+
+
+# The two libraries ----------------------------------------------------------------------------------------------
+
+
+def test_without_tensorrt_the_advice_is_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(EngineError, match=r"not installed here .*pip install 'v2v\[tensorrt\]'"):
+        backend("tensorrt")
+
+
+def test_an_old_tensorrt_is_refused_with_the_update_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.9.0.34"))
+    with pytest.raises(EngineError, match=r"TensorRT 10\.9\.0\.34 is too old: 10\.14 .*pip install -U"):
+        backend("tensorrt")
+
+
+def test_tensorrt_for_rtx_serves_where_tensorrt_is_not_installed(
+    nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
+    facts = TensorRTBackend().facts(FP16)
+    assert (facts["library"], facts["portable"], facts["label"]) == ("tensorrt_rtx", True, "rtx")
+
+
+# Building -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_build_leaves_a_plan_and_a_record_of_its_needs(
+    tensorrt: ModuleType, tmp_path: Path, name: Any
+) -> None:
+    plan, record = build(tmp_path, TOYS[name], graphs.toy(tmp_path, TOYS[name]))
+    known = PlanRecord.read(record)
+    assert record == record_path(plan)
+    assert known.plan_bytes == plan.stat().st_size
+    assert known.scratch_bytes is not None and known.weight_bytes is not None
+    assert sum(known.layers.values()) > 0
+
+
+def test_tensorrt_for_rtx_builds_by_the_same_path(
+    nvidia_compiler: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    component = TOYS["vae_decoder"]
+    _, record = build(tmp_path, component, graphs.toy(tmp_path, component))
+    assert PlanRecord.read(record).library == "tensorrt_rtx"
+
+
+def test_progress_grows_from_0_to_1(tensorrt: ModuleType, tmp_path: Path) -> None:
+    component = TOYS["vae_encoder"]
+    told: list[tuple[str, float]] = []
+    TensorRTBackend().build(
+        component,
+        graphs.toy(tmp_path, component),
+        tmp_path,
+        FP16,
+        lambda phase, share: told.append((phase, share)),
+    )
+    for phase in ("compiling", "storing"):
+        shares = [share for name, share in told if name == phase]
+        assert shares == sorted(shares) and shares[-1] == 1.0
+        assert all(0.0 <= share <= 1.0 for share in shares)
+
+
+def test_ctrl_c_stops_the_builder_and_leaves_no_plan(tensorrt: ModuleType, tmp_path: Path) -> None:
+    component = TOYS["unet"]
+
+    def press(phase: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TensorRTBackend().build(component, graphs.toy(tmp_path, component), tmp_path, FP16, press)
+    assert not any(thread.name == "tensorrt-builder" for thread in threading.enumerate())
+    assert not list(tmp_path.glob("*.plan"))
+
+
+def test_a_cancelled_compilation_ends_before_it_is_done(tensorrt: ModuleType, tmp_path: Path) -> None:
+    from v2v.engine.tensorrt.backend import builder
+
+    component = TOYS["unet"]
+    state = builder._State()
+    state.cancelled.set()
+    library = load_library()
+    with library.capture() as messages, pytest.raises(BuildError, match="unet was cancelled"):
+        builder._build(
+            library,
+            component,
+            graphs.toy(tmp_path, component),
+            FP16,
+            limits(None, FP16),
+            "same_gpu",
+            tmp_path / "cache",
+            state,
+            messages,
+        )
+
+
+def test_the_timing_cache_lies_beside_the_sets_and_survives_damage(
+    tensorrt: ModuleType, tmp_path: Path
+) -> None:
+    component = TOYS["vae_encoder"]
+    graph = graphs.toy(tmp_path, component)
+    build(tmp_path, component, graph)
+    (cache,) = timing_cache_folder().glob("*.timing")
+    first = cache.read_bytes()
+    assert first
+    cache.write_bytes(b"no cache at all")
+    (tmp_path / "again").mkdir()
+    build(tmp_path / "again", component, graph)
+    assert cache.read_bytes() == first
+
+
+def test_a_range_of_frames_becomes_an_optimisation_profile(tensorrt: ModuleType, tmp_path: Path) -> None:
+    component = TOYS["unet"]
+    options = replace(FP16, frames=(2, 6))
+    plan, _ = build(tmp_path, component, graphs.toy(tmp_path, component, frames="frames"), options)
+    assert plan.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("frames", "open_axis", "said"),
+    [
+        ((2, 6), None, "exactly 4 frames, so it cannot be built for 2 to 6"),
+        ((5, 8), "frames", "4 frames are outside the range 5:8"),
+        (None, "frames", "lacks the input"),
+    ],
+)
+def test_ranges_that_cannot_be_are_refused(
+    tensorrt: ModuleType,
+    tmp_path: Path,
+    frames: tuple[int, int] | None,
+    open_axis: str | None,
+    said: str,
+) -> None:
+    component = TOYS["unet"]
+    options = replace(FP16, frames=frames)
+    with pytest.raises(BuildError, match=said):
+        build(tmp_path, component, graphs.toy(tmp_path, component, frames=open_axis), options)
+
+
+# What a card gets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gib", "workspace", "level"), [(16, 12, 3), (24, 20, 3), (80, 76, 4)])
+def test_limits_leave_room_for_the_weights(gib: int, workspace: int, level: int) -> None:
+    limit = limits(gib * GIB, FP16)
+    assert limit.workspace == limit.tactic_memory == workspace * GIB
+    assert limit.optimization_level == level
+    assert limit.tactics is None
+
+
+def test_options_override_the_defaults() -> None:
+    extra = {"tactics": "10", "tactic_memory": "1.5"}
+    options = BuildOptions(workspace_bytes=GIB, optimization_level=0, extra=extra)
+    limit = limits(80 * GIB, options)
+    assert (limit.workspace, limit.tactic_memory) == (GIB, 1.5 * GIB)
+    assert (limit.tactics, limit.optimization_level) == (10, 0)
+
+
+@pytest.mark.parametrize("text", ["none", "-1", "0", "1.5", "nan"])
+def test_an_option_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(BuildError, match=f"tactics={text} must be a whole number above 0"):
+        limits(None, BuildOptions(extra={"tactics": text}))
+
+
+def test_an_unknown_option_is_named(tensorrt: ModuleType) -> None:
+    with pytest.raises(BuildError, match="no option 'tactic'; it has library, portable, tactics"):
+        TensorRTBackend().facts(replace(FP16, extra={"tactic": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (replace(FP16, extra={"tactics": "few"}), "tactics=few must be a whole number"),
+        (replace(FP16, extra={"portable": "all"}), "portable=all is unknown; choose from same_gpu"),
+        (replace(FP16, extra={"library": "tensorrt_9"}), "library=tensorrt_9: no module named"),
+        (replace(FP16, device="cpu"), "for --device cuda, not cpu"),
+        (replace(FP16, precision="fp32"), "with --precision fp16, not fp32"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_built(
+    tensorrt: ModuleType, options: BuildOptions, said: str
+) -> None:
+    with pytest.raises((BuildError, EngineError), match=said):
+        TensorRTBackend().facts(options)
+
+
+# Bad graphs -----------------------------------------------------------------------------------------------------
+
+
+def attention_component(heads: int, head_size: int, dtype: str) -> Component:
+    """Attention over 64 tokens as a component of its own."""
+    shape = (1, heads, 64, head_size)
+    inputs = tuple(Tensor(name, dtype, shape) for name in "qkv")
+    return Component("vae_decoder", inputs, (Tensor("out", dtype, shape),))
+
+
+@pytest.mark.parametrize(("heads", "head_size", "dtype"), [(1, 512, "float16"), (4, 64, "float32")])
+def test_attention_without_a_kernel_is_named_with_what_to_do(
+    tensorrt: ModuleType, tmp_path: Path, heads: int, head_size: int, dtype: str
+) -> None:
+    component = attention_component(heads, head_size, dtype)
+    shift = graphs.array("decoder.mid.attn_1.q.bias", head_size, dtype=dtype)
+    nodes = [
+        helper.make_node("Add", ["q", shift.name], ["shifted"], name="node_7"),
+        helper.make_node("Attention", ["shifted", "k", "v"], ["out"], name="node_8"),
+    ]
+    with pytest.raises(BuildError) as caught:
+        build(tmp_path, component, graphs.save(tmp_path, component, nodes, [shift]))
+    said = str(caught.value)
+    assert "cannot compile vae_decoder" in said
+    assert "node_8 (after decoder.mid.attn_1.q)" in said
+    assert f"[1, {heads}, 64, {head_size}]" in said
+    assert "matmul, softmax, matmul" in said and "\n" not in said
+
+
+def test_only_the_attention_that_fails_is_named(tensorrt: ModuleType, tmp_path: Path) -> None:
+    good, bad = (1, 4, 64, 64), (1, 1, 64, 512)
+    component = Component(
+        "unet",
+        (Tensor("a", "float16", good), Tensor("b", "float16", bad)),
+        (Tensor("x", "float16", good), Tensor("y", "float16", bad)),
+    )
+    nodes = [
+        helper.make_node("Attention", ["a", "a", "a"], ["x"], name="fine"),
+        helper.make_node("Attention", ["b", "b", "b"], ["y"], name="too_wide"),
+    ]
+    with pytest.raises(BuildError, match="too_wide") as caught:
+        build(tmp_path, component, graphs.save(tmp_path, component, nodes))
+    assert "fine" not in str(caught.value)
+
+
+def test_an_unknown_operator_is_named(tensorrt: ModuleType, tmp_path: Path) -> None:
+    component = TOYS["unet"]
+    node = helper.make_node("Wobble", ["latents"], ["velocity"], name="wobbler", domain="own")
+    graph = graphs.save(tmp_path, component, [node], domains=["own"])
+    with pytest.raises(BuildError, match=r"cannot read the graph of unet .*node 'wobbler' \(Wobble\)"):
+        build(tmp_path, component, graph)
+
+
+def test_mixed_types_are_named_with_the_node(tensorrt: ModuleType, tmp_path: Path) -> None:
+    component = Component(
+        "unet",
+        (Tensor("a", "float16", (4, 4)), Tensor("b", "float32", (4, 4))),
+        (Tensor("c", "float16", (4, 4)),),
+    )
+    graph = graphs.save(tmp_path, component, [helper.make_node("Add", ["a", "b"], ["c"], name="adder")])
+    with pytest.raises(BuildError, match=r"'adder' \(Add\): .*Half and Float") as caught:
+        build(tmp_path, component, graph)
+    assert ".cpp" not in str(caught.value)
+
+
+def test_a_truncated_graph_is_told(tensorrt: ModuleType, tmp_path: Path) -> None:
+    component = TOYS["vae_encoder"]
+    graph = graphs.toy(tmp_path, component)
+    graph.write_bytes(graph.read_bytes()[:-40])
+    with pytest.raises(BuildError, match=r"cannot read the graph of vae_encoder .*Failed to parse"):
+        build(tmp_path, component, graph)
+
+
+def test_a_missing_graph_is_told(tensorrt: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"no graph for unet at .*gone\.onnx"):
+        build(tmp_path, TOYS["unet"], tmp_path / "gone.onnx")
+
+
+def test_a_graph_of_another_component_is_refused(tensorrt: ModuleType, tmp_path: Path) -> None:
+    graph = graphs.toy(tmp_path, TOYS["vae_encoder"])
+    with pytest.raises(BuildError, match=r"graph of vae_decoder lacks the input .*latents.*its inputs are"):
+        build(tmp_path, TOYS["vae_decoder"], graph)
+
+
+NODE = "{ForeignNode[node_conv2d_3...node_add_7]}"
+
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        (
+            f"Error Code 10: Internal Error (Could not find any implementation for node {NODE}.)",
+            r"no implementation for \{ForeignNode\[node_conv2d_3\.\.\.node_add_7\]\}; try .*--workspace",
+        ),
+        (
+            f"Error Code 10: Could not find any implementation for node {NODE} due to insufficient workspace.",
+            "node_conv2d_3.* needs more scratch memory than --workspace allows",
+        ),
+        ("Error Code 2: OutOfMemory (Requested size was 8585216 bytes.)", "the GPU ran out of memory"),
+        ("Error Code 4: something\nnew", "Error Code 4: something new; try --backend onnxruntime"),
+    ],
+)
+def test_what_a_gpu_builder_logs_becomes_one_line_of_advice(tmp_path: Path, logged: str, said: str) -> None:
+    library = Library("tensorrt", "10.14.1.48", None, None)
+    messages = [Message(3, "fine so far"), Message(1, logged)]
+    explained = explain(library, TOYS["unet"], tmp_path / "none.onnx", messages)
+    assert explained.startswith("TensorRT 10.14.1.48 cannot compile unet: ")
+    assert "\n" not in explained
+    assert re.search(said, explained), explained
+
+
+# Where engines load ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("portable", "built_on", "here", "said"),
+    [
+        (None, RTX_4090, RTX_4090, None),
+        (None, RTX_4090, RTX_4080, "built on NVIDIA GeForce RTX 4090, here is NVIDIA GeForce RTX 4080"),
+        ("same_compute_capability", RTX_4090, RTX_4080, None),
+        ("same_compute_capability", RTX_4090, A100, "for compute capability 8.9, here is .*A100.* 8.0"),
+        ("ampere_plus", RTX_4090, H100, None),
+        ("ampere_plus", RTX_4090, T4, "for compute capability 8.0 and later, here is Tesla T4"),
+    ],
+)
+def test_an_engine_fits_the_gpus_it_was_built_for(
+    tensorrt: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    portable: str | None,
+    built_on: Gpu,
+    here: Gpu,
+    said: str | None,
+) -> None:
+    made = TensorRTBackend()
+    use_gpu(monkeypatch, built_on)
+    extra = {} if portable is None else {"portable": portable}
+    facts = json.loads(json.dumps(made.facts(replace(FP16, extra=extra))))
+    assert facts["portable"] == (portable is not None)
+    use_gpu(monkeypatch, here)
+    fits = made.fits(facts, "cuda")
+    if said is None:
+        assert fits.fits
+    else:
+        assert not fits.fits and re.search(said, fits.reason), fits.reason
+
+
+@pytest.mark.parametrize(
+    ("here", "expected"), [(RTX_4090, True), (RTX_5090, True), (H100, False), (T4, False)]
+)
+def test_tensorrt_for_rtx_fits_rtx_gpus_wherever_it_was_built(
+    nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch, here: Gpu, expected: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
+    made = TensorRTBackend()
+    facts = made.facts(FP16)
+    assert facts["gpu"] is None
+    use_gpu(monkeypatch, here)
+    fits = made.fits(facts, "cuda")
+    assert fits.fits is expected
+    assert expected or "8.0, 8.6, 8.9 and 12.0 or later" in fits.reason
+
+
+def test_another_version_does_not_fit(tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(monkeypatch, RTX_4090)
+    made = TensorRTBackend()
+    facts = {**made.facts(FP16), "version": "10.14.1.48"}
+    assert made.fits(facts, "cuda").reason == f"it was built by tensorrt 10.14.1.48, here is {made.version}"
+
+
+def test_an_engine_of_the_other_library_does_not_fit(
+    tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    made = TensorRTBackend()
+    facts = {**made.facts(FP16), "library": "tensorrt_rtx"}
+    assert "it needs tensorrt_rtx" in made.fits(facts, "cuda").reason
+
+
+def test_a_manifest_cannot_make_us_import_anything_else(tensorrt: ModuleType) -> None:
+    made = TensorRTBackend()
+    sys.modules.pop("this", None)
+    assert not made.fits({**made.facts(FP16), "library": "this"}, "cuda").fits
+    assert "this" not in sys.modules
+
+
+def test_without_a_gpu_the_reason_is_that(tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "cuda_devices", lambda: 0)
+    made = TensorRTBackend()
+    assert made.devices == ()
+    assert "no NVIDIA GPU" in made.fits(made.facts(FP16), "cuda").reason
+    assert "not on 'cpu'" in made.fits(made.facts(FP16), "cpu").reason
+
+
+# An engine set of real plans -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine_set(tensorrt: ModuleType) -> EngineSet:
+    """A set with a real plan for each component."""
+    return stand_in.build(backend="tensorrt", exporter=stand_in.ONNX, options=FP16).engine_set
+
+
+def test_the_manifest_and_the_name_tell_version_gpu_and_portability(engine_set: EngineSet) -> None:
+    facts = engine_set.manifest.recipe.backend.facts
+    assert {"library", "version", "gpu", "compute_capability", "driver", "portable"} <= facts.keys()
+    assert f"tensorrt-{facts['version']}-no-gpu" in engine_set.name
+    assert engine_set.path.parent == engines_root()
+    for name in COMPONENTS:
+        stored = [file.name for file in engine_set.manifest.components[name].files]
+        assert stored == [f"{name}/{name}.plan", f"{name}/{name}.json"]
+
+
+def test_a_set_is_moved_and_judged_without_a_gpu(
+    engine_set: EngineSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "cuda_devices", lambda: 0)
+    moved = engine_set.path.rename(tmp_path / "moved")
+    fits = EngineSet.open(moved).runs_on("cuda")
+    assert not fits.fits and "no NVIDIA GPU" in fits.reason
+
+
+def test_a_truncated_plan_is_told_with_the_rebuild_command(engine_set: EngineSet) -> None:
+    plan = engine_set.path / "unet" / "unet.plan"
+    plan.write_bytes(plan.read_bytes()[:-1])
+    with pytest.raises(
+        EngineError, match=r"unet\.plan has .* rebuild .*v2v-build-engines stand-in .*--force"
+    ):
+        engine_set.load("unet", "cuda")
+
+
+# Running --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(tensorrt: ModuleType, tmp_path: Path) -> Path:
+    """A real plan of the toy UNet."""
+    component = TOYS["unet"]
+    return build(tmp_path, component, graphs.toy(tmp_path, component))[0]
+
+
+def test_a_damaged_plan_is_refused_before_it_is_read(plan: Path) -> None:
+    plan.write_bytes(plan.read_bytes()[:1000])
+    with pytest.raises(EngineError, match="is damaged: it has 1000 bytes instead of"):
+        runner.deserialize(load_library(), TOYS["unet"], plan)
+
+
+def test_a_plan_of_another_version_is_refused_before_it_is_read(plan: Path) -> None:
+    record = json.loads(record_path(plan).read_text())
+    record_path(plan).write_text(json.dumps({**record, "version": "10.14.1.48"}))
+    with pytest.raises(EngineError, match=r"built by tensorrt 10\.14\.1\.48, here is tensorrt 11"):
+        runner.deserialize(load_library(), TOYS["unet"], plan)
+
+
+def test_a_plan_without_its_record_is_refused(plan: Path) -> None:
+    record_path(plan).unlink()
+    with pytest.raises(EngineError, match=r"unet\.json cannot be read"):
+        runner.deserialize(load_library(), TOYS["unet"], plan)
+
+
+def test_what_tensorrt_says_of_a_bad_plan_is_passed_on_in_one_line(plan: Path) -> None:
+    """On a machine without a GPU every plan is refused, by the real runtime."""
+    plan.write_bytes(bytes(plan.stat().st_size))
+    with pytest.raises(EngineError, match=r"unet .*is refused by TensorRT 11") as caught:
+        runner.deserialize(load_library(), TOYS["unet"], plan)
+    assert "\n" not in str(caught.value)
+
+
+class FakeContext:
+    """Records what the runner asks of an execution context."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.memory: tuple[int, int] | None = None
+        self.streams: list[int] = []
+        self.works = True
+
+    def set_device_memory(self, pointer: int, size: int) -> None:
+        self.memory = (pointer, size)
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        self.addresses[name] = pointer
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return shape[2] <= 8
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.streams.append(stream)
+        return self.works
+
+
+class FakeEngine:
+    """An engine with a component's tensors, as TensorRT would describe them."""
+
+    def __init__(self, component: Component, scratch: int, frames: int | None = None) -> None:
+        self.component = component
+        self.device_memory_size_v2 = scratch
+        self.tensors = [*component.inputs, *component.outputs]
+        self.frames = frames
+        self.context = FakeContext()
+        self.runtime_config: Any = None
+
+    num_io_tensors = property(lambda self: len(self.tensors))
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.tensors[index].name
+
+    def _named(self, name: str) -> Tensor:
+        return next(tensor for tensor in self.tensors if tensor.name == name)
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if self._named(name) in self.component.inputs else "out"
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        names = {"float16": "HALF", "float32": "FLOAT", "int64": "INT64"}
+        return SimpleNamespace(name=names[self._named(name).dtype])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        shape = self._named(name).shape
+        return shape if self.frames is None or len(shape) != 5 else (*shape[:2], self.frames, *shape[3:])
+
+    def create_execution_context(self, strategy: Any) -> FakeContext:
+        assert strategy == "user managed" or strategy is self.runtime_config
+        return self.context
+
+    def create_runtime_config(self) -> Any:
+        cache = SimpleNamespace(known=b"", deserialize=lambda data: setattr(cache, "known", data))
+        cache.serialize = lambda: cache.known + b"+jit"
+        self.runtime_config = SimpleNamespace(
+            set_execution_context_allocation_strategy=lambda strategy: None,
+            create_runtime_cache=lambda: cache,
+            set_runtime_cache=lambda given: None,
+        )
+        return self.runtime_config
+
+
+class FakeMemory:
+    """Device memory: what is allocated now."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, int] = {}
+        self.next = 4096
+        self.waits = 0
+
+    def synchronize(self) -> tuple[int]:
+        self.waits += 1
+        return (0,)
+
+    def allocate(self, size: int) -> tuple[int, int]:
+        self.blocks[self.next] = size
+        self.next += size
+        return 0, self.next - size
+
+    def free(self, pointer: int) -> tuple[int]:
+        del self.blocks[int(pointer)]
+        return (0,)
+
+
+class FakeLog:
+    messages: list[Message]
+
+    def __init__(self) -> None:
+        self.messages = []
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
+    """Stands in for the CUDA driver's allocator."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    fake = FakeMemory()
+    monkeypatch.setattr(driver, "cuMemAlloc", fake.allocate)
+    monkeypatch.setattr(driver, "cuMemFree", fake.free)
+    monkeypatch.setattr(driver, "cuCtxSynchronize", fake.synchronize)
+    return fake
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Makes :class:`TensorRTEngine` objects over fake engines whose records lie in one set."""
+    api = SimpleNamespace(
+        TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
+    )
+
+    def make(fake: FakeEngine, library: str = "tensorrt", jit: Path | None = None) -> TensorRTEngine:
+        monkeypatch.setattr(runner, "deserialize", lambda *args: fake)
+        made = Library(library, "11.0", api, FakeLog())
+        name = fake.component.name
+        return TensorRTEngine(fake.component, tmp_path / name / f"{name}.plan", made, RTX_4090, jit)
+
+    def record(name: str, scratch: int) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.plan").touch()
+        PlanRecord("tensorrt", "11.0", 0, 0, scratch, 0, {}).write(tmp_path / name / f"{name}.json")
+
+    make.record = record  # type: ignore[attr-defined]
+    yield make
+
+
+def arrays(tensors: tuple[Tensor, ...], start: int, **shapes: tuple[int, ...]) -> dict[str, Any]:
+    """Device arrays at made-up addresses."""
+    return {
+        tensor.name: SimpleNamespace(
+            shape=shapes.get(tensor.name, tensor.shape), dtype=np.dtype(tensor.dtype), pointer=start + 256 * i
+        )
+        for i, tensor in enumerate(tensors)
+    }
+
+
+def test_a_run_binds_the_callers_buffers_and_queues_on_its_stream(engines: Any, memory: FakeMemory) -> None:
+    component = TOYS["unet"]
+    fake = FakeEngine(component, 1000)
+    engine = engines(fake)
+    engine.run(arrays(component.inputs, 256), arrays(component.outputs, 8192), stream=7)
+    assert fake.context.addresses == {"latents": 256, "timestep": 512, "context": 768, "velocity": 8192}
+    assert fake.context.streams == [7]
+
+
+def test_the_engines_of_a_set_share_one_block_of_the_largest_need(engines: Any, memory: FakeMemory) -> None:
+    needs = {"text_encoder": 10, "vae_encoder": 300, "unet": 6400, "vae_decoder": 400}
+    for name, need in needs.items():
+        engines.record(name, need)
+    needs["unet"] += 64  # rounded up when loaded
+    fakes = [FakeEngine(TOYS[name], need) for name, need in needs.items()]  # type: ignore[index]
+    loaded = [engines(fake) for fake in fakes]
+    ((pointer, size),) = memory.blocks.items()
+    assert 6464 <= size < 1.05 * 6464
+    assert {fake.context.memory for fake in fakes} == {(pointer, size)}
+    for engine in loaded:
+        engine.close()
+        engine.close()  # harmless
+    del loaded, engine
+    assert memory.blocks == {}
+
+
+def test_a_larger_engine_of_another_set_does_not_move_memory_in_use(engines: Any, memory: FakeMemory) -> None:
+    first, second = FakeEngine(TOYS["unet"], 100), FakeEngine(TOYS["vae_decoder"], 200)
+    kept = (engines(first), engines(second))
+    assert first.context.memory is not None and first.context.memory[1] == 100
+    assert second.context.memory is not None and second.context.memory[1] == 200
+    assert sorted(memory.blocks.values()) == [100, 200]
+    del kept
+
+
+def test_too_little_memory_for_scratch_is_told_with_what_to_do(
+    engines: Any, memory: FakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cuda.bindings import driver
+
+    monkeypatch.setattr(driver, "cuMemAlloc", lambda size: (2, 0))
+    with pytest.raises(EngineError, match=r"RTX 4090 has no 7\.0 GiB .*--memory low"):
+        engines(FakeEngine(TOYS["unet"], 7 * GIB))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"latents": (1, 4, 5, 10, 8)}, r"'latents' of unet must be float16 .*, not float16 \[1, 4, 5"),
+        ({"context": (1, 77, 1)}, "'context' of unet must be"),
+    ],
+)
+def test_a_buffer_of_the_wrong_shape_is_refused(
+    engines: Any, memory: FakeMemory, change: dict[str, tuple[int, ...]], said: str
+) -> None:
+    component = TOYS["unet"]
+    fake = FakeEngine(component, 1000)
+    with pytest.raises(EngineError, match=said):
+        engines(fake).run(arrays(component.inputs, 0, **change), arrays(component.outputs, 0))
+    assert fake.context.streams == []
+
+
+def test_a_buffer_of_the_wrong_type_or_none_is_refused(engines: Any, memory: FakeMemory) -> None:
+    component = TOYS["unet"]
+    engine = engines(FakeEngine(component, 1000))
+    given = arrays(component.inputs, 0)
+    given["latents"].dtype = np.dtype("float32")
+    with pytest.raises(EngineError, match=r"must be float16 .*, not float32"):
+        engine.run(given, arrays(component.outputs, 0))
+    with pytest.raises(EngineError, match="unet needs an array for 'velocity'"):
+        engine.run(arrays(component.inputs, 0), {})
+
+
+def test_an_engine_with_a_range_takes_any_number_of_frames_in_it(engines: Any, memory: FakeMemory) -> None:
+    component = TOYS["unet"]
+    fake = FakeEngine(component, 1000, frames=-1)
+    engine = engines(fake)
+    _, z, _, h, w = component.inputs[0].shape
+    few, many = (1, z, 3, h, w), (1, z, 9, h, w)
+    engine.run(arrays(component.inputs, 0, latents=few), arrays(component.outputs, 0, velocity=few))
+    assert fake.context.shapes == {"latents": few}
+    with pytest.raises(EngineError, match=r"not built for \[1, 4, 9"):
+        engine.run(arrays(component.inputs, 0, latents=many), arrays(component.outputs, 0, velocity=many))
+
+
+def test_a_failed_run_passes_on_what_tensorrt_logged(engines: Any, memory: FakeMemory) -> None:
+    component = TOYS["unet"]
+    fake = FakeEngine(component, 1000)
+    engine = engines(fake)
+
+    def fail(stream: int) -> bool:
+        engine._library.log.messages.append(Message(1, "Error Code 1: out of memory"))
+        return False
+
+    fake.context.execute_async_v3 = fail  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=r"unet failed: .*out of memory; run with --memory low"):
+        engine.run(arrays(component.inputs, 0), arrays(component.outputs, 0))
+
+
+def test_closing_waits_for_queued_runs_before_it_frees(engines: Any, memory: FakeMemory) -> None:
+    engine = engines(FakeEngine(TOYS["unet"], 1000))
+    engine.close()
+    assert memory.waits == 1
+
+
+def test_a_closed_engine_says_so(engines: Any, memory: FakeMemory) -> None:
+    engine = engines(FakeEngine(TOYS["unet"], 1000))
+    engine.close()
+    with pytest.raises(EngineError, match="unet is closed"):
+        engine.run({}, {})
+
+
+def test_an_engine_of_another_component_is_refused_at_load(engines: Any, memory: FakeMemory) -> None:
+    fake = FakeEngine(TOYS["vae_decoder"], 1000)
+    fake.component = TOYS["unet"]
+    with pytest.raises(EngineError, match="is not the unet expected"):
+        engines(fake)
+    assert memory.blocks == {}
+
+
+def test_what_rtx_compiled_just_in_time_is_kept(engines: Any, memory: FakeMemory, tmp_path: Path) -> None:
+    cache = tmp_path / "caches" / "unet.jit"
+    for kept in (b"+jit", b"+jit+jit"):
+        engines(FakeEngine(TOYS["unet"], 1000), "tensorrt_rtx", cache).close()
+        assert cache.read_bytes() == kept

@@ -1,0 +1,327 @@
+"""A film is finished segment by segment: nothing finished is done twice, and interruptions change no byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.runtime.clips import make_video, packets, times
+from tests.runtime.fakes import MODEL, FakeEngineSet, some_velocity
+from v2v.device.cpu import CpuDevice
+from v2v.runtime.diffusion.pipeline import Settings, VideoToVideo, plan
+from v2v.runtime.films.film import Target, enhance_film, frames_ahead
+from v2v.runtime.films.journal import Journal, JournalError
+from v2v.runtime.films.pool import Alone
+from v2v.runtime.media.encoding import SegmentEncoder
+from v2v.runtime.media.reader import MediaError, VideoReader, encoding_for
+
+FRAMES = 40  # four segments of at most ten frames
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run early."""
+
+
+@pytest.fixture
+def engines(tmp_path):
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    return FakeEngineSet(folder)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_video(tmp_path / "in.mkv", frames=FRAMES, size=(64, 80), sounds=1)
+
+
+def enhance(
+    engines, source, output, *, stop_at=None, overwrite=False, restart=False, codec="h264", **settings
+):
+    """Run to the end, or until the ``stop_at``-th sign of progress."""
+    signs = []
+
+    def progress(told):
+        signs.append(told)
+        if stop_at is not None and len(signs) == stop_at:
+            raise Interrupted
+
+    v2v = VideoToVideo(engines, CpuDevice())
+    with VideoReader(source, find_cuts=True) as reader:
+        made = plan(Settings(steps=1, **settings), MODEL.defaults, (reader.info.height, reader.info.width))
+        target = Target(output, encoding_for(reader.info, codec=codec), overwrite, restart, "note")
+        enhance_film(Alone(v2v), reader, target, made, progress)
+    return signs
+
+
+def left_beside(output, *inputs):
+    known = {output.name, *(path.name for path in inputs), "engines"}
+    return [path.name for path in output.parent.iterdir() if path.name not in known]
+
+
+def test_a_film_keeps_its_frames_times_and_sound(engines, source, tmp_path):
+    output = tmp_path / "out.mkv"
+    enhance(engines, source, output)
+    assert times(output) == times(source)
+    assert packets(output, "audio") == packets(source, "audio")
+    assert left_beside(output, source) == []
+
+
+def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(engines, source, tmp_path):
+    whole = tmp_path / "whole.mp4"
+    signs = len(enhance(engines, source, whole))
+    for seed in range(3):
+        rng = random.Random(seed)
+        output = tmp_path / f"{seed}.mp4"
+        for _ in range(2):
+            with pytest.raises(Interrupted):
+                enhance(engines, source, output, stop_at=rng.randrange(1, signs // 3))
+            assert not output.exists()
+        enhance(engines, source, output)
+        assert output.read_bytes() == whole.read_bytes()
+        output.unlink()
+    assert left_beside(whole, source) == []
+
+
+def test_what_is_finished_is_not_done_again(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    signs = enhance(engines, source, tmp_path / "whole.mp4")
+    third = next(n for n, told in enumerate(signs, 1) if told.segment == 2)
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=third)
+    resumed = enhance(engines, source, output)
+    assert resumed[0].segment == 2
+    assert resumed[0].frames_done == signs[third - 1].frames_done
+
+
+def interrupted(engines, source, output):
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=40)
+    assert (output.parent / f".{output.name}.v2v" / "00000.mov").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 5}, "--seed was 666 when it was begun, but is 5 now"),
+        ({"prompt": "a fox"}, "--prompt was"),
+        ({"codec": "av1"}, "--codec was h264"),
+        ({"depth": 10}, "--depth was None when it was begun, but is 10 now"),
+        ({"size": (40, 32)}, "--size was"),
+    ],
+)
+def test_a_changed_setting_is_named(engines, source, tmp_path, change, named):
+    output = tmp_path / "out.mp4"
+    interrupted(engines, source, output)
+    with pytest.raises(JournalError, match=named):
+        enhance(engines, source, output, **change)
+    enhance(engines, source, output, restart=True, **change)
+    assert output.exists()
+
+
+def test_a_changed_input_or_engine_set_is_named(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    interrupted(engines, source, output)
+    engines.name = "another"
+    with pytest.raises(JournalError, match="engine set was fake when it was begun, but is another now"):
+        enhance(engines, source, output)
+    engines.name = "fake"
+    make_video(source, frames=FRAMES + 1, size=(64, 80))
+    with pytest.raises(JournalError, match="input was"):
+        enhance(engines, source, output)
+
+
+def test_stopped_before_anything_is_finished_leaves_nothing(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=3)
+    assert left_beside(output, source) == []
+
+
+def rendezvous(events, mine, other):
+    """Say that ``mine`` has come and wait for ``other``; both come only if their threads are at work at once."""
+    events[mine].set()
+    assert events[other].wait(20), f"{mine} waited for {other} in vain"
+
+
+def test_a_segment_is_encoded_while_the_next_is_denoised_and_those_after_are_read(
+    tmp_path, source, monkeypatch
+):
+    """Each of the three waits for the other two, so a run that does one after the other never ends well."""
+    events = {name: threading.Event() for name in ("encoding 0", "denoising 1", "reading 3")}
+    pictures, evaluations = [], []
+    write, read = SegmentEncoder.write, VideoReader.frames
+
+    def writes(self, frame):
+        pictures.append(threading.get_ident())
+        if len(pictures) == 5:  # of segment 0
+            rendezvous(events, "encoding 0", "denoising 1")
+        write(self, frame)
+
+    def denoises(latents, timestep, context):
+        evaluations.append(threading.get_ident())
+        if in_segment_1 and not events["denoising 1"].is_set():
+            rendezvous(events, "denoising 1", "encoding 0")
+            assert events["reading 3"].wait(20)
+        return some_velocity(latents, timestep, context)
+
+    def reads(self):
+        for number, frame in enumerate(read(self)):
+            if number == 34:  # of segment 3: a whole segment lies between
+                events["reading 3"].set()
+            yield frame
+
+    in_segment_1 = []
+    monkeypatch.setattr(SegmentEncoder, "write", writes)
+    monkeypatch.setattr(VideoReader, "frames", reads)
+    folder = tmp_path / "engines"
+    folder.mkdir()
+
+    def told(progress):
+        if progress.segment == 1:
+            in_segment_1.append(progress)
+
+    with VideoReader(source) as reader:
+        made = plan(Settings(steps=1), MODEL.defaults, (reader.info.height, reader.info.width))
+        target = Target(tmp_path / "out.mkv", encoding_for(reader.info))
+        team = Alone(VideoToVideo(FakeEngineSet(folder, unet=denoises), CpuDevice()))
+        assert enhance_film(team, reader, target, made, told) == FRAMES
+        team.close()
+    assert all(event.is_set() for event in events.values())
+    assert {*pictures}.isdisjoint(evaluations)
+
+
+def test_what_was_enhanced_before_the_run_was_stopped_is_encoded_and_kept(
+    engines, source, tmp_path, monkeypatch
+):
+    slow = SegmentEncoder.write
+
+    def write(self, frame):
+        time.sleep(0.02)
+        slow(self, frame)
+
+    monkeypatch.setattr(SegmentEncoder, "write", write)
+    output = tmp_path / "out.mp4"
+    signs = enhance(engines, source, tmp_path / "whole.mp4")
+    second = next(n for n, told in enumerate(signs, 1) if told.segment == 1)
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=second)
+    assert (tmp_path / ".out.mp4.v2v" / "00000.mov").exists()
+    assert enhance(engines, source, output)[0].segment == 1
+    assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_frames_are_read_ahead_in_bounded_memory():
+    def ahead(height, width, depth=8):
+        return frames_ahead(SimpleNamespace(height=height, width=width, depth=depth))
+
+    assert ahead(80, 64) == 256
+    assert ahead(720, 1280) * 720 * 1280 * 3 <= 256 << 20
+    assert ahead(720, 1280) >= 80  # a whole segment of the full model
+    assert ahead(1080, 1920, 10) == ahead(1080, 1920) // 2
+    assert ahead(4320, 7680, 10) == 8
+
+
+def test_two_runs_do_not_write_the_same_output(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    with Journal(output, {}), pytest.raises(JournalError, match="another run"):
+        enhance(engines, source, output)
+
+
+def test_a_damaged_journal_is_begun_anew(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    interrupted(engines, source, output)
+    (tmp_path / ".out.mp4.v2v" / "journal.json").write_text("{ torn")
+    enhance(engines, source, output)
+    enhance(engines, source, tmp_path / "whole.mp4")
+    assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_somebody_elses_file_in_the_journals_folder_survives(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    interrupted(engines, source, output)
+    note = tmp_path / ".out.mp4.v2v" / "note.txt"
+    note.write_text("mine")
+    enhance(engines, source, output)
+    assert note.read_text() == "mine"
+
+
+def test_an_unwritable_folder_is_told(engines, source, tmp_path):
+    with pytest.raises((MediaError, JournalError), match="cannot write"):
+        enhance(engines, source, tmp_path / "missing" / "out.mp4")
+
+
+def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
+    """A setting that a later version adds must not slip past the comparison."""
+    from v2v.runtime.diffusion.pipeline import Plan
+    from v2v.runtime.films.film import facts_of
+
+    made = plan(Settings(), MODEL.defaults, (80, 64))
+    with VideoReader(source) as reader:
+        target = Target(tmp_path / "out.mp4", encoding_for(reader.info))
+        facts = facts_of(reader, made, engines, target)
+    assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Plan)} <= facts.keys()
+
+
+def test_each_thing_is_on_the_disk_before_the_next_relies_on_it(engines, source, tmp_path, monkeypatch):
+    """Power may fail at any moment: the order of what reaches the disk is what a resumed run can trust."""
+    did = []
+    recording = True
+
+    def hear(event, given):  # a hook stays as long as Python runs
+        if recording and event in ("os.rename", "os.link", "os.remove"):
+            did.append((event, *(Path(path).name for path in given[:2] if isinstance(path, str | Path))))
+
+    fsync = os.fsync
+
+    def synced(handle):
+        did.append(("fsync", Path(f"/proc/self/fd/{handle}").readlink().name))
+        fsync(handle)
+
+    sys.addaudithook(hear)
+    monkeypatch.setattr(os, "fsync", synced)
+    enhance(engines, source, tmp_path / "out.mp4")
+    recording = False
+
+    def in_order(*events):
+        places = [did.index(event) for event in events]
+        assert places == sorted(places), [did[place] for place in sorted(places)]
+
+    here, journal = tmp_path.name, ".out.mp4.v2v"
+    in_order(("fsync", here), ("fsync", "journal.json.part"))
+    for number in range(4):
+        carry, pictures = f"{number:05d}.npz", f"{number:05d}.mov"
+        in_order(
+            ("fsync", f"{carry}.part"),
+            ("os.rename", f"{carry}.part", carry),
+            ("fsync", f"{pictures}.part"),
+            ("os.rename", f"{pictures}.part", pictures),
+        )
+        assert ("fsync", journal) in did[did.index(("os.rename", f"{pictures}.part", pictures)) :]
+    in_order(
+        ("fsync", "joined.part"),
+        ("fsync", "complete.json.part"),
+        ("os.rename", "complete.json.part", "complete.json"),
+        ("os.link", "joined.part", "out.mp4"),
+        ("os.remove", "00000.mov"),
+        ("os.remove", "complete.json"),
+    )
+    named, removed = did.index(("os.link", "joined.part", "out.mp4")), did.index(("os.remove", "00000.mov"))
+    assert ("fsync", here) in did[named:removed]
+    assert ("fsync", journal) in did[did.index(("os.rename", "complete.json.part", "complete.json")) : named]
+
+
+def test_what_was_begun_but_of_which_nothing_is_finished_does_not_stand_in_the_way(engines, source, tmp_path):
+    journal = tmp_path / ".out.mp4.v2v"
+    journal.mkdir()
+    (journal / "journal.json").write_text('{"--seed": "5"}')
+    (journal / "00000.npz.part").write_bytes(b"torn")
+    enhance(engines, source, tmp_path / "out.mp4")
+    assert left_beside(tmp_path / "out.mp4", source) == []
