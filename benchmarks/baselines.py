@@ -25,16 +25,10 @@ from torch.utils.flop_counter import flop_registry
 from v2v.benchmarks.results import Work
 from v2v.core.components import Component, ComponentName, Precision, Window, components
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import BuildOptions, EngineError
-from v2v.engine.manifest import (
-    BackendRecord,
-    ComponentRecord,
-    Manifest,
-    Recipe,
-    StoredFile,
-    WeightsRecord,
-    v2v_version,
-)
+from v2v.core.errors import EngineError
+from v2v.core.version import __version__
+from v2v.engine.backend import BuildOptions
+from v2v.engine.manifest import BackendRecord, ComponentRecord, Manifest, Recipe, StoredFile, WeightsRecord
 from v2v.engine.store import TOKENIZER, EngineSet, packaged_tokenizer
 from v2v.export.weights import Network, Weights, load_weights, make_network
 
@@ -91,7 +85,7 @@ class TorchEngines(EngineSet):
             tokenizer=StoredFile(TOKENIZER, 0, ""),
             seconds=0.0,
             created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            v2v=v2v_version(),
+            v2v=__version__,
         )
         return cls(folder, manifest, weights, baseline)
 

@@ -22,11 +22,11 @@ from v2v.benchmarks.compare import Change, Comparison, compare
 from v2v.benchmarks.report import PAGE, check_output, size_text, spread_text, time_text, write
 from v2v.benchmarks.results import Axis, Kind, Results
 from v2v.benchmarks.session import Plan, run_session
-from v2v.core.components import Window
+from v2v.core.components import Window, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import (
     BuildDisplay,
-    UsageError,
+    TerminalListener,
     messages,
     new_app,
     one_of,
@@ -34,14 +34,13 @@ from v2v.core.console import (
     run_app,
     warn,
 )
-from v2v.engine.backend import BACKENDS, BuildOptions
-from v2v.engine.build import (
-    build_engine_set,
+from v2v.core.errors import UsageError
+from v2v.engine.backend import BACKENDS
+from v2v.engine.choose import (
+    build_default,
     default_backend,
     default_device,
     default_precision,
-    default_weights,
-    window_for,
 )
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, find
 
@@ -218,23 +217,16 @@ def find_or_build(
     model: ModelConfig, window: Window, backend: str, device: str, weights: str | None
 ) -> EngineSet:
     """The set in the store, or a new one; with ``weights`` named it is always the build that decides."""
-    precision = default_precision(device)
+    wanted = Wanted(
+        model=model.name, window=window, backend=backend, precision=default_precision(device), device=device
+    )
+    listener = TerminalListener()
     if weights is None:
         try:
-            return find(
-                Wanted(model=model.name, window=window, backend=backend, precision=precision, device=device)
-            )
+            return find(wanted)
         except NoEngineSet:
-            messages.print(f"building engines of {model.name} for {window} with {backend}")
-    with BuildDisplay() as display:
-        return build_engine_set(
-            model,
-            weights=weights or default_weights(model),
-            window=window,
-            backend_name=backend,
-            options=BuildOptions(precision=precision, device=device),
-            progress=display,
-        ).engine_set
+            listener.say(f"building engines of {model.name} for {window} with {backend}")
+    return build_default(model, wanted, listener, weights)
 
 
 def show(results: Results) -> None:

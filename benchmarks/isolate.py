@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar, cast
 
-from v2v.engine.backend import V2VError
+from v2v.core.errors import V2VError
 
 Returned = TypeVar("Returned")
 Tell = Callable[[str, float], None]

@@ -16,7 +16,7 @@ import numpy as np
 
 from v2v.benchmarks.results import Ceilings, Figure, Machine
 from v2v.benchmarks.trace import Clock, CudaClock, HostClock
-from v2v.runtime.diffusion.pipeline import open_device
+from v2v.device import open_device
 
 _LIBRARIES = (
     "numpy",

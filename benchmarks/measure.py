@@ -40,10 +40,14 @@ from v2v.benchmarks.trace import (
 )
 from v2v.core.components import Window
 from v2v.core.configs import ModelConfig
+from v2v.device import open_device
 from v2v.engine.manifest import Manifest
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import Progress, Settings, VideoToVideo, open_device
-from v2v.runtime.media.reader import VideoReader, VideoWriter
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.progress import Progress
+from v2v.runtime.diffusion.settings import Settings
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import VideoWriter
 
 Tell = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, 0..1."""

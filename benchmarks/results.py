@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from v2v.core.components import Precision
-from v2v.engine.backend import V2VError
+from v2v.core.errors import V2VError
 
 FORMAT = 1
 

@@ -16,8 +16,8 @@ from v2v.benchmarks.results import Axis, Ceilings, Failed, Kind, Measured, Resul
 from v2v.core.abort import removed_on_abort
 from v2v.core.components import Precision, Window
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import V2VError
-from v2v.engine.manifest import v2v_version
+from v2v.core.errors import V2VError
+from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
 
 _BACKENDS = {"tensorrt": "TensorRT", "inductor": "Inductor", "onnxruntime": "ONNX Runtime"}
@@ -82,7 +82,7 @@ def run_session(
     def results(ceilings: tuple[Ceilings, ...] = (), work: tuple[Work, ...] = ()) -> Results:
         return Results(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            v2v=v2v_version(),
+            v2v=__version__,
             command=command,
             repeats=plan.repeats,
             machine=machine(),

@@ -18,7 +18,7 @@ from v2v.core.components import ComponentName
 from v2v.device import Device
 from v2v.engine.backend import Engine, Prompted, SharingEngine
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import Progress
+from v2v.runtime.diffusion.progress import Progress
 
 ENGINE_STAGES: Mapping[ComponentName, str] = {
     "text_encoder": "text encoder",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from v2v.core.configs import ModelConfig
+from v2v.core.errors import BuildError
 
 ComponentName = Literal["text_encoder", "vae_encoder", "unet", "unet_full", "unet_outer", "vae_decoder"]
 Precision = Literal["fp16", "fp32"]
@@ -144,3 +145,23 @@ def components(
     )
     wanted = component_names(reuse)
     return {component.name: component for component in described if component.name in wanted}
+
+
+def window_for(model: ModelConfig, size: tuple[int, int] | None = None, frames: int | None = None) -> Window:
+    """The window of ``size`` (width, height, in pixels) and ``frames``; where None, the model's default.
+
+    Raises:
+        BuildError: a size that the UNet cannot take.
+    """
+    default_frames, default_height, default_width = model.defaults.window
+    width, height = size or (default_width, default_height)
+    try:
+        return Window(
+            default_frames if frames is None else frames,
+            height,
+            width,
+            factor=model.autoencoder.factor,
+            levels=len(model.unet.multipliers) - 1,
+        )
+    except ValueError as error:
+        raise BuildError(str(error)) from error

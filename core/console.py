@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
@@ -14,7 +15,8 @@ import rich.progress
 import typer
 
 from v2v.core.abort import exit_code, watch
-from v2v.engine.backend import V2VError
+from v2v.core.errors import UsageError, V2VError
+from v2v.core.progress import BuildProgress
 
 ERROR = 2
 """Exit code of everything that a person can put right."""
@@ -23,10 +25,6 @@ Choice = TypeVar("Choice", bound=str)
 
 messages = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 """Where progress, warnings and errors go; results go to stdout."""
-
-
-class UsageError(V2VError):
-    """An option or argument cannot mean anything."""
 
 
 def new_app() -> typer.Typer:
@@ -104,7 +102,7 @@ def one_of(what: str, given: str, allowed: Sequence[Choice]) -> Choice:
 
 
 class BuildDisplay:
-    """A progress bar per component; a :data:`v2v.engine.build.BuildProgress` and a context manager."""
+    """A progress bar per component; a :data:`v2v.core.progress.BuildProgress` and a context manager."""
 
     def __init__(self) -> None:
         self._bars = rich.progress.Progress(
@@ -144,3 +142,38 @@ class BuildDisplay:
     def _finish_others(self) -> None:
         for task in self._tasks.values():
             self._bars.update(task, completed=1.0, phase="")
+
+
+def size_text(count: int) -> str:
+    """Bytes for people, as in "12.3 MB"."""
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds for people, as in "0.13 s", "12 s", "3 min 05 s"."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02} s"
+
+
+class TerminalListener:
+    """Tells on stderr what happens, unless it is to be quiet; a :class:`v2v.core.progress.Listener`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def say(self, message: str) -> None:
+        """One line of news."""
+        if not self.quiet:
+            messages.print(message, markup=False)
+
+    def build(self) -> AbstractContextManager[BuildProgress]:
+        """A bar for each component that is built."""
+        return nullcontext(lambda component, phase, share: None) if self.quiet else BuildDisplay()

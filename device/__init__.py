@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from v2v.core.errors import EngineError
+
 Frame = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """A picture on the host: ``[H, W, 3]``, RGB, all of its type's range, 0..255 or (more than 8 bits) 0..65535."""
 
@@ -250,3 +252,20 @@ class Device(Protocol):
         by :meth:`failure` under the row's ``step``.
         """
         ...
+
+
+def open_device(name: str) -> Device:
+    """The device called "cpu" or "cuda".
+
+    Raises:
+        EngineError: there is no such device, here or at all.
+    """
+    if name == "cpu":
+        from v2v.device.cpu import CpuDevice  # imports this module
+
+        return CpuDevice()
+    if name != "cuda":
+        raise EngineError(f"--device {name}: there is no such device; choose cpu or cuda")
+    from v2v.device.cuda import CudaDevice  # needs cuda-python, which a CPU does not
+
+    return CudaDevice()

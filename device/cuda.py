@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from v2v.core.errors import EngineError, first_line
 from v2v.device import Nonfinite, StepRow, kernels
 from v2v.device.resize import taps
-from v2v.engine.backend import EngineError, first_line
 
 try:
     from cuda.bindings import driver

@@ -6,18 +6,16 @@ heavy library is imported when the class is made, never when this module is.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from v2v.core.components import Component, Precision
 from v2v.core.configs import ModelConfig
-
-Progress = Callable[[str, float], None]
-"""Called with a phase's name and the share of it that is done, 0..1."""
+from v2v.core.errors import EngineError
+from v2v.core.progress import PhaseProgress
 
 
 class Buffer(Protocol):
@@ -112,7 +110,7 @@ class Backend(Protocol):
     devices: tuple[str, ...]  # where its engines can run on this machine, best first: "cuda", "cpu"
 
     def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: PhaseProgress
     ) -> list[Path]:
         """Compile ``graph`` (an ``.onnx`` file, its weights beside it) into files inside ``folder``.
 
@@ -161,25 +159,13 @@ class ModuleCompiler(Protocol):
         weights: Any,
         folder: Path,
         options: BuildOptions,
-        progress: Progress,
+        progress: PhaseProgress,
     ) -> CompiledModule:
         """Compile one of ``model``'s components into files inside ``folder``, and compare it with PyTorch.
 
         ``weights`` is a :class:`v2v.export.weights.Weights`. Raises ``BuildError`` as :meth:`Backend.build` does.
         """
         ...
-
-
-class V2VError(Exception):
-    """Something a person can put right: the message says what, where, why and what to do. Exit code 2."""
-
-
-class BuildError(V2VError):
-    """A graph could not be exported or compiled."""
-
-
-class EngineError(V2VError):
-    """An engine set cannot be used here."""
 
 
 # name -> module:class. The order is the order of preference when the user names none.
@@ -190,23 +176,6 @@ BACKENDS = {
 }
 
 _EXTRAS = {"tensorrt": "tensorrt", "inductor": "inductor"}
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says of its failure, short enough for a message; its kind if it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def cuda_devices() -> int:
-    """How many GPUs the NVIDIA driver shows; 0 without a driver. Needs no CUDA library."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
 
 
 def backend(name: str) -> Backend:

@@ -15,31 +15,16 @@ from typing import Any, Protocol
 from v2v.core.components import (
     Component,
     ComponentName,
-    Precision,
     Window,
     components,
     is_unet,
 )
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import (
-    BACKENDS,
-    Backend,
-    BuildError,
-    BuildOptions,
-    EngineError,
-    ModuleCompiler,
-    Progress,
-    backend,
-    cuda_devices,
-)
-from v2v.engine.manifest import (
-    BackendRecord,
-    ComponentRecord,
-    Manifest,
-    Recipe,
-    WeightsRecord,
-    v2v_version,
-)
+from v2v.core.errors import BuildError, EngineError
+from v2v.core.progress import BuildProgress, PhaseProgress
+from v2v.core.version import __version__
+from v2v.engine.backend import Backend, BuildOptions, ModuleCompiler, backend
+from v2v.engine.manifest import BackendRecord, ComponentRecord, Manifest, Recipe, WeightsRecord
 from v2v.engine.store import (
     TOKENIZER,
     EngineSet,
@@ -52,10 +37,7 @@ from v2v.engine.store import (
     replaceable,
     stored_file,
 )
-from v2v.export import packaged as prebuilt
-
-BuildProgress = Callable[[str, str, float], None]
-"""Called with a component's name (or "weights"), its phase, and the share of that phase done, 0..1."""
+from v2v.export import packaged
 
 
 class Weights(Protocol):
@@ -99,7 +81,7 @@ class Exporter:
         def save(weights: Any, folder: Path) -> None:
             raise BuildError(f"these weights come with v2v: take {weights.source}")
 
-        return cls(prebuilt.load_weights, prebuilt.export_component, save)
+        return cls(packaged.load_weights, packaged.export_component, save)
 
     @classmethod
     def default(cls) -> Exporter:
@@ -117,79 +99,6 @@ class Exporter:
                 "install them with: pip install 'v2v[export]'"
             ) from error
         return cls(load_weights, export_component, save_safetensors)
-
-
-def window_for(model: ModelConfig, size: tuple[int, int] | None = None, frames: int | None = None) -> Window:
-    """The window of ``size`` (width, height, in pixels) and ``frames``; where None, the model's default.
-
-    Raises:
-        BuildError: a size that the UNet cannot take.
-    """
-    default_frames, default_height, default_width = model.defaults.window
-    width, height = size or (default_width, default_height)
-    try:
-        return Window(
-            default_frames if frames is None else frames,
-            height,
-            width,
-            factor=model.autoencoder.factor,
-            levels=len(model.unet.multipliers) - 1,
-        )
-    except ValueError as error:
-        raise BuildError(str(error)) from error
-
-
-def default_device() -> str:
-    """CUDA where the driver shows a GPU and a backend is installed that runs on it, else the CPU."""
-    if cuda_devices():
-        for name in BACKENDS:
-            try:
-                if "cuda" in backend(name).devices:
-                    return "cuda"
-            except EngineError:
-                continue
-    return "cpu"
-
-
-def default_backend(device: str) -> str:
-    """The preferred backend among those installed here that run on ``device``.
-
-    Raises:
-        EngineError: there is none.
-    """
-    if device == "cpu":
-        return "onnxruntime"  # the others exist for GPUs
-    reasons = []
-    for name in BACKENDS:
-        try:
-            if device in backend(name).devices:
-                return name
-            reasons.append(f"{name} does not run on {device} here")
-        except EngineError as error:
-            reasons.append(str(error))
-    raise EngineError(f"no backend for {device}: {'; '.join(reasons)}")
-
-
-def default_precision(device: str) -> Precision:
-    """FP32 on a CPU, where half precision is computed by conversion; FP16 on a GPU."""
-    return "fp32" if device == "cpu" else "fp16"
-
-
-def default_weights(model: ModelConfig) -> str:
-    """The weights of ``model`` where the user names none: those in the package; for the small model random ones.
-
-    Raises:
-        BuildError: they do not come with this package.
-    """
-    packaged = prebuilt.FOLDER / f"{model.name}.safetensors"
-    if packaged.is_file():
-        return str(packaged)
-    if model.name == "small":
-        return "random:0"
-    raise BuildError(
-        f"the weights of {model.name} do not come with v2v: name them with --weights, a folder with the "
-        "published files or of safetensors, or hf:ORG/NAME (random:0 makes some up, to try things out)"
-    )
 
 
 @dataclass(frozen=True)
@@ -228,7 +137,7 @@ def build_engine_set(
     compiled_by = BackendRecord(made.name, made.version, made.facts(options))
     if exporter is None:
         ready = (
-            prebuilt.fits(model, weights, window, options.precision, backend_name)
+            packaged.fits(model, weights, window, options.precision, backend_name)
             and save_weights is None
             and not options.reuse
         )
@@ -294,7 +203,7 @@ def _fill(
         tokenizer=stored_file(folder / TOKENIZER, folder),
         seconds=round(time.time() - started, 3),
         created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        v2v=v2v_version(),
+        v2v=__version__,
     )
 
 
@@ -311,7 +220,7 @@ def _build_component(
     name: ComponentName = component.name
     graphs, target = folder / "graphs", folder / name
     target.mkdir()
-    report: Progress = lambda phase, share: progress(name, phase, share)  # noqa: E731
+    report: PhaseProgress = lambda phase, share: progress(name, phase, share)  # noqa: E731
     if isinstance(made, ModuleCompiler):
         started = time.monotonic()
         module = made.build_module(component, recipe.model, weights, target, recipe.options, report)
@@ -342,7 +251,7 @@ def _record(
     error: float,
     export_seconds: float,
     compile_seconds: float,
-    report: Progress,
+    report: PhaseProgress,
 ) -> ComponentRecord:
     """Describe what a backend made in ``folder/<name>`` and remove what it left there besides."""
     for path in (folder / component.name).rglob("*"):

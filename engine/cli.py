@@ -12,18 +12,23 @@ import rich.console
 import rich.table
 import typer
 
-from v2v.core.components import Precision
+from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS
-from v2v.core.console import BuildDisplay, UsageError, messages, new_app, one_of, parse_size, run_app, warn
-from v2v.engine.backend import BACKENDS, BuildOptions, EngineError
-from v2v.engine.build import (
-    build_engine_set,
-    default_backend,
-    default_device,
-    default_precision,
-    default_weights,
-    window_for,
+from v2v.core.console import (
+    BuildDisplay,
+    messages,
+    new_app,
+    one_of,
+    parse_size,
+    run_app,
+    seconds_text,
+    size_text,
+    warn,
 )
+from v2v.core.errors import EngineError, UsageError
+from v2v.engine.backend import BACKENDS, BuildOptions
+from v2v.engine.build import build_engine_set
+from v2v.engine.choose import default_backend, default_device, default_precision, default_weights
 from v2v.engine.store import EngineSet, engines_root, list_sets
 from v2v.engine.verify import Verified, verify_engine_set
 
@@ -220,25 +225,6 @@ def show_verified(found: EngineSet, device: str, verified: Sequence[Verified]) -
     results.print(table)
     results.print(f"verified on {device}: {found.path}", markup=False)
     _say_if_random(found)
-
-
-def size_text(count: int) -> str:
-    """Bytes for people, as in "12.3 MB"."""
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
-def seconds_text(seconds: float) -> str:
-    """Seconds for people, as in "0.13 s", "12 s", "3 min 05 s"."""
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02} s"
 
 
 def _runnable_on(found: EngineSet) -> str:

@@ -7,7 +7,6 @@ serves a run and what to type to build another.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import shlex
 from collections.abc import Mapping
@@ -16,20 +15,13 @@ from typing import Any
 
 from v2v.core.components import ComponentName, Tensor, Window, component_names
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import BuildOptions, EngineError
+from v2v.core.errors import EngineError
+from v2v.engine.backend import BuildOptions
 
 FORMAT = 1
 """Rises when an older v2v could no longer read a manifest correctly."""
 
 MANIFEST = "manifest.json"
-
-
-def v2v_version() -> str:
-    """Version of this package; "unknown" in a source tree that was never installed."""
-    try:
-        return importlib.metadata.version("v2v")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 @dataclass(frozen=True)

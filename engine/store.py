@@ -31,7 +31,9 @@ import platformdirs
 from v2v.core.abort import removed_on_abort
 from v2v.core.components import Component, ComponentName, Precision, Window, components
 from v2v.core.configs import MODELS
-from v2v.engine.backend import BACKENDS, Compatibility, Engine, EngineError, V2VError, backend
+from v2v.core.errors import EngineError, V2VError
+from v2v.core.files import sync, sync_tree
+from v2v.engine.backend import BACKENDS, Compatibility, Engine, backend
 from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
 
 TOKENIZER = "tokenizer.json"
@@ -361,7 +363,7 @@ def new_set(path: Path) -> Iterator[Path]:
             yield building
             if not (building / MANIFEST).exists():
                 raise V2VError(f"the build of {path} ended without a manifest")
-            _sync_tree(building)
+            sync_tree(building)
             if path.exists():
                 (path / OURS).touch()
                 path.rename(old)
@@ -433,19 +435,3 @@ def _sibling(path: Path, purpose: str) -> Path:
 
 def _lock(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(_sibling(path, "lock"))
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk, so that a rename after it cannot come first."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_tree(folder: Path) -> None:
-    """Make sure that all of it is on the disk before the rename that makes it visible."""
-    for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)

@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.core.components import Component, ComponentName, Precision, is_unet
-from v2v.engine.backend import FP8_TOLERANCE, Engine, EngineError, backend
-from v2v.engine.build import BuildProgress, Exporter
+from v2v.core.errors import EngineError
+from v2v.core.progress import BuildProgress
+from v2v.engine.backend import FP8_TOLERANCE, Engine, backend
+from v2v.engine.build import Exporter
 from v2v.engine.store import EngineSet
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -17,7 +17,7 @@ from onnx_ir.passes import common as passes
 
 from v2v.core.components import ComponentName, Precision, Window
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import BuildError
+from v2v.core.errors import BuildError
 from v2v.export.graphs import trace
 
 FRAMES = "frames"

@@ -37,7 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from v2v.core.components import Component, ComponentName, Precision, Window, component
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import BuildError, Progress
+from v2v.core.errors import BuildError
+from v2v.core.progress import PhaseProgress
 from v2v.export.weights import Network, Weights, make_network
 
 OPSET = 23
@@ -91,7 +92,7 @@ def export_component(
     window: Window,
     precision: Precision,
     folder: Path,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> Graph:
     """Write ``folder/<name>.onnx`` with the inputs and outputs that :mod:`v2v.core.components` describes.
 

@@ -26,7 +26,8 @@ import numpy.typing as npt
 import v2v.export
 from v2v.core.components import ComponentName, Precision, Window
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import BuildError, Progress
+from v2v.core.errors import BuildError
+from v2v.core.progress import PhaseProgress
 
 FOLDER = Path(v2v.export.__file__).parent / "data"
 """Weights that come with the package, ``<model>.safetensors``, and folders of graphs named after the model."""
@@ -71,7 +72,7 @@ def _is_packaged(weights: str, model: ModelConfig) -> bool:
     return Path(weights).expanduser().resolve() == (FOLDER / f"{model.name}.safetensors").resolve()
 
 
-def load_weights(source: str, model: ModelConfig, progress: Progress | None = None) -> PackagedWeights:
+def load_weights(source: str, model: ModelConfig, progress: PhaseProgress | None = None) -> PackagedWeights:
     """Identify the packaged weights, as :func:`v2v.export.weights.load_weights` would."""
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     return PackagedWeights(source, hashlib.sha256(json.dumps([digest] * 3).encode()).hexdigest())
@@ -84,7 +85,7 @@ def export_component(
     window: Window,
     precision: Precision,
     folder: Path,
-    progress: Progress | None = None,
+    progress: PhaseProgress | None = None,
 ) -> PackagedGraph:
     """Write ``folder/<name>.onnx`` and its weights, as :func:`v2v.export.graphs.export_component` would.
 

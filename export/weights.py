@@ -34,7 +34,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import Progress, V2VError
+from v2v.core.errors import V2VError
+from v2v.core.progress import PhaseProgress
 from v2v.export.models.autoencoder import Autoencoder
 from v2v.export.models.text_encoder import POOLING_HEAD, TextEncoder
 from v2v.export.models.unet import UNet
@@ -134,7 +135,7 @@ def make_network(network: Network, model: ModelConfig) -> nn.Module:
 
 
 def load_weights(
-    source: str, model: ModelConfig, progress: Progress | None = None, *, verify: bool = True
+    source: str, model: ModelConfig, progress: PhaseProgress | None = None, *, verify: bool = True
 ) -> Weights:
     """Find the weights that ``source`` names (see the top of this module) and identify them.
 
@@ -247,7 +248,7 @@ def _some(names: list[str], at_most: int = 4) -> str:
     return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _digest(path: Path, progress: Progress | None) -> str:
+def _digest(path: Path, progress: PhaseProgress | None) -> str:
     """SHA-256 of a file."""
     digest, done, size = hashlib.sha256(), 0, max(path.stat().st_size, 1)
     with path.open("rb") as file:
@@ -319,7 +320,7 @@ class _HubPlace:
 
 
 def _from_place(
-    place: _Place, source: str, model: ModelConfig, progress: Progress | None, verify: bool
+    place: _Place, source: str, model: ModelConfig, progress: PhaseProgress | None, verify: bool
 ) -> Weights:
     """Weights in a folder: safetensors if all three are there, else the published files."""
     names = set(place.names())
@@ -359,7 +360,11 @@ def _published_names(place: _Place, names: Iterable[str]) -> dict[Network, str]:
 
 
 def _from_files(
-    files: dict[Network, Path], prefixed: bool, source: str, model: ModelConfig, progress: Progress | None
+    files: dict[Network, Path],
+    prefixed: bool,
+    source: str,
+    model: ModelConfig,
+    progress: PhaseProgress | None,
 ) -> Weights:
     """Weights in safetensors, either one file per network or one file with a prefix per network."""
     digests = {path: _digest(path, progress) for path in dict.fromkeys(files.values())}
@@ -399,7 +404,7 @@ def _kind(path: Path) -> Kind:
 
 
 def _from_published(
-    files: dict[Network, Path], source: str, model: ModelConfig, progress: Progress | None, verify: bool
+    files: dict[Network, Path], source: str, model: ModelConfig, progress: PhaseProgress | None, verify: bool
 ) -> Weights:
     """Weights in the published, pickled form."""
     digests: dict[Network, str] = {}

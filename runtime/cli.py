@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -18,56 +16,32 @@ import rich.progress
 import typer
 
 from v2v.core.configs import MODELS
-from v2v.core.console import (
-    BuildDisplay,
-    UsageError,
-    messages,
-    new_app,
-    one_of,
-    parse_size,
-    run_app,
-    warn,
+from v2v.core.console import messages, new_app, one_of, parse_size, run_app, seconds_text
+from v2v.core.errors import UsageError
+from v2v.engine.backend import BACKENDS
+from v2v.engine.choose import (
+    choose_engines,
 )
-from v2v.engine.backend import BACKENDS, BuildOptions
-from v2v.engine.build import (
-    build_engine_set,
-    default_backend,
-    default_device,
-    default_precision,
-    default_weights,
-    window_for,
-)
-from v2v.engine.cli import seconds_text
-from v2v.engine.manifest import v2v_version
-from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
-from v2v.runtime.diffusion.pipeline import (
-    Memory,
-    Plan,
-    Progress,
-    Settings,
-    VideoToVideo,
-    can_reuse,
-    check_reuse,
-    plan,
-)
+from v2v.engine.store import EngineSet, Wanted
+from v2v.runtime.diffusion.pipeline import Memory
+from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.diffusion.solvers import SOLVERS
+from v2v.runtime.display import Display, warnings_shown
 from v2v.runtime.films import batch
 from v2v.runtime.films.compare_page import check_page, write_page
+from v2v.runtime.films.enhance import asked_for, check_place, describe, hire, plan_for
 from v2v.runtime.films.film import Target, enhance_film
 from v2v.runtime.films.journal import settle
-from v2v.runtime.films.pool import Alone, Team, local_pool
-from v2v.runtime.media.encoding import CODECS, Encoding
-from v2v.runtime.media.image_sequence import check_folder
-from v2v.runtime.media.reader import VideoReader, check_output, encoding_for
+from v2v.runtime.films.pool import Team
+from v2v.runtime.media.encoding import CODECS
+from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.stdio import PIPE, input_path, output_path
-from v2v.runtime.media.time_range import NOT_GIVEN, TimeRange, is_time, parse_time
+from v2v.runtime.media.time_range import TimeRange, is_time, parse_time
+from v2v.runtime.media.writer import encoding_for
 
 app = new_app()
 results = rich.console.Console(highlight=False, soft_wrap=True)
 
-# Where no model is named, the large one is used if its engines are there; the small one is built if need be.
-_PREFERENCE = ("ms-vid2vid-xl", "small")
-_BUILT_ON_DEMAND = "small"
 _MEMORY: tuple[Memory, ...] = ("high", "low")
 PREVIEW_SECONDS = 3
 
@@ -239,8 +213,8 @@ def command(
     if output == PIPE and as_json:
         raise UsageError("--json and -o - both write to the standard output; leave one of them out")
     with (
-        _warnings_shown() as told,
-        _Display(quiet) as display,
+        warnings_shown() as told,
+        Display(quiet) as display,
         contextlib.ExitStack() as opened,
     ):
 
@@ -329,41 +303,6 @@ def command(
         )
 
 
-def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> None:
-    """Find out before the work whether ``output`` may be written.
-
-    Raises:
-        MediaError, FolderError: it may not.
-    """
-    if codec == "png":
-        check_folder(output)
-    else:
-        check_output(output, source, overwrite=overwrite)
-
-
-def hire(
-    engine_set: EngineSet,
-    device: str | None,
-    memory: Memory,
-    workers: int | None,
-    ray: str | None,
-    opened: contextlib.ExitStack,
-) -> Team:
-    """Load the engines: here, in several processes, or on a cluster; ``opened`` ends what was started.
-
-    Raises:
-        V2VError: the engines do not run there, or there are fewer GPUs than workers.
-    """
-    device = device or engine_set.manifest.recipe.options.device
-    if ray is not None:
-        from v2v.runtime.films.ray_cluster import cluster_pool  # Ray is an extra
-
-        return opened.enter_context(cluster_pool(ray, engine_set, workers, device, memory))
-    if workers is not None and workers > 1:
-        return opened.enter_context(local_pool(engine_set, workers, device, memory))
-    return Alone(VideoToVideo.load(engine_set, device, memory))
-
-
 def _parse_rate(text: str | None) -> Fraction | None:
     if text is None:
         return None
@@ -389,181 +328,3 @@ def parse_interval(text: str) -> tuple[float, float]:
             f"--guidance-interval {text}: give two noise levels from 0 to 1, as 0.2:0.5"
         ) from None
     return low, high
-
-
-def choose_engines(
-    named: str | None, wanted: Wanted, display: _Display, *, fast: bool = False, reuse: int | None = None
-) -> EngineSet:
-    """The engine set to use: the one named, else the best in the store, else the small model's, built now.
-
-    Among sets that are the same otherwise, what is asked for decides: one built with --reuse to ``reuse`` features, and
-    to be ``fast`` also one with FP8.
-
-    Raises:
-        EngineError: the named set does not fit ``wanted``, or none does and it is not the small model's.
-        BuildError: the small model's engines cannot be built here.
-    """
-    if named is not None:
-        in_store = engines_root() / named
-        chosen = EngineSet.open(in_store if in_store.is_dir() and not Path(named).exists() else Path(named))
-        chosen.require(wanted)
-    else:
-        chosen = _find_or_build(wanted, display)
-        if fast or (reuse or 1) > 1:
-            chosen = _specialised(chosen, wanted, fast=fast, reuse=reuse != 1)
-    recipe = chosen.manifest.recipe
-    display.say(f"engine set {chosen.name}: {recipe.model.name} on {recipe.backend.name}")
-    if recipe.weights.kind == "random":
-        warnings.warn(
-            f"the weights of model {recipe.model.name} are random numbers: its pictures mean nothing",
-            stacklevel=2,
-        )
-    return chosen
-
-
-def _specialised(chosen: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) -> EngineSet:
-    """The sibling of ``chosen`` that was built for what is asked, as far as there is one."""
-    recipe = chosen.manifest.recipe
-    sibling = Wanted(
-        model=recipe.model.name,
-        window=recipe.window,
-        backend=recipe.backend.name,
-        precision=recipe.options.precision,
-        device=wanted.device,
-        weights=recipe.weights.identity,
-    )
-    for reusing in (True, False) if reuse else (False,):
-        for fp8 in (True, False) if fast else (recipe.options.fp8,):
-            with contextlib.suppress(NoEngineSet):
-                return find(replace(sibling, reuse=reusing, fp8=fp8))
-    return chosen
-
-
-def _find_or_build(wanted: Wanted, display: _Display) -> EngineSet:
-    models = _PREFERENCE if wanted.model is None else (wanted.model,)
-    for name in models:
-        try:
-            return find(Wanted(model=name, backend=wanted.backend, device=wanted.device))
-        except NoEngineSet:
-            if name != _BUILT_ON_DEMAND:
-                if name == models[-1]:
-                    raise
-                continue
-    model = MODELS[_BUILT_ON_DEMAND]
-    device = wanted.device or default_device()
-    display.say(f"there are no engines for model {model.name} yet: building them once")
-    with display.build() as progress:
-        return build_engine_set(
-            model,
-            weights=default_weights(model),
-            window=window_for(model),
-            backend_name=wanted.backend or default_backend(device),
-            options=BuildOptions(precision=default_precision(device), device=device),
-            progress=progress,
-        ).engine_set
-
-
-def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
-    """Settings made whole for this video, checked before anything is loaded.
-
-    Raises:
-        V2VError: a value out of range, or engines that cannot do it; names the flag.
-    """
-    defaults = engine_set.manifest.recipe.model.defaults
-    source = reader.info.height, reader.info.width
-    made = plan(settings, defaults, source, can_reuse(engine_set))
-    check_reuse(made, engine_set)
-    return made
-
-
-def describe(engine_set: EngineSet, made: Plan, encoding: Encoding) -> dict[str, Any]:
-    """All that decides what a run gives, as written into the output's comment."""
-    recipe = engine_set.manifest.recipe
-    height, width = made.size
-    return {
-        "made_with": f"v2v {v2v_version()}",
-        "model": recipe.model.name,
-        "weights": f"{recipe.weights.kind} {recipe.weights.identity[:16]}",
-        "engines": engine_set.name,
-        **asdict(made),
-        "size": f"{width}x{height}",
-        "codec": encoding.codec,
-        "crf": encoding.crf,
-        "preset": encoding.preset,
-    }
-
-
-def asked_for(wanted: TimeRange) -> dict[str, str]:
-    """The range that was asked for, as written into the output's comment; nothing for a whole film."""
-    given = wanted.facts().items()
-    return {} if wanted.whole else {name.lstrip("-"): value for name, value in given if value != NOT_GIVEN}
-
-
-@contextlib.contextmanager
-def _warnings_shown() -> Iterator[list[str]]:
-    """Show what is said through :mod:`warnings` in one line each, and lend a list of it."""
-    told: list[str] = []
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        told.append(str(message))
-        warn(str(message))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show
-        yield told
-
-
-class _Display:
-    """Progress on stderr: frames done, the step of the current segment, time left."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(30),
-            rich.progress.TextColumn("{task.fields[frames]} frames, {task.fields[stage]}", markup=False),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("left:"),
-            rich.progress.TimeRemainingColumn(),
-            console=messages,
-            disable=quiet,
-            transient=True,
-        )
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, message: str) -> None:
-        """One line of news."""
-        if not self._quiet:
-            messages.print(message, markup=False)
-
-    def build(self) -> Any:
-        """A display for building engines, as a context manager."""
-        return contextlib.nullcontext(lambda *_: None) if self._quiet else BuildDisplay()
-
-    @contextlib.contextmanager
-    def following(self, name: str) -> Iterator[Callable[[Progress], None]]:
-        """Lend a function that shows how far the video called ``name`` is, on a line of its own."""
-        task = self._bar.add_task(name, total=None, frames="0", stage="")
-        self._bar.start()
-
-        def show(now: Progress) -> None:
-            of = "" if now.frames_total is None else f"/{now.frames_total}"
-            self._bar.update(
-                task,
-                total=None if now.fraction is None else 1.0,
-                completed=now.fraction or 0.0,
-                frames=f"{now.frames_done}{of}",
-                stage=f"{now.stage} {now.step}/{now.steps}",
-            )
-
-        try:
-            yield show
-        finally:
-            self._bar.remove_task(task)

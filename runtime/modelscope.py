@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from v2v.core.configs import MODELS
-from v2v.core.console import UsageError
-from v2v.engine.backend import EngineError
+from v2v.core.errors import EngineError, UsageError
 from v2v.engine.manifest import MANIFEST
 from v2v.engine.store import EngineSet, Wanted, find
-from v2v.runtime.diffusion.pipeline import PARITY_FRAMES, Settings, VideoToVideo
-from v2v.runtime.media.reader import VideoReader, VideoWriter
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.settings import PARITY_FRAMES, Settings
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import VideoWriter
 
 TASK = "video-to-video"
 OUTPUT = "output_video"  # ModelScope's key of the result

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from v2v.core.components import window_for
 from v2v.core.configs import MODELS
 from v2v.engine.backend import BuildOptions
-from v2v.engine.build import build_engine_set, window_for
+from v2v.engine.build import build_engine_set
 from v2v.engine.store import EngineSet
 
 SMALL_WINDOW = (80, 72), 4  # (width, height) and frames: as little as the small UNet takes

@@ -24,7 +24,8 @@ from torch import Tensor
 from training.clips import Bytes, h264
 from training.metrics import MEASURES, color_error, flicker, sharpness
 from v2v.runtime.diffusion.colors import ColorMatch
-from v2v.runtime.diffusion.pipeline import Settings, VideoToVideo
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.settings import Settings
 
 FRAMES = 16
 CRF = 23

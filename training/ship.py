@@ -15,9 +15,8 @@ from typing import Any
 
 import onnx
 
-from v2v.core.components import COMPONENTS
+from v2v.core.components import COMPONENTS, window_for
 from v2v.core.configs import MODELS
-from v2v.engine.build import window_for
 from v2v.export.graphs import export_component
 from v2v.export.packaged import FOLDER, INDEX
 from v2v.export.weights import load_weights

@@ -30,13 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.benchmarks.studies.gpu_run import psnr
-from v2v.core.components import Precision, Window, is_unet
+from v2v.core.components import Precision, Window, is_unet, window_for
 from v2v.core.configs import MODELS, ModelConfig
-from v2v.device import Device, Frame
+from v2v.device import Device, Frame, open_device
 from v2v.engine.backend import Engine
-from v2v.engine.build import window_for
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import Settings, VideoToVideo, can_reuse, open_device, plan
+from v2v.runtime.diffusion.pipeline import VideoToVideo, can_reuse
+from v2v.runtime.diffusion.settings import Settings, plan
 
 _PROMPT = "a white rabbit in a meadow"
 _FAST = plan(Settings(fast=True), MODELS["ms-vid2vid-xl"].defaults, (720, 1280), reuse=True)

@@ -34,7 +34,7 @@ from v2v.benchmarks.studies.unet_evaluation import (
     where,
 )
 from v2v.core.configs import MODELS
-from v2v.engine.inductor.backend.fused import fp8
+from v2v.engine.inductor.fused import fp8
 from v2v.engine.inductor.fused.unet import FusedUNet
 from v2v.export.models.unet import UNet
 

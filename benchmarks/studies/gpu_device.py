@@ -1,4 +1,6 @@
-"""Bandwidth of the CUDA device's kernels against a plain copy: ``python -m v2v.benchmarks.studies.gpu_device -o FILE.json``.
+"""Bandwidth of the CUDA device's kernels against a plain copy.
+
+    python -m v2v.benchmarks.studies.gpu_device -o FILE.json
 
 Every kernel here only moves memory: its floor is the bytes it must read and write over the bandwidth of a copy. Two
 sizes: a window of the full model (32x720x1280 pixels, where a kernel takes microseconds and its launch counts), and

@@ -1,9 +1,9 @@
 """Proofs of a whole run on a GPU; where no engine set is named, PyTorch's eager networks stand in for engines.
 
-    python -m v2v.benchmarks.studies.gpu_run reference clip.mp4 -o reference.npz        on any machine, with an engine set
-    python -m v2v.benchmarks.studies.gpu_run compare reference.npz -o compare.json      on a GPU: the same run there
-    python -m v2v.benchmarks.studies.gpu_run trace [SET] -o trace.json                  on a GPU: gaps and allocations
-    python -m v2v.benchmarks.studies.gpu_run backends [SET ...] -o backends.json        on a GPU: real engines
+    python -m v2v.benchmarks.studies.gpu_run reference clip.mp4 -o reference.npz     on any machine, with an engine set
+    python -m v2v.benchmarks.studies.gpu_run compare reference.npz -o compare.json   on a GPU: the same run there
+    python -m v2v.benchmarks.studies.gpu_run trace [SET] -o trace.json               on a GPU: gaps and allocations
+    python -m v2v.benchmarks.studies.gpu_run backends [SET ...] -o backends.json     on a GPU: real engines
 
 ``compare`` answers whether a seed gives the same video on CUDA as on a CPU; ``trace`` whether the loop at full size
 keeps the GPU busy and leaves memory alone. Neither measures how fast a backend is.
@@ -28,13 +28,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from v2v.core.components import Component, ComponentName, Precision, Window, components
+from v2v.core.components import Component, ComponentName, Precision, Window, components, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.engine.backend import BuildOptions, Engine, Prompted
-from v2v.engine.build import build_engine_set, window_for
+from v2v.engine.build import build_engine_set
 from v2v.engine.store import EngineSet, packaged_tokenizer
-from v2v.export import packaged as prebuilt
-from v2v.runtime.diffusion.pipeline import Progress, Settings, VideoToVideo
+from v2v.export import packaged
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.progress import Progress
+from v2v.runtime.diffusion.settings import Settings
 
 Frames = npt.NDArray[np.uint8]
 
@@ -244,18 +246,18 @@ def backends(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with TemporaryDirectory() as folder:
 
-        def packaged(device: str) -> EngineSet:
+        def trained(device: str) -> EngineSet:
             return build_engine_set(
                 model,
-                weights=str(prebuilt.FOLDER / f"{model.name}.safetensors"),
+                weights=str(packaged.FOLDER / f"{model.name}.safetensors"),
                 window=window,
                 backend_name="onnxruntime",
                 options=BuildOptions(device=device),
                 output=Path(folder) / device,
             ).engine_set
 
-        cpu = VideoToVideo.load(packaged("cpu"), "cpu")
-        sets = [EngineSet.open(path) for path in arguments.sets] or [packaged("cuda")]
+        cpu = VideoToVideo.load(trained("cpu"), "cpu")
+        sets = [EngineSet.open(path) for path in arguments.sets] or [trained("cuda")]
         for case, (count, size, changes) in cases.items():
             frames = moving_picture(count, *size)
             settings = replace(_SETTINGS, **changes)

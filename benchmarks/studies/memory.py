@@ -32,10 +32,13 @@ from v2v.benchmarks.machine import machine
 from v2v.core.components import Component, Window, components
 from v2v.core.configs import MODELS
 from v2v.device.cpu import CpuDevice
-from v2v.runtime.diffusion.pipeline import Progress, Settings, VideoToVideo, plan
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.progress import Progress
+from v2v.runtime.diffusion.settings import Settings, plan
 from v2v.runtime.films.film import Target, enhance_film
 from v2v.runtime.films.pool import Alone
-from v2v.runtime.media.reader import VideoReader, encoding_for
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import encoding_for
 
 RATE = 25
 MEBIBYTE = 1 << 20

@@ -1,11 +1,12 @@
 """One evaluation of the UNet through ONNX Runtime's CUDA provider, timed without the runtime.
 
-    python -m v2v.benchmarks.studies.onnxruntime_evaluation -o onnxruntime.json       about 3 minutes on an H100 with 16 cores
+    python -m v2v.benchmarks.studies.onnxruntime_evaluation -o onnxruntime.json
 
-Most of that is the export; the GPU works for about 30 s. Each ``--setting KEY=VALUE`` is another session, with that
-option of the provider changed: ``sdpa_kernel=1`` takes Flash instead of cuDNN for attention, ``fuse_conv_bias=1``
-lets cuDNN add biases. ``--as-exported`` also runs the graph as exported (43 GiB). Errors are against the network in
-FP32. The file is rewritten after each step, so that a run that is cut off leaves what it had.
+It takes about 3 minutes on an H100 with 16 cores. Most of that is the export; the GPU works for about 30 s. Each
+``--setting KEY=VALUE`` is another session, with that option of the provider changed: ``sdpa_kernel=1`` takes Flash
+instead of cuDNN for attention, ``fuse_conv_bias=1`` lets cuDNN add biases. ``--as-exported`` also runs the graph as
+exported (43 GiB). Errors are against the network in FP32. The file is rewritten after each step, so that a run that is
+cut off leaves what it had.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from v2v.benchmarks.studies.unet_evaluation import NARROW, milliseconds, profile
 from v2v.core.components import Component, Precision, Window, components
 from v2v.core.configs import MODELS, ModelConfig, TextEncoderConfig
 from v2v.engine.backend import BuildOptions
-from v2v.engine.onnxruntime.backend import backend as onnxruntime
+from v2v.engine.onnxruntime import backend as onnxruntime
 from v2v.export.graphs import export_component, sample_inputs
 from v2v.export.weights import Weights, load_weights, make_network
 

@@ -1,8 +1,10 @@
-"""Is a film decoded, denoised and encoded at once? ``python -m v2v.benchmarks.studies.overlap SET VIDEO -o FILE.json``.
+"""Is a film decoded, denoised and encoded at once?
 
-The same film is enhanced twice, file to file: as :func:`~v2v.runtime.films.film.enhance_film` does it, and with a wait for
-each segment's encoder before the next segment is begun. Both are watched: when the UNet was at work (on CUDA by events
-on the device's stream), when a frame was decoded and when a picture was encoded, on one clock.
+    python -m v2v.benchmarks.studies.overlap SET VIDEO -o FILE.json
+
+The same film is enhanced twice, file to file: as :func:`~v2v.runtime.films.film.enhance_film` does it, and with a wait
+for each segment's encoder before the next segment is begun. Both are watched: when the UNet was at work (on CUDA by
+events on the device's stream), when a frame was decoded and when a picture was encoded, on one clock.
 """
 
 from __future__ import annotations
@@ -30,13 +32,18 @@ from v2v.benchmarks.trace import (
     TracedEngine,
     covered,
 )
+from v2v.device import open_device
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import Report, Settings, VideoToVideo, open_device, plan
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.progress import Report
+from v2v.runtime.diffusion.settings import Settings, plan
 from v2v.runtime.films import pool as workers
 from v2v.runtime.films.film import Target, enhance_film
-from v2v.runtime.films.pool import Alone, Job, Task
+from v2v.runtime.films.pool import Alone
+from v2v.runtime.films.task import Job, Task
 from v2v.runtime.media.encoding import SegmentEncoder
-from v2v.runtime.media.reader import VideoReader, encoding_for
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import encoding_for
 
 _UNET = ENGINE_STAGES["unet"]
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from v2v.core.configs import MODELS, UNetConfig
-from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.unet import FusedUNet
 from v2v.export.models.unet import UNet
 

@@ -1,7 +1,7 @@
 """PyTorch's compiler ahead of time (AOTInductor): the GPU backend where there is no TensorRT.
 
 It compiles networks, not graphs: on a GPU the UNet and the autoencoder are the fused ones of
-:mod:`v2v.engine.inductor.fused`, whose kernels no graph format has names for. A component becomes ``<name>.pt2``, machine code
+fused/, whose kernels no graph format has names for. A component becomes ``<name>.pt2``, machine code
 that nothing compiles again, and ``<name>.safetensors``, its weights, which go from the disk to the device without a
 detour. A fused UNet becomes two pieces of code: what no prompt changes, which the two evaluations of a guided step
 share, and the rest.
@@ -10,40 +10,29 @@ share, and the rest.
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import platform
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from v2v.core.components import Component, ComponentName, is_unet
 from v2v.core.configs import ModelConfig
-from v2v.engine.backend import (
-    FP8_TOLERANCE,
-    BuildError,
-    BuildOptions,
-    Compatibility,
-    CompiledModule,
-    EngineError,
-    Progress,
-    Prompted,
-    cuda_devices,
-    first_line,
-)
+from v2v.core.errors import BuildError, first_line
+from v2v.core.progress import PhaseProgress
+from v2v.device.gpus import cuda_devices
+from v2v.engine.backend import FP8_TOLERANCE, BuildOptions, Compatibility, CompiledModule
 from v2v.engine.inductor.fused.twins import in_packages
+from v2v.engine.inductor.runner import InductorEngine
+from v2v.engine.inductor.torch_internals import open_package, quiet, remembered_analyses
 
 if TYPE_CHECKING:
     from v2v.export.weights import Weights
@@ -86,7 +75,7 @@ class InductorBackend:
         self.devices: tuple[str, ...] = ("cuda", "cpu") if gpu else ("cpu",)
 
     def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: PhaseProgress
     ) -> list[Path]:
         """Refuse: see :meth:`build_module`.
 
@@ -102,7 +91,7 @@ class InductorBackend:
         weights: Weights,
         folder: Path,
         options: BuildOptions,
-        progress: Progress,
+        progress: PhaseProgress,
     ) -> CompiledModule:
         """Compile one of ``model``'s components and compare it with the plain network in FP32.
 
@@ -123,8 +112,8 @@ class InductorBackend:
             with (
                 torch.inference_mode(False),
                 torch.no_grad(),
-                _quiet(),
-                _remembered_analyses(),
+                quiet(),
+                remembered_analyses(),
                 in_packages(),
             ):
                 codes, constants, tracing_seconds = _compile(
@@ -217,115 +206,6 @@ class InductorBackend:
         return InductorEngine(component, files, device)
 
 
-class InductorEngine:
-    """Satisfies :class:`v2v.engine.backend.Engine`.
-
-    Also satisfies :class:`v2v.engine.backend.SharingEngine`.
-
-    On CUDA the first run on a stream asks for memory and chooses kernels; later ones find both, so that they can be
-    captured in a CUDA graph. That memory is the engine's own until it is closed: a captured graph may keep using it.
-    """
-
-    def __init__(self, component: Component, files: list[Path], device: str) -> None:
-        import v2v.engine.inductor.fused.convolution  # noqa: F401  # registers the operator that packages call by name
-
-        self.component = component
-        self._device = device
-        *codes, weights = files
-        try:
-            with _quiet():
-                self._weights = _load(component, weights, device)
-                self._runners = [_open(code) for code in codes]
-                for runner in self._runners:
-                    asked = runner.get_constant_fqns()
-                    own = {name: self._weights[name] for name in asked if name in self._weights}
-                    inactive, complete, user_managed = False, True, True
-                    runner.load_constants(own, inactive, complete, user_managed)
-        except (RuntimeError, SafetensorError, OSError) as error:
-            raise EngineError(f"{codes[0]} does not load in PyTorch: {first_line(error)}") from error
-        self._pool: Any = torch.cuda.MemPool() if device == "cuda" else None
-        self._tensor = functools.lru_cache(maxsize=64)(_device_tensor)
-
-    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
-        """See :class:`v2v.engine.backend.Engine`.
-
-        Raises:
-            EngineError: an array is missing or has another type or shape; the engine is closed; or PyTorch
-                fails, for want of memory for example.
-        """
-        self.run_prompts({}, [(inputs, outputs)], stream)
-
-    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
-        """See :class:`v2v.engine.backend.SharingEngine`; raises as :meth:`run` does."""
-        every = [
-            (
-                tuple(self._wrap(tensor, {**common, **inputs}) for tensor in self.component.inputs),
-                [self._wrap(tensor, outputs) for tensor in self.component.outputs],
-            )
-            for inputs, outputs in prompts
-        ]
-        try:
-            with self._queued_on(stream):
-                shared = self._unprompted(every[0][0])
-                for tensors, targets in every:
-                    for target, result in zip(targets, self._prompted(shared, tensors), strict=True):
-                        target.copy_(result)
-        except RuntimeError as error:
-            raise EngineError(f"{self.component.name} failed in PyTorch: {first_line(error)}") from error
-
-    def evaluate(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Run on tensors of the engine's device; all outputs."""
-        return self._prompted(self._unprompted(inputs), inputs)
-
-    def close(self) -> None:
-        """Free code, weights and scratch memory."""
-        self._runners = []
-        self._weights = {}
-        self._pool = None
-
-    def _unprompted(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        """What the last piece of code takes in the place of the first input: that, if there is no other piece."""
-        return self._call(self._runners[0], [*tensors[:2]]) if len(self._runners) > 1 else [tensors[0]]
-
-    def _prompted(self, shared: list[Tensor], tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        if not self._runners:
-            raise EngineError(f"the engine {self.component.name} is closed")
-        return self._call(self._runners[-1], [*shared, *tensors[1:]])
-
-    @staticmethod
-    def _call(runner: Any, tensors: list[Tensor]) -> list[Tensor]:
-        with torch.inference_mode():
-            results: list[Tensor] = runner.boxed_run(tensors)
-        return results
-
-    @contextmanager
-    def _queued_on(self, stream: int) -> Iterator[None]:
-        if self._device != "cuda":
-            yield
-            return
-        external: Any = torch.cuda.ExternalStream
-        outside = external(stream) if stream else torch.cuda.default_stream()
-        with torch.cuda.stream(outside), torch.cuda.use_mem_pool(self._pool):
-            yield
-
-    def _wrap(self, tensor: Any, arrays: Mapping[str, Any]) -> Tensor:
-        """The caller's memory as a tensor."""
-        array = arrays.get(tensor.name)
-        if array is None:
-            raise EngineError(f"{self.component.name} needs an array for '{tensor.name}'")
-        if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
-            raise EngineError(
-                f"'{tensor.name}' of {self.component.name} must be {tensor.dtype} {list(tensor.shape)}, "
-                f"not {array.dtype} {list(array.shape)}"
-            )
-        if self._device == "cuda":
-            wrapped: Tensor = self._tensor(int(array.pointer), tensor.shape, tensor.dtype)
-            return wrapped
-        if not array.flags.c_contiguous:
-            raise EngineError(f"'{tensor.name}' of {self.component.name} must be C-contiguous")
-        return torch.from_numpy(array)
-
-
 # Building ---------------------------------------------------------------------------------------------------
 
 
@@ -351,7 +231,7 @@ def _pieces(name: ComponentName, module: Any, inputs: tuple[Tensor, ...], folder
 
 
 def _compile(
-    pieces: list[_Piece], device: str, progress: Progress
+    pieces: list[_Piece], device: str, progress: PhaseProgress
 ) -> tuple[list[Path], dict[str, Tensor], float]:
     """Machine code of each piece, what constants they read, and the seconds that tracing took."""
     chosen = {**_OPTIONS, **(_CUDA_OPTIONS if device == "cuda" else {})}
@@ -464,99 +344,21 @@ def _relative_error(found: Tensor, expected: Tensor) -> float:
     return float(difference.norm() / expected.double().norm())
 
 
-@contextmanager
-def _remembered_analyses() -> Iterator[None]:
-    """Let PyTorch find out only once what a Triton kernel writes to, not at each of its hundreds of calls."""
-    from torch._higher_order_ops import triton_kernel_wrap as wrap
-
-    names = [n for n in ("identify_mutated_tensors", "identify_accessed_tensors") if hasattr(wrap, n)]
-    originals = {name: getattr(wrap, name) for name in names}
-
-    def remembering(analyse: Any) -> Any:
-        known: dict[Any, Any] = {}
-
-        def look_up(kernel: Any, arguments: Any, descriptors: Any) -> Any:
-            function = kernel
-            while not hasattr(function, "params"):
-                function = function.fn
-            constants = {p.name for p in function.params if p.is_constexpr}
-            described = tuple(
-                (name, value if name in constants else str(type(value))) for name, value in arguments.items()
-            )
-            key = (id(kernel), described, str(descriptors))
-            if key not in known:
-                known[key] = analyse(kernel, arguments, descriptors)
-            return known[key]
-
-        return look_up
-
-    for name in names:
-        setattr(wrap, name, remembering(originals[name]))
-    try:
-        yield
-    finally:
-        for name in names:
-            setattr(wrap, name, originals[name])
-
-
 # Files ------------------------------------------------------------------------------------------------------
-
-
-def _open(code: Path) -> Any:
-    """Load machine code without ``aoti_load_package``.
-
-    That imports PyTorch's compiler, which takes seconds, and finds out what vectors the CPU has, which on a machine
-    that has not done so before means running a C++ compiler for up to a minute.
-    """
-    package, single_threaded, runners, current_gpu = str(code), True, 1, -1
-    return torch._C._aoti.AOTIModelPackageLoader(package, "model", single_threaded, runners, current_gpu)
 
 
 def _save(component: Component, codes: list[Path], constants: Mapping[str, Tensor]) -> Path:
     """Write the weights that ``codes`` ask for, in the order they name them, and what they belong to."""
-    with _quiet():
-        names = dict.fromkeys(name for code in codes for name in _open(code).get_constant_fqns())
+    with quiet():
+        names = dict.fromkeys(name for code in codes for name in open_package(code).get_constant_fqns())
     path = codes[0].with_name(f"{component.name}.safetensors")
     described = json.dumps(asdict(component))
     save_file({name: constants[name].contiguous() for name in names}, path, metadata={"component": described})
     return path
 
 
-def _load(component: Component, path: Path, device: str) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt", device=device) as file:
-        found = (file.metadata() or {}).get("component")
-        if found != json.dumps(asdict(component)):
-            raise EngineError(f"{path} is not the {component.name} expected: it was built for {found}")
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
 # Small things -----------------------------------------------------------------------------------------------
-
-
-class _Memory:
-    """Device memory in the form that PyTorch takes without copying."""
-
-    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: str) -> None:
-        self.__cuda_array_interface__ = {
-            "shape": shape,
-            "typestr": np.dtype(dtype).str,
-            "data": (pointer, False),
-            "strides": None,
-            "version": 2,  # no stream: the caller queues everything on one
-        }
-
-
-def _device_tensor(pointer: int, shape: tuple[int, ...], dtype: str) -> Tensor:
-    return torch.as_tensor(_Memory(pointer, shape, dtype), device="cuda")
 
 
 def _cpu() -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep PyTorch's remarks on its own interfaces from the user's terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

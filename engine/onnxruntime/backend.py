@@ -18,15 +18,10 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from v2v.core.components import Component, Tensor
-from v2v.engine.backend import (
-    BuildError,
-    BuildOptions,
-    Compatibility,
-    EngineError,
-    Progress,
-    cuda_devices,
-    first_line,
-)
+from v2v.core.errors import BuildError, EngineError, first_line
+from v2v.core.progress import PhaseProgress
+from v2v.device.gpus import cuda_devices
+from v2v.engine.backend import BuildOptions, Compatibility
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -58,7 +53,7 @@ class OnnxRuntimeBackend:
         )
 
     def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: PhaseProgress
     ) -> list[Path]:
         """Take the graph and its weights into ``folder`` and compare its inputs and outputs with ``component``.
 

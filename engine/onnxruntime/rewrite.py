@@ -25,7 +25,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from v2v.engine.backend import BuildError
+from v2v.core.errors import BuildError
 from v2v.engine.onnxruntime.layout import (
     Axis,
     Factor,

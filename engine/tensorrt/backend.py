@@ -24,11 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from v2v.core.components import Component
-from v2v.engine.backend import BuildError, BuildOptions, Compatibility, EngineError, Progress
+from v2v.core.errors import BuildError, EngineError
+from v2v.core.progress import PhaseProgress
+from v2v.device.gpus import Gpu, find_gpu
+from v2v.engine.backend import BuildOptions, Compatibility
 from v2v.engine.store import timing_cache_folder
 from v2v.engine.tensorrt.builder import build_plan, limits
 from v2v.engine.tensorrt.library import SAME_GPU, Library, load_library, runs_on
-from v2v.engine.tensorrt.runner import Gpu, PlanRecord, TensorRTEngine, find_gpu, record_path
+from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
 _OPTIONS = ("library", "portable", "tactics", "tactic_memory")
 _BLOCK = 1 << 24
@@ -45,7 +48,7 @@ class TensorRTBackend:
         self.devices: tuple[str, ...] = ("cuda",) if _gpu_or_none() else ()
 
     def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Progress
+        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: PhaseProgress
     ) -> list[Path]:
         """Compile ``graph`` for the GPU of this machine; TensorRT for RTX needs none.
 
@@ -197,7 +200,7 @@ def _label(gpu: Gpu | None) -> str:
     return "-".join([*words, f"sm{gpu.capability[0]}{gpu.capability[1]}"])
 
 
-def _write(path: Path, data: memoryview, progress: Progress) -> int:
+def _write(path: Path, data: memoryview, progress: PhaseProgress) -> int:
     """Write gigabytes in blocks; returns their CRC-32."""
     crc = 0
     with path.open("wb") as file:

@@ -17,7 +17,9 @@ from typing import Any
 import filelock
 
 from v2v.core.components import Component, Tensor, is_unet
-from v2v.engine.backend import BuildError, BuildOptions, Progress
+from v2v.core.errors import BuildError
+from v2v.core.progress import PhaseProgress
+from v2v.engine.backend import BuildOptions
 from v2v.engine.tensorrt.library import Library, Message, Portability
 
 GIB = 2**30
@@ -89,7 +91,7 @@ def build_plan(
     limit: Limits,
     portability: Portability,
     timing_cache: Path,
-    progress: Progress,
+    progress: PhaseProgress,
 ) -> Plan:
     """Compile ``graph``. A KeyboardInterrupt stops the builder at its next step and is raised again.
 
@@ -118,7 +120,7 @@ class _State:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-def _in_thread(work: Callable[[], Plan], state: _State, progress: Progress) -> Plan:
+def _in_thread(work: Callable[[], Plan], state: _State, progress: PhaseProgress) -> Plan:
     """Run ``work`` beside this thread, which thus stays free to report progress and to take Ctrl-C."""
     outcome: list[Plan | BaseException] = []
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from v2v.engine.backend import EngineError
+from v2v.core.errors import EngineError
 
 MODULES = ("tensorrt", "tensorrt_rtx")  # in order of preference
 

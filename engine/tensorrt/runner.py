@@ -19,60 +19,10 @@ from typing import Any
 import numpy as np
 
 from v2v.core.components import Component, Tensor
-from v2v.engine.backend import EngineError, cuda_devices, first_line
+from v2v.core.errors import EngineError, first_line
+from v2v.device.gpus import Gpu, call
 from v2v.engine.tensorrt.builder import describe, matches
 from v2v.engine.tensorrt.library import Library
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU of this machine."""
-
-    ordinal: int
-    name: str
-    capability: tuple[int, int]
-    memory: int  # bytes
-    driver: str  # newest CUDA version that it runs
-
-
-def find_gpu(device: str = "cuda") -> Gpu:
-    """Describe the GPU that ``device`` ("cuda" or "cuda:N") means.
-
-    Raises:
-        EngineError: no such device; the message says why.
-    """
-    kind, _, ordinal = device.partition(":")
-    if kind != "cuda" or not (ordinal or "0").isdigit():
-        raise EngineError(f"TensorRT engines run on an NVIDIA GPU (device cuda), not on '{device}'")
-    try:
-        from cuda.bindings import driver as cu
-    except ImportError as error:
-        raise EngineError(
-            f"cuda-python is not installed ({error}); install it with: pip install 'v2v[cuda]'"
-        ) from error
-    if not cuda_devices():
-        raise EngineError("there is no NVIDIA GPU here, or its driver is not installed")
-    try:
-        _call(cu.cuInit(0))
-        handle = _call(cu.cuDeviceGet(int(ordinal or 0)))
-        attribute = cu.CUdevice_attribute
-        major = _call(cu.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle))
-        minor = _call(cu.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle))
-        version = int(_call(cu.cuDriverGetVersion()))
-        name = bytes(_call(cu.cuDeviceGetName(128, handle))).split(b"\0")[0].decode()
-        memory = int(_call(cu.cuDeviceTotalMem(handle)))
-    except RuntimeError as error:
-        raise EngineError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error
-    return Gpu(int(ordinal or 0), name, (major, minor), memory, f"{version // 1000}.{version % 1000 // 10}")
-
-
-def _call(returned: tuple[Any, ...]) -> Any:
-    """The value of a CUDA driver call ``(status, value)``."""
-    status, *values = returned
-    if int(status) != 0:
-        raise RuntimeError(str(getattr(status, "name", status)))
-    return values[0] if values else None
-
 
 # What lies beside a plan ------------------------------------------------------------------------------------------
 
@@ -137,7 +87,7 @@ class Scratch:
 
         self.size = size
         try:
-            self.pointer = int(_call(cu.cuMemAlloc(size)))
+            self.pointer = int(call(cu.cuMemAlloc(size)))
         except RuntimeError as error:
             raise EngineError(
                 f"{gpu.name} has no {size / 2**30:.1f} GiB of memory left for the engines' scratch ({error}); "

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from v2v.engine.backend import EngineError
+from v2v.core.errors import EngineError
 
 CONTEXT = 77  # token ids per prompt, start and end included
 VOCABULARY = 49408

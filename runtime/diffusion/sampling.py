@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from v2v.core.errors import V2VError
 from v2v.device import Array, Device, Feed, Pending, StepRow
-from v2v.engine.backend import V2VError
 from v2v.runtime.background import ahead
 from v2v.runtime.diffusion.deepcache import Evaluation, UNetEngines, evaluations_in_full
-from v2v.runtime.diffusion.schedule import LEVELS, Schedule
+from v2v.runtime.diffusion.guidance import Guidance
+from v2v.runtime.diffusion.schedule import Schedule
 from v2v.runtime.diffusion.solvers import Update, solve
 from v2v.runtime.diffusion.windows import Tile, tiles
 
@@ -26,24 +26,6 @@ _PHASES = (0.0, 0.5, 1.0, 0.25, 0.75)
 
 class NumericalError(V2VError):
     """NaN or Inf appeared where there should be a picture."""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022) with rescale (Lin et al. 2023, section 3.4).
-
-    ``interval`` are the noise levels, as shares of the 1000, at which guidance acts (Kynkäänniemi et al. 2024,
-    https://arxiv.org/abs/2404.07724): outside of it the negative prompt need not be evaluated.
-    """
-
-    scale: float
-    rescale: float
-    interval: tuple[float, float] = (0.0, 1.0)
-
-    def acts(self, timestep: int) -> bool:
-        """Whether the unconditional estimate counts; at scale 1 it cancels out."""
-        low, high = self.interval
-        return self.scale != 1 and low <= timestep / LEVELS <= high
 
 
 class DenoisingLoop:

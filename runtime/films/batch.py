@@ -19,9 +19,8 @@ from typing import Any, Literal
 
 import av
 
-from v2v.core.console import UsageError, messages
-from v2v.engine.backend import V2VError
-from v2v.engine.cli import seconds_text
+from v2v.core.console import messages, seconds_text
+from v2v.core.errors import UsageError, V2VError
 from v2v.runtime.media.encoding import CODECS
 from v2v.runtime.media.image_sequence import PICTURES, SETTINGS
 from v2v.runtime.media.stdio import PIPE

@@ -21,10 +21,11 @@ import numpy.typing as npt
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.media import hdr
 from v2v.runtime.media.encoding import Encoding
+from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.pixels import Colors
-from v2v.runtime.media.reader import MediaError, VideoReader, writing
-from v2v.runtime.media.streams import MediaWarning
+from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import WHOLE, TimeRange
+from v2v.runtime.media.writer import writing
 
 # A page holds the videos as text: more than this would be slow to open.
 LONGEST = Fraction(60)

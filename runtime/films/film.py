@@ -16,16 +16,21 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v2v.engine.manifest import v2v_version
+from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
 from v2v.runtime.background import ahead
-from v2v.runtime.diffusion.pipeline import PARITY_FRAMES, Carry, Plan, Progress, Report, Segment, segments
+from v2v.runtime.diffusion.progress import Progress, Report
+from v2v.runtime.diffusion.segments import Carry, Segment, segments
+from v2v.runtime.diffusion.settings import PARITY_FRAMES, Plan
 from v2v.runtime.films.journal import Journal
-from v2v.runtime.films.pool import Done, Task, Team
+from v2v.runtime.films.pool import Team
+from v2v.runtime.films.task import Done, Task
 from v2v.runtime.media import image_sequence as folders
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import FolderWriter
-from v2v.runtime.media.reader import Timestamps, VideoInfo, VideoReader, VideoWriter, writing
+from v2v.runtime.media.reader import VideoInfo, VideoReader
+from v2v.runtime.media.timestamps import Timestamps
+from v2v.runtime.media.writer import VideoWriter, writing
 
 # Bytes of decoded frames that wait for the engines, and the least and the most frames.
 _AHEAD, _FRAMES_AHEAD = 256 << 20, (8, 256)
@@ -241,7 +246,7 @@ def facts_of(source: VideoReader, plan: Plan, engine_set: EngineSet, target: Tar
     facts = {
         "input": fingerprint(source.path),
         "engine set": engine_set.name,
-        "version of v2v": v2v_version(),
+        "version of v2v": __version__,
         "--rate": source.info.frame_rate,
         "--cuts": source.find_cuts,
         "--deinterlace": source.deinterlace,

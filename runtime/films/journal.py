@@ -29,10 +29,10 @@ import filelock
 import numpy as np
 
 from v2v.core.abort import removed_on_abort
-from v2v.engine.backend import V2VError
-from v2v.engine.store import sync
-from v2v.runtime.diffusion.pipeline import Carry
-from v2v.runtime.films.pool import Done
+from v2v.core.errors import V2VError
+from v2v.core.files import sync
+from v2v.runtime.diffusion.segments import Carry
+from v2v.runtime.films.task import Done
 from v2v.runtime.media.encoding import EncodedSegment
 
 _FACTS = "journal.json"

@@ -7,156 +7,29 @@ segment's bytes depend on its :class:`Task` alone, so the result is that of one 
 
 from __future__ import annotations
 
-import io
-import multiprocessing
-import os
-import signal
 import threading
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import av
-
-from v2v.device import Frame
-from v2v.engine.backend import V2VError, cuda_devices
+from v2v.core.errors import V2VError
 from v2v.engine.store import EngineSet
 from v2v.runtime.background import Behind
-from v2v.runtime.diffusion.pipeline import Carry, Memory, Plan, Report, Segment, VideoToVideo
-from v2v.runtime.films.preview import side_by_side
-from v2v.runtime.media.encoding import Encoding, EncodingError, SegmentEncoder
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.progress import Report
+from v2v.runtime.films.task import _BEHIND, Done, Job, Task, WorkerError, begin_task
 
-_BEHIND = 256 << 20  # bytes of enhanced frames that wait for the encoder
 _WAITING = 1 << 30  # bytes of decoded frames that all films together may have read for the workers
 _LOSSES = 3  # in a row, after which a segment or a worker is given up
 
 
-class WorkerError(V2VError):
-    """Workers cannot be started, or keep ending; the message says which and why."""
-
-
 class WorkerLost(Exception):
     """A worker has ended without an answer; what it had in hand must be done again."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A segment to enhance and all that its bytes depend on, apart from the engine set."""
-
-    segment: Segment
-    carry: Carry | None  # of the segment before, if this one continues its shot
-    plan: Plan
-    encoding: Encoding
-    preview: bool = False  # the source beside each picture
-
-
-@dataclass(frozen=True)
-class Done:
-    """A segment's enhanced pictures, encoded, and what the next segment needs of it.
-
-    ``order`` is that of :class:`v2v.runtime.media.encoding.EncodedSegment`.
-    """
-
-    pictures: bytes
-    order: tuple[int, ...]
-    carry: Carry
-
-
-@dataclass(frozen=True)
-class Job:
-    """A segment that somebody enhances.
-
-    ``carry`` is there where its pictures are finished and only their encoding may still be under way: the next
-    segment need not wait for that.
-    """
-
-    done: Future[Done]
-    carry: Carry | None = None
-
-
-def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) -> Done:
-    """Do the work; ``report`` is told of every picture.
-
-    Raises:
-        NumericalError: a latent or a picture became NaN or Inf.
-        EncodingError: this machine cannot encode as asked.
-    """
-    with Behind(_BEHIND) as encoders:
-        return begin_task(v2v, task, encoders, report).done.result()
-
-
-def begin_task(v2v: VideoToVideo, task: Task, encoders: Behind, report: Report | None = None) -> Job:
-    """Do the work but for the encoding, which is handed over to ``encoders``.
-
-    Raises:
-        NumericalError: a latent or a picture became NaN or Inf.
-        EncodingError: this machine cannot encode as asked, if that is known already; else it comes with the job.
-    """
-    report = report or Report()
-    pictures, carry = v2v.enhance(task.segment, task.plan, task.carry, report)
-    encoder = _Encoder(task.encoding, encoders)
-    try:
-        for frame, picture in zip(task.segment.frames, pictures, strict=True):
-            encoder.write(side_by_side(frame, picture) if task.preview else picture)
-            report.frames_done += 1
-    except BaseException:
-        encoder.abort()
-        raise
-    return Job(encoder.finish(carry), carry)
-
-
-class _Encoder:
-    """Encodes a segment in the thread of a :class:`Behind`."""
-
-    def __init__(self, encoding: Encoding, thread: Behind) -> None:
-        self._codec, self._thread = encoding.codec, thread
-        self._file, self._opened = io.BytesIO(), ExitStack()
-        self._encoder = self._opened.enter_context(SegmentEncoder(self._file, encoding))
-        self._failure: Exception | None = None
-
-    def write(self, picture: Frame) -> None:
-        """Hand over the next picture; what went wrong with one before is raised here."""
-        if self._failure is not None:
-            raise self._failure
-        self._thread.hand_over(partial(self._try, partial(self._encoder.write, picture)), picture.nbytes)
-
-    def finish(self, carry: Carry) -> Future[Done]:
-        """Hand over the end."""
-
-        def work() -> Done:
-            self._try(self._opened.close)
-            if self._failure is not None:
-                raise self._failure
-            return Done(self._file.getvalue(), self._encoder.order, carry)
-
-        return self._thread.hand_over(work)
-
-    def abort(self) -> None:
-        """Nothing more will come, and what is there is not wanted."""
-        stopped = self._failure = WorkerError("the run was stopped")
-        self._thread.hand_over(partial(self._opened.__exit__, WorkerError, stopped, None))
-
-    def _try(self, work: Callable[[], None]) -> None:
-        if self._failure is not None:
-            return
-        try:
-            work()
-        except av.FFmpegError as error:  # in memory, where no disk can be full
-            self._failure = EncodingError(
-                f"--codec {self._codec}: its encoder does not work on this machine ({error.strerror}); "
-                "choose another codec"
-            )
-            self._failure.__cause__ = error
-        except Exception as error:
-            self._failure = error
 
 
 class Room:
@@ -409,84 +282,6 @@ class Pool:
                 order.future.set_exception(error)
 
 
-def local_pool(engine_set: EngineSet, count: int, device: str, memory: Memory) -> Pool:
-    """``count`` processes of this machine; on "cuda" each has a GPU of its own.
-
-    Raises:
-        WorkerError: there are fewer GPUs than that.
-    """
-    gpus: Sequence[str | None] = [None] * count
-    if device == "cuda":
-        gpus = visible_gpus()
-        if len(gpus) < count:
-            raise WorkerError(
-                f"--workers {count}: only {len(gpus)} of this machine's GPUs can be seen; each worker needs one"
-            )
-
-    def start(gpu: str | None) -> Callable[[], Worker]:
-        return lambda: Process(engine_set.path, device, memory, gpu)
-
-    return Pool(engine_set, [start(gpu) for gpu in gpus[:count]])
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return [str(number) for number in range(cuda_devices())]
-    return [name.strip() for name in named.split(",") if name.strip()][: cuda_devices()]
-
-
-class Process:
-    """A worker in a process of its own, on this machine."""
-
-    def __init__(self, engine_set: Path, device: str, memory: Memory, gpu: str | None = None) -> None:
-        # Spawned, not forked: CUDA and the engines' threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(theirs, engine_set, device, memory, gpu), daemon=True
-        )
-        self.process.start()
-        theirs.close()
-
-    def wait_until_ready(self) -> None:
-        """See :class:`Worker`."""
-        self._answer()
-
-    def enhance(self, task: Task) -> Done:
-        """See :class:`Worker`."""
-        try:
-            self._pipe.send(task)
-        except OSError as error:
-            raise self._loss() from error
-        done: Done = self._answer()
-        return done
-
-    def end(self) -> None:
-        """See :class:`Worker`."""
-        self.process.kill()
-
-    def _answer(self) -> Any:
-        try:
-            answer = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._loss() from error
-        return given(answer)
-
-    def _loss(self) -> WorkerLost:
-        self.process.kill()  # one that cannot be talked to must not go on using the GPU
-        self.process.join()
-        code = self.process.exitcode or 0
-        reason = f"exit code {code}"
-        if code < 0:
-            with suppress(ValueError):
-                reason = signal.Signals(-code).name
-            if code == -signal.SIGKILL:
-                reason += ", which is also how a machine ends a process when it runs out of memory"
-        return WorkerLost(f"its process ended by {reason}")
-
-
 @dataclass(frozen=True)
 class Failure:
     """What went wrong at a worker: an error for people, or the traceback of a bug."""
@@ -510,28 +305,3 @@ def given(answer: Any) -> Any:
     if isinstance(answer, Failure):
         raise answer.error or RuntimeError(f"a worker failed:\n{answer.trace}")
     return answer
-
-
-def _work(pipe: Any, engine_set: Path, device: str, memory: Memory, gpu: str | None) -> None:
-    """A worker's process: load the engines, then answer task after task."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the first one ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    warnings.simplefilter("ignore")
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    loaded: list[VideoToVideo] = []
-    pipe.send(answer_of(lambda: loaded.append(VideoToVideo.load(engine_set, device, memory))))
-    with suppress(EOFError):
-        while loaded:
-            task = pipe.recv()
-            pipe.send(answer_of(lambda: enhance_task(loaded[0], task)))  # noqa: B023
-
-
-def _end_with_parent() -> None:
-    """However the first process ends, its workers end too."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -18,21 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from v2v.engine.backend import V2VError
-from v2v.engine.manifest import v2v_version
+from v2v.core.errors import V2VError
+from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo
-from v2v.runtime.films.pool import (
-    Done,
-    Pool,
-    Task,
-    Worker,
-    WorkerError,
-    WorkerLost,
-    answer_of,
-    enhance_task,
-    given,
-)
+from v2v.runtime.films.pool import Pool, Worker, WorkerLost, answer_of, given
+from v2v.runtime.films.task import Done, Task, WorkerError, enhance_task
 
 try:
     import ray
@@ -131,7 +122,7 @@ class RayWorker:
             num_gpus=int(device == "cuda"),
             max_restarts=0,  # the pool starts a new one, and knows what the lost one had in hand
             runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
-        ).remote(str(engine_set), device, memory, v2v_version())
+        ).remote(str(engine_set), device, memory, __version__)
 
     def wait_until_ready(self) -> None:
         """See :class:`v2v.runtime.films.pool.Worker`."""
@@ -177,7 +168,7 @@ class _Actor:
         return answer_of(self._load)
 
     def _load(self) -> None:
-        if (here := v2v_version()) != self._version:
+        if (here := __version__) != self._version:
             raise WorkerError(
                 f"{os.uname().nodename} has v2v {here}, the run was started with {self._version}; "
                 "install the same version everywhere"

@@ -2,7 +2,7 @@
 
 A film is encoded segment by segment, each with an encoder of its own, so that a finished segment is finished for
 good. Inside a segment's file packets are only numbered; the film's own time stamps are put in when the segments are
-joined (:meth:`v2v.runtime.media.reader.VideoWriter.join`), exact whatever the time base or frame rate.
+joined (:meth:`v2v.runtime.media.writer.VideoWriter.join`), exact whatever the time base or frame rate.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import av
 
+from v2v.core.errors import V2VError
 from v2v.device import Frame
-from v2v.engine.backend import V2VError
 from v2v.runtime.media import hdr, pixels
 from v2v.runtime.media.pixels import REFERENCE_COLORS, Colors
 

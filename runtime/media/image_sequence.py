@@ -19,10 +19,11 @@ import av
 import av.container
 
 from v2v.core.abort import removed_on_abort
-from v2v.engine.backend import V2VError
-from v2v.engine.store import sync
+from v2v.core.errors import V2VError
+from v2v.core.files import sync
 from v2v.runtime.media.encoding import EncodedSegment
-from v2v.runtime.media.streams import open_media, warn
+from v2v.runtime.media.errors import warn
+from v2v.runtime.media.streams import open_media
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 RATE = Fraction(25)  # pictures per second where the user names none

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
+from v2v.core.errors import V2VError
 from v2v.device import Frame
-from v2v.engine.backend import V2VError
 
 UNSPECIFIED = 2
 _RGB, _BT709, _BT601 = 0, 1, 6
@@ -73,8 +73,9 @@ def side_data_of(frame: av.VideoFrame, codec: Any) -> dict[str, bytes]:
     """What was decoded beside a frame's pixels, by FFmpeg's names; ``codec`` is the context that decoded it.
 
     Nothing for PNG: its decoder names colour profiles, and PyAV (18.1) frees that name twice, which ends the
-    process. Their profiles are read by :func:`v2v.runtime.media.image_sequence.profile_in`. Nothing either where a frame has
-    something that PyAV does not know, such as the EXIF data of photographs before PyAV 19: it reads all or none.
+    process. Their profiles are read by :func:`v2v.runtime.media.image_sequence.profile_in`. Nothing either where a
+    frame has something that PyAV does not know, such as the EXIF data of photographs before PyAV 19: it reads all
+    or none.
     """
     if codec.name in ("png", "apng"):
         return {}

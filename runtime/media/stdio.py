@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from v2v.core.abort import removed_on_abort
-from v2v.core.console import UsageError
+from v2v.core.errors import UsageError
 
 PIPE = "-"
 _STREAMED = "stdout.mkv"  # Matroska can be played while it is still coming in

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import av
 import av.container
 
+from v2v.runtime.media.errors import warn
 from v2v.runtime.media.time_range import SEEKABLE, Part, before, chapters_of
 
 # What describes the file that was read, not the film in it.
@@ -27,15 +27,6 @@ Packet = Any  # of any stream: PyAV's class is generic over its kind
 _DAMAGED_PACKETS = 50  # in a row, after which a copy gives up
 _BACK = 30  # seconds before a part to look for subtitles that are still shown when it begins
 _APART = 10  # seconds by which packets of different streams may lie apart in a file
-
-
-class MediaWarning(UserWarning):
-    """Something of the input could not be used or kept; the message names the file, what and why."""
-
-
-def warn(message: str) -> None:
-    """Tell the user, who goes on with what there is."""
-    warnings.warn(message, MediaWarning, stacklevel=3)
 
 
 def open_media(path: Path) -> av.container.InputContainer:

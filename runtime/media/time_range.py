@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from v2v.core.console import UsageError
+from v2v.core.errors import UsageError
 
 NOT_GIVEN = "not given"
 _MICROSECOND = Fraction(1, 1_000_000)

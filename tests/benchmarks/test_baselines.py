@@ -8,10 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from v2v.benchmarks.baselines import TorchEngines, _Traffic, _WholeAttention, work  # noqa: E402
-from v2v.core.components import COMPONENTS  # noqa: E402
+from v2v.core.components import COMPONENTS, window_for  # noqa: E402
 from v2v.core.configs import MODELS  # noqa: E402
-from v2v.engine.backend import EngineError  # noqa: E402
-from v2v.engine.build import window_for  # noqa: E402
+from v2v.core.errors import EngineError  # noqa: E402
 from v2v.engine.verify import random_inputs, relative_error  # noqa: E402
 
 

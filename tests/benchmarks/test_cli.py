@@ -18,7 +18,7 @@ from tests.benchmarks import made
 from tests.benchmarks.browser import look_at
 from v2v.benchmarks.cli import app
 from v2v.benchmarks.results import Results
-from v2v.engine.backend import V2VError
+from v2v.core.errors import V2VError
 
 pytest.importorskip("torch", reason="the quick benchmark builds engines")
 

@@ -8,10 +8,11 @@ import pytest
 from v2v.benchmarks.machine import ceilings, machine
 from v2v.benchmarks.measure import Job, OpenBaseline, measure
 from v2v.benchmarks.trace import CudaClock
+from v2v.core.components import window_for
 from v2v.core.configs import MODELS
-from v2v.engine.backend import V2VError, cuda_devices
-from v2v.engine.build import window_for
-from v2v.runtime.diffusion.pipeline import open_device
+from v2v.core.errors import V2VError
+from v2v.device import open_device
+from v2v.device.gpus import cuda_devices
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ import pytest
 
 from v2v.benchmarks.isolate import Died, in_fresh_process
 from v2v.benchmarks.machine import host_peak
-from v2v.engine.backend import EngineError, V2VError
+from v2v.core.errors import EngineError, V2VError
 
 
 def nothing(text, share):

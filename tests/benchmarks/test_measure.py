@@ -21,8 +21,8 @@ from v2v.benchmarks.measure import (
 from v2v.benchmarks.results import Figure, Span, Stage
 from v2v.benchmarks.session import OpenBaseline, Plan, openers
 from v2v.benchmarks.trace import ENGINE_STAGES
+from v2v.core.components import window_for
 from v2v.core.configs import MODELS
-from v2v.engine.build import window_for
 from v2v.runtime.media.reader import VideoReader
 
 

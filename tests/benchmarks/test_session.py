@@ -7,7 +7,7 @@ import pytest
 from tests.benchmarks import made
 from v2v.benchmarks import session
 from v2v.benchmarks.session import Plan, run_session
-from v2v.engine.backend import V2VError
+from v2v.core.errors import V2VError
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from v2v.benchmarks.trace import (
 from v2v.core.components import COMPONENTS
 from v2v.device.cpu import CpuDevice
 from v2v.engine.backend import run_prompts
-from v2v.runtime.diffusion.pipeline import Settings, VideoToVideo
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.settings import Settings
 
 FRAMES = [np.full((80, 64, 3), 20 * k, np.uint8) for k in range(4)]
 

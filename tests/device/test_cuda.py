@@ -10,11 +10,12 @@ import pytest
 
 from v2v.core.components import Window, components
 from v2v.core.configs import MODELS
+from v2v.core.errors import EngineError, V2VError
 from v2v.device import Nonfinite, StepRow, kernels
 from v2v.device.cpu import CpuDevice
-from v2v.engine.backend import EngineError, V2VError
 from v2v.runtime.diffusion.deepcache import UNetEngines
-from v2v.runtime.diffusion.sampling import DenoisingLoop, Guidance
+from v2v.runtime.diffusion.guidance import Guidance
+from v2v.runtime.diffusion.sampling import DenoisingLoop
 from v2v.runtime.diffusion.schedule import Schedule
 from v2v.runtime.diffusion.solvers import SOLVERS
 

@@ -8,21 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.engine.stand_in import BYTES, CopyBackend, build, install
-from v2v.core.components import COMPONENTS, component_names
+from v2v.core.components import COMPONENTS, component_names, window_for
 from v2v.core.configs import MODELS
+from v2v.core.errors import BuildError, EngineError
 from v2v.engine import build as module
-from v2v.engine.backend import BACKENDS, BuildError, BuildOptions, EngineError
-from v2v.engine.build import (
-    Exporter,
-    build_engine_set,
-    default_backend,
-    default_device,
-    default_precision,
-    default_weights,
-    window_for,
-)
+from v2v.engine.backend import BACKENDS, BuildOptions
+from v2v.engine.build import Exporter, build_engine_set
+from v2v.engine.choose import default_backend, default_device, default_precision, default_weights
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, find
-from v2v.export import packaged as prebuilt
+from v2v.export import packaged
 
 
 def test_without_a_gpu_it_is_onnxruntime_in_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +73,7 @@ def test_weights_that_do_not_come_along_must_be_named() -> None:
 def test_weights_in_the_package_come_before_random_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.prebuilt, "FOLDER", tmp_path)
+    monkeypatch.setattr(packaged, "FOLDER", tmp_path)
     assert default_weights(MODELS["small"]) == "random:0"
     (tmp_path / "small.safetensors").touch()
     assert default_weights(MODELS["small"]) == str(tmp_path / "small.safetensors")
@@ -142,7 +136,7 @@ def test_packaged_graphs_are_not_those_of_a_set_that_can_reuse_features(
         asked.append(name)
         raise BuildError("stop here")
 
-    exporter = Exporter(prebuilt.load_weights, export, lambda weights, folder: None)
+    exporter = Exporter(packaged.load_weights, export, lambda weights, folder: None)
     monkeypatch.setattr(Exporter, "default", lambda: exporter)
     model = MODELS["small"]
     with pytest.raises(BuildError, match="stop here"):

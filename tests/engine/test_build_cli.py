@@ -15,8 +15,8 @@ from tests.engine.stand_in import MODEL, ONNX, CopyBackend, build, install
 from v2v.core.components import COMPONENTS
 from v2v.core.configs import MODELS
 from v2v.core.console import run_app
+from v2v.core.errors import BuildError, V2VError
 from v2v.engine import cli
-from v2v.engine.backend import BuildError, V2VError
 from v2v.engine.build import Exporter
 from v2v.engine.store import EngineSet, engines_root, list_sets
 

@@ -15,7 +15,8 @@ import pytest
 
 from tests.engine.stand_in import MODEL, WINDOW, CopyBackend, build, install
 from v2v.core.components import COMPONENTS, Window, components
-from v2v.engine.backend import BuildError, BuildOptions, EngineError
+from v2v.core.errors import BuildError, EngineError
+from v2v.engine.backend import BuildOptions
 from v2v.engine.manifest import FORMAT, MANIFEST, Manifest
 from v2v.engine.store import (
     EngineSet,

@@ -25,7 +25,7 @@ from v2v.core.components import (
     components,
 )
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from v2v.engine.backend import BuildError
+from v2v.core.errors import BuildError
 from v2v.export import graphs
 from v2v.export.graphs import export_component, sample_inputs
 from v2v.export.weights import Network, Weights, load_weights, save_safetensors

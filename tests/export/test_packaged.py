@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from v2v.core.components import window_for
 from v2v.core.configs import MODELS
-from v2v.engine.backend import BuildError
-from v2v.engine.build import default_weights, window_for
-from v2v.export import packaged as prebuilt
+from v2v.core.errors import BuildError
+from v2v.engine.choose import default_weights
+from v2v.export import packaged
 from v2v.export.weights import load_weights
 
 SMALL = MODELS["small"]
@@ -23,26 +24,26 @@ WEIGHTS = default_weights(SMALL)
 
 def test_they_belong_to_the_model_window_and_weights_of_this_version() -> None:
     # If this fails, run `python -m training.ship export/data/small.safetensors` after changing the model or graphs.
-    assert prebuilt.fits(SMALL, WEIGHTS, window_for(SMALL), "fp32", "onnxruntime")
+    assert packaged.fits(SMALL, WEIGHTS, window_for(SMALL), "fp32", "onnxruntime")
 
 
 def test_anything_else_is_exported_instead() -> None:
     window = window_for(SMALL)
-    assert not prebuilt.fits(SMALL, "random:0", window, "fp32", "onnxruntime")
-    assert not prebuilt.fits(SMALL, WEIGHTS, replace(window, frames=8), "fp32", "onnxruntime")
-    assert not prebuilt.fits(SMALL, WEIGHTS, window, "fp16", "onnxruntime")
-    assert not prebuilt.fits(SMALL, WEIGHTS, window, "fp32", "tensorrt")
-    assert not prebuilt.fits(replace(SMALL, latent_scale=1.0), WEIGHTS, window, "fp32", "onnxruntime")
+    assert not packaged.fits(SMALL, "random:0", window, "fp32", "onnxruntime")
+    assert not packaged.fits(SMALL, WEIGHTS, replace(window, frames=8), "fp32", "onnxruntime")
+    assert not packaged.fits(SMALL, WEIGHTS, window, "fp16", "onnxruntime")
+    assert not packaged.fits(SMALL, WEIGHTS, window, "fp32", "tensorrt")
+    assert not packaged.fits(replace(SMALL, latent_scale=1.0), WEIGHTS, window, "fp32", "onnxruntime")
 
 
 def test_weights_are_identified_as_an_export_identifies_them() -> None:
     exported = load_weights(WEIGHTS, SMALL)
-    packaged = prebuilt.load_weights(WEIGHTS, SMALL)
-    assert (packaged.identity, packaged.kind) == (exported.identity, exported.kind)
+    ours = packaged.load_weights(WEIGHTS, SMALL)
+    assert (ours.identity, ours.kind) == (exported.identity, exported.kind)
 
 
 def test_tensors_are_read_as_safetensors_reads_them() -> None:
-    found, expected = prebuilt.read_safetensors(Path(WEIGHTS)), load_file(WEIGHTS)
+    found, expected = packaged.read_safetensors(Path(WEIGHTS)), load_file(WEIGHTS)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
@@ -51,7 +52,7 @@ def test_a_truncated_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     path.write_bytes(Path(WEIGHTS).read_bytes()[:1000])
     with pytest.raises(BuildError, match="cannot be read as safetensors"):
-        prebuilt.read_safetensors(path)
+        packaged.read_safetensors(path)
 
 
 def test_an_engine_set_is_made_without_pytorch_and_onnx(tmp_path: Path) -> None:

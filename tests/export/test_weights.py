@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from v2v.engine.backend import V2VError
+from v2v.core.errors import V2VError
 from v2v.export import weights as module
 from v2v.export.weights import NETWORKS, PUBLISHED, WeightsError, load_weights, read_pickle, save_safetensors
 

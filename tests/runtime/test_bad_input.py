@@ -23,8 +23,8 @@ from tests.engine import stand_in
 from tests.runtime.clips import make_sound, make_video, picture, pixels_of, psnr, times
 from tests.runtime.command import SAMPLE, Result, Run, start
 from v2v.engine.store import MANIFEST
+from v2v.runtime.media.errors import MediaWarning
 from v2v.runtime.media.reader import VideoReader
-from v2v.runtime.media.streams import MediaWarning
 
 Refused = Callable[..., str]
 
@@ -247,7 +247,7 @@ def test_a_file_that_appears_during_the_run_is_left_alone(
     run: Run, stand_in_engines: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out.mp4"
-    from v2v.runtime.media.reader import VideoWriter
+    from v2v.runtime.media.writer import VideoWriter
 
     finish = VideoWriter._finish
 

@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.clips import make_video, times
 from tests.runtime.command import SAMPLE
 from v2v.core.configs import MODELS
-from v2v.engine.backend import V2VError
+from v2v.core.errors import V2VError
 from v2v.runtime.modelscope import pipeline
 
 

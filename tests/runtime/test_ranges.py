@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from tests.runtime.clips import make_video, packets, picture, pixels_of, times
 from tests.runtime.command import Run, start
-from v2v.core.console import UsageError
-from v2v.runtime.media.reader import MediaError, VideoReader, VideoWriter, _Clock
-from v2v.runtime.media.streams import MediaWarning
+from v2v.core.errors import UsageError
+from v2v.runtime.media.errors import MediaError, MediaWarning
+from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import TimeRange, clock, parse_time
+from v2v.runtime.media.timestamps import Clock
+from v2v.runtime.media.writer import VideoWriter
 
-stamp = _Clock.stamp
+stamp = Clock.stamp
 FAST = ("--scale", 1, "--steps", 1, "--strength", 0.001)
 MS = Fraction(1, 1000)
 
@@ -142,7 +144,7 @@ def test_files_without_an_index_are_read_from_their_beginning(tmp_path: Path, en
 def test_what_lies_before_a_range_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_video(tmp_path / "in.mp4", frames=200, options={"g": "10"})
     stamped = []
-    monkeypatch.setattr(_Clock, "stamp", lambda self, frame: stamped.append(frame.pts) or stamp(self, frame))
+    monkeypatch.setattr(Clock, "stamp", lambda self, frame: stamped.append(frame.pts) or stamp(self, frame))
     with VideoReader(source, wanted=within("18.5")) as reader:
         assert len(list(reader.frames())) == 15
         assert min(stamped) * reader.info.time_base > 16

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training import clips, hdr, losses, metrics, train
 from v2v.core.configs import MODELS
-from v2v.export import packaged as prebuilt
+from v2v.export import packaged
 from v2v.export.weights import load_weights
 from v2v.runtime.diffusion.prompt import NEGATIVE_PROMPT, POSITIVE_PROMPT, Tokenizer
 from v2v.runtime.diffusion.schedule import Schedule
@@ -145,7 +145,7 @@ def test_an_untrained_unet_gives_its_input_back() -> None:
 
 
 def test_shipped_weights_are_small_finite_and_trained() -> None:
-    path = prebuilt.FOLDER / "small.safetensors"
+    path = packaged.FOLDER / "small.safetensors"
     assert path.stat().st_size < 26e6
     weights = load_weights(str(path), SMALL)
     assert weights.kind == "trained"
@@ -158,7 +158,7 @@ def test_shipped_weights_are_small_finite_and_trained() -> None:
 def test_the_shipped_model_sharpens_within_a_decibel_of_bicubic(sample: Tensor) -> None:
     """One step at the default strength, on frames of a film that training never saw."""
     networks = train.Networks(SMALL)
-    train.import_weights(networks, prebuilt.FOLDER / "small.safetensors")
+    train.import_weights(networks, packaged.FOLDER / "small.safetensors")
     small = F.interpolate(sample, scale_factor=0.5, mode="bicubic", antialias=True).clamp(0, 1)
     small = as_tensor(
         clips.h264((small * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy(), 23, "medium")

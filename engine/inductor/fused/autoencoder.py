@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.unet import Convolution, Map, Norm, Weights, positions_first
 from v2v.export.models import autoencoder as plain
 from v2v.export.models.layers import GroupNorm

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.library import triton_op
 
-from v2v.engine.inductor.backend.fused import operations as ops
-from v2v.engine.inductor.backend.fused import unet
+from v2v.engine.inductor.fused import operations as ops
+from v2v.engine.inductor.fused import unet
 from v2v.engine.inductor.fused.operations import E4M3, E4M3_MAX
 
 MULTIPLE = 16
@@ -131,7 +131,7 @@ class TemporalConvolution(Rows):
 
 
 class FeedForward(unet.Weights):
-    """Takes the place of :class:`v2v.engine.inductor.fused.unet.FeedForward`; the sum's share of the output stays as it was."""
+    """Takes the place of :class:`.unet.FeedForward`; the sum's share of the output stays as it was."""
 
     norm: Tensor
     expand_bias: Tensor

@@ -37,7 +37,7 @@ def _tuned(name: str, warps: int, stages: int) -> Any:
     """
     import triton  # type: ignore[import-not-found, unused-ignore]
 
-    from v2v.engine.inductor.backend.fused import kernels
+    from v2v.engine.inductor.fused import kernels
 
     config = triton.Config({}, num_warps=warps, num_stages=stages)
     return triton.autotune([config], key=[])(getattr(kernels, name))
@@ -63,7 +63,7 @@ def _launch(
         _traced(kernel, grid, tiles or {}, arguments)
         return
     if arguments.get("TWIN"):
-        from v2v.engine.inductor.backend.fused import twins
+        from v2v.engine.inductor.fused import twins
 
         twins.launch(name, grid, warps, tiles or {}, arguments)
         return

@@ -24,7 +24,7 @@ def launch(
         TensorDescriptor,
     )
 
-    from v2v.engine.inductor.backend.fused import hopper
+    from v2v.engine.inductor.fused import hopper
 
     for tensor, tile in tiles.items():
         arguments[tensor] = TensorDescriptor.from_tensor(arguments[tensor], tile, _layout(tile))
@@ -79,7 +79,7 @@ def translated(
         GluonASTSource,
     )
 
-    from v2v.engine.inductor.backend.fused import hopper
+    from v2v.engine.inductor.fused import hopper
 
     kinds = {}
     for parameter, kind in signature.items():

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2v.core.components import ComponentName
-from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.engine.inductor.fused import operations as ops
 from v2v.export.models import unet as plain
 from v2v.export.models.layers import GroupNorm, LayerNorm
 

@@ -16,7 +16,7 @@ from v2v.benchmarks.studies.fast_modes import Bench, Mode, measure_all, modes, t
 from v2v.benchmarks.studies.gpu_run import psnr
 from v2v.core.configs import MODELS
 from v2v.device.cpu import CpuDevice
-from v2v.runtime.diffusion.pipeline import Settings, plan
+from v2v.runtime.diffusion.settings import Settings, plan
 
 
 @pytest.fixture

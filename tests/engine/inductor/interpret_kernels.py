@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from v2v.engine.inductor.backend.fused import fp8, kernels, twins
-from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.engine.inductor.fused import fp8, kernels, twins
+from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.operations import E4M3
 
 # What a CPU has no instruction for, and what there is no GPU to ask.

@@ -19,16 +19,11 @@ pytest.importorskip("torch", reason="Inductor is PyTorch's compiler")
 
 from v2v.core.components import Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from v2v.engine.backend import (
-    BuildError,
-    BuildOptions,
-    CompiledModule,
-    EngineError,
-    ModuleCompiler,
-    run_prompts,
-)
-from v2v.engine.inductor.backend import InductorBackend, InductorEngine
-from v2v.engine.inductor.backend import backend as inductor
+from v2v.core.errors import BuildError, EngineError
+from v2v.engine.backend import BuildOptions, CompiledModule, ModuleCompiler, run_prompts
+from v2v.engine.inductor import backend as inductor
+from v2v.engine.inductor.backend import InductorBackend
+from v2v.engine.inductor.runner import InductorEngine
 from v2v.engine.verify import random_inputs
 from v2v.export.weights import load_weights
 

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 import torch
 
 from v2v.core.configs import AutoencoderConfig, UNetConfig
-from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.autoencoder import FusedDecoder, FusedEncoder
 from v2v.engine.inductor.fused.unet import FusedUNet
 from v2v.export.models.autoencoder import Autoencoder

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from v2v.core.configs import MODELS, UNetConfig
-from v2v.engine.backend import FP8_TOLERANCE, BuildError, BuildOptions
+from v2v.core.errors import BuildError
+from v2v.engine.backend import FP8_TOLERANCE, BuildOptions
 from v2v.engine.inductor.backend import InductorBackend
-from v2v.engine.inductor.backend.fused import fp8
-from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.engine.inductor.fused import fp8
+from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.operations import E4M3
 from v2v.engine.inductor.fused.unet import FusedUNet
 from v2v.engine.store import Wanted, find

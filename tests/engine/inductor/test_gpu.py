@@ -16,9 +16,10 @@ from v2v.benchmarks.studies.onnxruntime_evaluation import Array
 from v2v.core.components import Component, ComponentName, Window, components
 from v2v.core.configs import MODELS, ModelConfig, UNetConfig
 from v2v.engine.backend import FP8_TOLERANCE, BuildOptions
-from v2v.engine.inductor.backend import FP8_CAPABILITY, InductorBackend, InductorEngine
-from v2v.engine.inductor.backend.fused import fp8
-from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.engine.inductor.backend import FP8_CAPABILITY, InductorBackend
+from v2v.engine.inductor.fused import fp8
+from v2v.engine.inductor.fused import operations as ops
+from v2v.engine.inductor.runner import InductorEngine
 from v2v.export.graphs import sample_inputs
 from v2v.export.weights import load_weights
 

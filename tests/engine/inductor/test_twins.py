@@ -11,7 +11,7 @@ pytest.importorskip("triton.experimental.gluon")
 import torch
 import triton
 
-from v2v.engine.inductor.backend.fused import kernels, twins
+from v2v.engine.inductor.fused import kernels, twins
 
 if not triton.__version__.startswith(twins.TRITON):
     pytest.skip("hopper.py is not written for this Triton", allow_module_level=True)
@@ -19,8 +19,8 @@ if not triton.__version__.startswith(twins.TRITON):
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from v2v.engine.inductor.backend.fused import hopper
-from v2v.engine.inductor.backend.fused import operations as ops
+from v2v.engine.inductor.fused import hopper
+from v2v.engine.inductor.fused import operations as ops
 
 WHOLE = dict.fromkeys(
     ("M", "N", "K", "stride", "step", "image_height", "image_width", "rows", "heads"), "i32"

@@ -12,7 +12,8 @@ import pytest
 
 from tests.engine.stand_in import MODEL, ONNX, WINDOW, build, onnx_model
 from v2v.core.components import COMPONENTS, ComponentName, Precision, Tensor, components
-from v2v.engine.backend import Backend, BuildError, BuildOptions, Engine, EngineError, backend
+from v2v.core.errors import BuildError, EngineError
+from v2v.engine.backend import Backend, BuildOptions, Engine, backend
 from v2v.engine.onnxruntime.backend import OnnxRuntimeBackend
 from v2v.engine.store import EngineSet
 from v2v.engine.verify import random_inputs

@@ -15,9 +15,10 @@ import pytest
 from tests.engine.inductor import cuda_operations
 from v2v.core.components import COMPONENTS, ComponentName, Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from v2v.engine.backend import BuildError, BuildOptions
+from v2v.core.errors import BuildError
+from v2v.engine.backend import BuildOptions
+from v2v.engine.onnxruntime import rewrite as onnxruntime_graph
 from v2v.engine.onnxruntime.backend import OnnxRuntimeBackend
-from v2v.engine.onnxruntime.backend import rewrite as onnxruntime_graph
 from v2v.engine.onnxruntime.layout import dense, merged, refined, reshaped
 from v2v.engine.onnxruntime.rewrite import rewrite, rewrite_file
 from v2v.export import graphs

@@ -19,13 +19,16 @@ from onnx import helper
 from tests.engine import stand_in
 from tests.engine.tensorrt import graphs
 from v2v.core.components import COMPONENTS, Component, Tensor, components
-from v2v.engine.backend import BuildError, BuildOptions, EngineError, backend
+from v2v.core.errors import BuildError, EngineError
+from v2v.device.gpus import Gpu
+from v2v.engine.backend import BuildOptions, backend
 from v2v.engine.store import EngineSet, engines_root, timing_cache_folder
-from v2v.engine.tensorrt.backend import TensorRTBackend, runner
-from v2v.engine.tensorrt.backend import backend as backend_module
+from v2v.engine.tensorrt import backend as backend_module
+from v2v.engine.tensorrt import runner
+from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.builder import GIB, explain, limits
 from v2v.engine.tensorrt.library import Library, Message, load_library
-from v2v.engine.tensorrt.runner import Gpu, PlanRecord, TensorRTEngine, record_path
+from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
 FP16 = BuildOptions(precision="fp16", device="cuda")
 TOYS = components(stand_in.MODEL, stand_in.WINDOW, "fp16")
@@ -132,7 +135,7 @@ def test_ctrl_c_stops_the_builder_and_leaves_no_plan(tensorrt: ModuleType, tmp_p
 
 
 def test_a_cancelled_compilation_ends_before_it_is_done(tensorrt: ModuleType, tmp_path: Path) -> None:
-    from v2v.engine.tensorrt.backend import builder
+    from v2v.engine.tensorrt import builder
 
     component = TOYS["unet"]
     state = builder._State()

@@ -16,10 +16,9 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_WINDOW
-from v2v.core.components import COMPONENTS, Component, ComponentName, Window, components
+from v2v.core.components import COMPONENTS, Component, ComponentName, Window, components, window_for
 from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.engine.backend import BuildOptions
-from v2v.engine.build import window_for
 from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.runner import PlanRecord
 from v2v.engine.verify import random_inputs

@@ -13,12 +13,15 @@ from tests.runtime.command import SAMPLE
 from tests.runtime.fakes import MODEL, FakeEngineSet, SharingEngine, full_velocity
 from v2v.core.components import Window
 from v2v.core.configs import MODELS, Defaults
+from v2v.core.errors import EngineError, V2VError
 from v2v.device.cpu import CpuDevice
-from v2v.engine.backend import BuildOptions, EngineError, V2VError
+from v2v.engine.backend import BuildOptions
+from v2v.engine.choose import choose_engines
 from v2v.engine.store import EngineSet, Wanted
-from v2v.runtime.cli import _Display, choose_engines
 from v2v.runtime.diffusion.deepcache import evaluations_in_full
-from v2v.runtime.diffusion.pipeline import Settings, VideoToVideo, plan
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.settings import Settings, plan
+from v2v.runtime.display import Display
 
 LARGE = MODELS["ms-vid2vid-xl"].defaults
 
@@ -158,7 +161,7 @@ def test_the_engine_set_that_serves_the_request_best_is_taken(monkeypatch):
     }
 
     def chosen(**asked):
-        return choose_engines(None, Wanted(model="stand-in"), _Display(quiet=True), **asked)
+        return choose_engines(None, Wanted(model="stand-in"), Display(quiet=True), **asked)
 
     assert chosen() == made[False, False]
     assert chosen(reuse=2) == made[True, False]

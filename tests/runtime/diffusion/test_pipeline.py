@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from tests.runtime.fakes import MODEL, FakeEngineSet, decode_latents, no_velocity, some_velocity
 from v2v.core.components import Window
+from v2v.core.errors import V2VError
 from v2v.device.cpu import CpuDevice
-from v2v.engine.backend import V2VError
-from v2v.runtime.diffusion.pipeline import PARITY_SIZE, Settings, VideoToVideo, output_size, plan, segments
+from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.sampling import DenoisingLoop, NumericalError
 from v2v.runtime.diffusion.schedule import Schedule
+from v2v.runtime.diffusion.segments import segments
+from v2v.runtime.diffusion.settings import PARITY_SIZE, Settings, output_size, plan
 
 
 def clip(count, height=72, width=60, seed=0):
@@ -273,7 +275,7 @@ def test_decoder_sees_unscaled_latents(tmp_path):
 
 def test_segments_of_large_frames_are_shorter_so_that_memory_holds_one(v2v, monkeypatch):
     def lengths(limit):
-        monkeypatch.setattr("v2v.runtime.diffusion.pipeline._SEGMENT_BYTES", limit)
+        monkeypatch.setattr("v2v.runtime.diffusion.segments._SEGMENT_BYTES", limit)
         return [len(segment.frames) for segment in segments(v2v.window, clip(22, 8, 8))]
 
     frame = 8 * 8 * 3

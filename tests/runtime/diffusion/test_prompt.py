@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2v.engine.backend import EngineError
+from v2v.core.errors import EngineError
 from v2v.engine.store import packaged_tokenizer
 from v2v.runtime.diffusion.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, PromptCut, Tokenizer
 

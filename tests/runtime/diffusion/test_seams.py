@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from tests.runtime.command import SAMPLE
+from v2v.core.components import window_for
 from v2v.core.configs import MODELS
 from v2v.device.cpu import CpuDevice
-from v2v.engine.build import default_weights, window_for
-from v2v.runtime.diffusion.pipeline import Frame, Settings, VideoToVideo, segments
+from v2v.engine.choose import default_weights
+from v2v.runtime.diffusion.pipeline import Frame, VideoToVideo
+from v2v.runtime.diffusion.segments import segments
+from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.diffusion.windows import starts
 
 WIDTH, HEIGHT = 80, 72  # of a window

@@ -19,7 +19,7 @@ import pytest
 from tests.runtime.clips import color_tags, make_video
 from tests.runtime.media.test_deinterlacing import make_interlaced
 from v2v.runtime.films.compare_page import check_page, write_page
-from v2v.runtime.media.reader import MediaError
+from v2v.runtime.media.errors import MediaError
 
 # Plays, seeks and drags as a person would, then reports what the page shows.
 _VISITOR = """<script>

@@ -16,12 +16,15 @@ import pytest
 from tests.runtime.clips import make_video, packets, times
 from tests.runtime.fakes import MODEL, FakeEngineSet, some_velocity
 from v2v.device.cpu import CpuDevice
-from v2v.runtime.diffusion.pipeline import Settings, VideoToVideo, plan
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.settings import Settings, plan
 from v2v.runtime.films.film import Target, enhance_film, frames_ahead
 from v2v.runtime.films.journal import Journal, JournalError
 from v2v.runtime.films.pool import Alone
 from v2v.runtime.media.encoding import SegmentEncoder
-from v2v.runtime.media.reader import MediaError, VideoReader, encoding_for
+from v2v.runtime.media.errors import MediaError
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import encoding_for
 
 FRAMES = 40  # four segments of at most ten frames
 
@@ -260,7 +263,7 @@ def test_an_unwritable_folder_is_told(engines, source, tmp_path):
 
 def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
     """A setting that a later version adds must not slip past the comparison."""
-    from v2v.runtime.diffusion.pipeline import Plan
+    from v2v.runtime.diffusion.settings import Plan
     from v2v.runtime.films.film import facts_of
 
     made = plan(Settings(), MODEL.defaults, (80, 64))

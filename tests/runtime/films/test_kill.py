@@ -1,7 +1,7 @@
 """A run that is killed at any moment, by SIGKILL with all its processes, goes on to the bytes of an undisturbed one.
 
 Half of the moments are spread over the time that a run takes, half follow a file's appearance, so that the short
-ones between joining, naming and clearing up are met too. ``pytest tests/runtime/films/test_kill.py --kills 20`` tries more.
+ones between joining, naming and clearing up are met too. ``--kills 20`` tries more.
 """
 
 from __future__ import annotations

@@ -17,14 +17,18 @@ import pytest
 
 from tests.runtime.clips import make_video, picture
 from tests.runtime.command import start as start_command
-from v2v.engine.backend import EngineError
+from v2v.core.errors import EngineError
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import Settings, VideoToVideo, plan
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.settings import Settings, plan
 from v2v.runtime.films import pool as workers
 from v2v.runtime.films.film import Target, enhance_film
-from v2v.runtime.films.pool import Alone, Done, Pool, Process, Room, Task, WorkerError, WorkerLost, local_pool
+from v2v.runtime.films.pool import Alone, Pool, Room, WorkerLost
+from v2v.runtime.films.processes import Process, local_pool
+from v2v.runtime.films.task import Done, Task, WorkerError
 from v2v.runtime.media.encoding import EncodingError
-from v2v.runtime.media.reader import VideoReader, encoding_for
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import encoding_for
 
 SHOTS = (
     25,

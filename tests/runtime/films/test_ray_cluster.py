@@ -15,7 +15,8 @@ from tests.runtime.command import Run
 from tests.runtime.films.test_pool import enhance, in_hand, make_film
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
-from v2v.runtime.films.pool import Alone, WorkerError
+from v2v.runtime.films.pool import Alone
+from v2v.runtime.films.task import WorkerError
 
 pytest.importorskip("ray", reason="Ray is not installed: no wheel for this Python, or left out")
 

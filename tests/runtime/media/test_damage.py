@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[3]
 WORKER = """
 import json, sys, time, warnings
 from pathlib import Path
-from v2v.engine.backend import V2VError
-from v2v.runtime.media.reader import VideoReader, VideoWriter
+from v2v.core.errors import V2VError
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import VideoWriter
 
 warnings.simplefilter("ignore")
 for line in sys.stdin:

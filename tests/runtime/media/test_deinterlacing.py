@@ -14,9 +14,10 @@ import pytest
 
 from tests.runtime.clips import make_video, times
 from v2v.runtime.media.deinterlacing import Deinterlacer
-from v2v.runtime.media.reader import VideoReader, VideoWriter
-from v2v.runtime.media.streams import MediaWarning
+from v2v.runtime.media.errors import MediaWarning
+from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import TimeRange
+from v2v.runtime.media.writer import VideoWriter
 
 SIZE = (128, 96)
 RATE = Fraction(25)
@@ -161,7 +162,7 @@ def test_a_change_of_size_loses_no_frame(tmp_path: Path) -> None:
     assert found
 
 
-@pytest.mark.filterwarnings("ignore::v2v.runtime.media.streams.MediaWarning")
+@pytest.mark.filterwarnings("ignore::v2v.runtime.media.errors.MediaWarning")
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
 def test_a_range_of_an_interlaced_film_shows_its_moments(tmp_path: Path, ending: str) -> None:
     """At its ends a frame lacks a neighbour; between them frames are the whole film's."""

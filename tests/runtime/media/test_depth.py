@@ -11,15 +11,16 @@ import pytest
 
 from tests.runtime.clips import make_video, picture, planes_of, write_planes
 from tests.runtime.fakes import FakeEngineSet, no_velocity
+from v2v.core.errors import V2VError
 from v2v.device.cpu import CpuDevice
-from v2v.engine.backend import V2VError
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.media import pixels
 from v2v.runtime.media.encoding import CODECS, EncodedSegment, EncodingError, SegmentEncoder
+from v2v.runtime.media.errors import MediaWarning
 from v2v.runtime.media.image_sequence import FolderWriter
 from v2v.runtime.media.pixels import Colors, Orientation, ToRGB
-from v2v.runtime.media.reader import VideoReader, encoding_for
-from v2v.runtime.media.streams import MediaWarning
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import encoding_for
 
 SIZE = (48, 64)
 WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}  # KR, KB of H.273

@@ -9,7 +9,9 @@ import pytest
 from tests.runtime.clips import make_video, packets, picture, pixels_of, psnr, times
 from v2v.runtime.media.encoding import CODECS, EncodedSegment, Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.media.pixels import Colors
-from v2v.runtime.media.reader import Timestamp, VideoReader, VideoWriter, encoding_for
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.timestamps import Timestamp
+from v2v.runtime.media.writer import VideoWriter, encoding_for
 
 SOFTWARE = [name for name, codec in CODECS.items() if codec.containers and "nvenc" not in name]
 

@@ -15,9 +15,10 @@ import pytest
 from tests.runtime.clips import color_tags, make_video, picture
 from tests.runtime.command import Run
 from v2v.runtime.media import hdr, pixels
+from v2v.runtime.media.errors import MediaWarning
 from v2v.runtime.media.hdr import HLG, PQ, ContentLight, MasteringDisplay, StaticMetadata
-from v2v.runtime.media.reader import VideoReader, encoding_for
-from v2v.runtime.media.streams import MediaWarning
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import encoding_for
 
 # A usual display: P3 colours, D65 white, 0.005 to 1000 cd/m2.
 DISPLAY = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"

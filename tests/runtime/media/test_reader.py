@@ -16,8 +16,9 @@ from PIL import Image, ImageCms
 
 from tests.runtime.clips import SECOND, color_tags, make_video, packets, picture, pixels_of, psnr, times
 from v2v.runtime.media import streams
-from v2v.runtime.media.reader import VideoReader, VideoWriter
-from v2v.runtime.media.streams import MediaWarning
+from v2v.runtime.media.errors import MediaWarning
+from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.writer import VideoWriter
 
 
 def read(path: Path, **options: bool) -> list[np.ndarray]:

@@ -1,0 +1,24 @@
+"""What goes wrong in ways that a person can put right."""
+
+from __future__ import annotations
+
+
+class V2VError(Exception):
+    """Something a person can put right: the message says what, where, why and what to do. Exit code 2."""
+
+
+class BuildError(V2VError):
+    """A graph could not be exported or compiled."""
+
+
+class EngineError(V2VError):
+    """An engine set cannot be used here."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of its failure, short enough for a message; its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+class UsageError(V2VError):
+    """An option or argument cannot mean anything."""

@@ -1,0 +1,80 @@
+"""Which GPUs are here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from v2v.core.errors import EngineError, first_line
+
+
+def cuda_devices() -> int:
+    """How many GPUs the NVIDIA driver shows; 0 without a driver. Needs no CUDA library."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU of this machine."""
+
+    ordinal: int
+    name: str
+    capability: tuple[int, int]
+    memory: int  # bytes
+    driver: str  # newest CUDA version that it runs
+
+
+def find_gpu(device: str = "cuda") -> Gpu:
+    """Describe the GPU that ``device`` ("cuda" or "cuda:N") means.
+
+    Raises:
+        EngineError: no such device; the message says why.
+    """
+    kind, _, ordinal = device.partition(":")
+    if kind != "cuda" or not (ordinal or "0").isdigit():
+        raise EngineError(f"TensorRT engines run on an NVIDIA GPU (device cuda), not on '{device}'")
+    try:
+        from cuda.bindings import driver as cu
+    except ImportError as error:
+        raise EngineError(
+            f"cuda-python is not installed ({error}); install it with: pip install 'v2v[cuda]'"
+        ) from error
+    if not cuda_devices():
+        raise EngineError("there is no NVIDIA GPU here, or its driver is not installed")
+    try:
+        call(cu.cuInit(0))
+        handle = call(cu.cuDeviceGet(int(ordinal or 0)))
+        attribute = cu.CUdevice_attribute
+        major = call(cu.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle))
+        minor = call(cu.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle))
+        version = int(call(cu.cuDriverGetVersion()))
+        name = bytes(call(cu.cuDeviceGetName(128, handle))).split(b"\0")[0].decode()
+        memory = int(call(cu.cuDeviceTotalMem(handle)))
+    except RuntimeError as error:
+        raise EngineError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error
+    return Gpu(int(ordinal or 0), name, (major, minor), memory, f"{version // 1000}.{version % 1000 // 10}")
+
+
+def call(returned: tuple[Any, ...]) -> Any:
+    """The value of a CUDA driver call ``(status, value)``."""
+    status, *values = returned
+    if int(status) != 0:
+        raise RuntimeError(str(getattr(status, "name", status)))
+    return values[0] if values else None
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(cuda_devices())]
+    return [name.strip() for name in named.split(",") if name.strip()][: cuda_devices()]

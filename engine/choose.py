@@ -1,0 +1,161 @@
+"""Which engine set a run takes, and what a build takes where nothing is said."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from v2v.core.components import Precision, window_for
+from v2v.core.configs import MODELS, ModelConfig
+from v2v.core.errors import BuildError, EngineError
+from v2v.core.progress import Listener
+from v2v.device.gpus import cuda_devices
+from v2v.engine.backend import BACKENDS, BuildOptions, backend
+from v2v.engine.build import build_engine_set
+from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
+from v2v.export import packaged
+
+
+def default_device() -> str:
+    """CUDA where the driver shows a GPU and a backend is installed that runs on it, else the CPU."""
+    if cuda_devices():
+        for name in BACKENDS:
+            try:
+                if "cuda" in backend(name).devices:
+                    return "cuda"
+            except EngineError:
+                continue
+    return "cpu"
+
+
+def default_backend(device: str) -> str:
+    """The preferred backend among those installed here that run on ``device``.
+
+    Raises:
+        EngineError: there is none.
+    """
+    if device == "cpu":
+        return "onnxruntime"  # the others exist for GPUs
+    reasons = []
+    for name in BACKENDS:
+        try:
+            if device in backend(name).devices:
+                return name
+            reasons.append(f"{name} does not run on {device} here")
+        except EngineError as error:
+            reasons.append(str(error))
+    raise EngineError(f"no backend for {device}: {'; '.join(reasons)}")
+
+
+def default_precision(device: str) -> Precision:
+    """FP32 on a CPU, where half precision is computed by conversion; FP16 on a GPU."""
+    return "fp32" if device == "cpu" else "fp16"
+
+
+def default_weights(model: ModelConfig) -> str:
+    """The weights of ``model`` where the user names none: those in the package; for the small model random ones.
+
+    Raises:
+        BuildError: they do not come with this package.
+    """
+    trained = packaged.FOLDER / f"{model.name}.safetensors"
+    if trained.is_file():
+        return str(trained)
+    if model.name == "small":
+        return "random:0"
+    raise BuildError(
+        f"the weights of {model.name} do not come with v2v: name them with --weights, a folder with the "
+        "published files or of safetensors, or hf:ORG/NAME (random:0 makes some up, to try things out)"
+    )
+
+
+# Where no model is named, the large one is used if its engines are there; the small one is built if need be.
+_PREFERENCE = ("ms-vid2vid-xl", "small")
+
+
+_BUILT_ON_DEMAND = "small"
+
+
+def choose_engines(
+    named: str | None, wanted: Wanted, listener: Listener, *, fast: bool = False, reuse: int | None = None
+) -> EngineSet:
+    """The engine set to use: the one named, else the best in the store, else the small model's, built now.
+
+    Among sets that are the same otherwise, what is asked for decides: one built with --reuse to ``reuse`` features, and
+    to be ``fast`` also one with FP8.
+
+    Raises:
+        EngineError: the named set does not fit ``wanted``, or none does and it is not the small model's.
+        BuildError: the small model's engines cannot be built here.
+    """
+    if named is not None:
+        in_store = engines_root() / named
+        chosen = EngineSet.open(in_store if in_store.is_dir() and not Path(named).exists() else Path(named))
+        chosen.require(wanted)
+    else:
+        chosen = _find_or_build(wanted, listener)
+        if fast or (reuse or 1) > 1:
+            chosen = _specialised(chosen, wanted, fast=fast, reuse=reuse != 1)
+    recipe = chosen.manifest.recipe
+    listener.say(f"engine set {chosen.name}: {recipe.model.name} on {recipe.backend.name}")
+    if recipe.weights.kind == "random":
+        warnings.warn(
+            f"the weights of model {recipe.model.name} are random numbers: its pictures mean nothing",
+            stacklevel=2,
+        )
+    return chosen
+
+
+def _specialised(chosen: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) -> EngineSet:
+    """The sibling of ``chosen`` that was built for what is asked, as far as there is one."""
+    recipe = chosen.manifest.recipe
+    sibling = Wanted(
+        model=recipe.model.name,
+        window=recipe.window,
+        backend=recipe.backend.name,
+        precision=recipe.options.precision,
+        device=wanted.device,
+        weights=recipe.weights.identity,
+    )
+    for reusing in (True, False) if reuse else (False,):
+        for fp8 in (True, False) if fast else (recipe.options.fp8,):
+            with contextlib.suppress(NoEngineSet):
+                return find(replace(sibling, reuse=reusing, fp8=fp8))
+    return chosen
+
+
+def _find_or_build(wanted: Wanted, listener: Listener) -> EngineSet:
+    models = _PREFERENCE if wanted.model is None else (wanted.model,)
+    for name in models:
+        try:
+            return find(Wanted(model=name, backend=wanted.backend, device=wanted.device))
+        except NoEngineSet:
+            if name != _BUILT_ON_DEMAND:
+                if name == models[-1]:
+                    raise
+                continue
+    model = MODELS[_BUILT_ON_DEMAND]
+    listener.say(f"there are no engines for model {model.name} yet: building them once")
+    return build_default(model, wanted, listener)
+
+
+def build_default(
+    model: ModelConfig, wanted: Wanted, listener: Listener, weights: str | None = None
+) -> EngineSet:
+    """Build engines of ``model`` as ``wanted`` asks; what it leaves open is what a build takes by default.
+
+    Raises:
+        BuildError, EngineError: as :func:`~v2v.engine.build.build_engine_set`.
+    """
+    device = wanted.device or default_device()
+    with listener.build() as progress:
+        return build_engine_set(
+            model,
+            weights=weights or default_weights(model),
+            window=wanted.window or window_for(model),
+            backend_name=wanted.backend or default_backend(device),
+            options=BuildOptions(precision=wanted.precision or default_precision(device), device=device),
+            progress=progress,
+        ).engine_set

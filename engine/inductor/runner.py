@@ -1,0 +1,155 @@
+"""Machine code and weights -> an engine."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from v2v.core.components import Component
+from v2v.core.errors import EngineError, first_line
+from v2v.engine.backend import Prompted
+from v2v.engine.inductor.torch_internals import open_package, quiet
+
+
+class InductorEngine:
+    """Satisfies :class:`v2v.engine.backend.Engine`.
+
+    Also satisfies :class:`v2v.engine.backend.SharingEngine`.
+
+    On CUDA the first run on a stream asks for memory and chooses kernels; later ones find both, so that they can be
+    captured in a CUDA graph. That memory is the engine's own until it is closed: a captured graph may keep using it.
+    """
+
+    def __init__(self, component: Component, files: list[Path], device: str) -> None:
+        import v2v.engine.inductor.fused.convolution  # noqa: F401  # registers the operator that packages call by name
+
+        self.component = component
+        self._device = device
+        *codes, weights = files
+        try:
+            with quiet():
+                self._weights = _load(component, weights, device)
+                self._runners = [open_package(code) for code in codes]
+                for runner in self._runners:
+                    asked = runner.get_constant_fqns()
+                    own = {name: self._weights[name] for name in asked if name in self._weights}
+                    inactive, complete, user_managed = False, True, True
+                    runner.load_constants(own, inactive, complete, user_managed)
+        except (RuntimeError, SafetensorError, OSError) as error:
+            raise EngineError(f"{codes[0]} does not load in PyTorch: {first_line(error)}") from error
+        self._pool: Any = torch.cuda.MemPool() if device == "cuda" else None
+        self._tensor = functools.lru_cache(maxsize=64)(_device_tensor)
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """See :class:`v2v.engine.backend.Engine`.
+
+        Raises:
+            EngineError: an array is missing or has another type or shape; the engine is closed; or PyTorch
+                fails, for want of memory for example.
+        """
+        self.run_prompts({}, [(inputs, outputs)], stream)
+
+    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+        """See :class:`v2v.engine.backend.SharingEngine`; raises as :meth:`run` does."""
+        every = [
+            (
+                tuple(self._wrap(tensor, {**common, **inputs}) for tensor in self.component.inputs),
+                [self._wrap(tensor, outputs) for tensor in self.component.outputs],
+            )
+            for inputs, outputs in prompts
+        ]
+        try:
+            with self._queued_on(stream):
+                shared = self._unprompted(every[0][0])
+                for tensors, targets in every:
+                    for target, result in zip(targets, self._prompted(shared, tensors), strict=True):
+                        target.copy_(result)
+        except RuntimeError as error:
+            raise EngineError(f"{self.component.name} failed in PyTorch: {first_line(error)}") from error
+
+    def evaluate(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Run on tensors of the engine's device; all outputs."""
+        return self._prompted(self._unprompted(inputs), inputs)
+
+    def close(self) -> None:
+        """Free code, weights and scratch memory."""
+        self._runners = []
+        self._weights = {}
+        self._pool = None
+
+    def _unprompted(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        """What the last piece of code takes in the place of the first input: that, if there is no other piece."""
+        return self._call(self._runners[0], [*tensors[:2]]) if len(self._runners) > 1 else [tensors[0]]
+
+    def _prompted(self, shared: list[Tensor], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+        if not self._runners:
+            raise EngineError(f"the engine {self.component.name} is closed")
+        return self._call(self._runners[-1], [*shared, *tensors[1:]])
+
+    @staticmethod
+    def _call(runner: Any, tensors: list[Tensor]) -> list[Tensor]:
+        with torch.inference_mode():
+            results: list[Tensor] = runner.boxed_run(tensors)
+        return results
+
+    @contextmanager
+    def _queued_on(self, stream: int) -> Iterator[None]:
+        if self._device != "cuda":
+            yield
+            return
+        external: Any = torch.cuda.ExternalStream
+        outside = external(stream) if stream else torch.cuda.default_stream()
+        with torch.cuda.stream(outside), torch.cuda.use_mem_pool(self._pool):
+            yield
+
+    def _wrap(self, tensor: Any, arrays: Mapping[str, Any]) -> Tensor:
+        """The caller's memory as a tensor."""
+        array = arrays.get(tensor.name)
+        if array is None:
+            raise EngineError(f"{self.component.name} needs an array for '{tensor.name}'")
+        if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+            raise EngineError(
+                f"'{tensor.name}' of {self.component.name} must be {tensor.dtype} {list(tensor.shape)}, "
+                f"not {array.dtype} {list(array.shape)}"
+            )
+        if self._device == "cuda":
+            wrapped: Tensor = self._tensor(int(array.pointer), tensor.shape, tensor.dtype)
+            return wrapped
+        if not array.flags.c_contiguous:
+            raise EngineError(f"'{tensor.name}' of {self.component.name} must be C-contiguous")
+        return torch.from_numpy(array)
+
+
+def _load(component: Component, path: Path, device: str) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt", device=device) as file:
+        found = (file.metadata() or {}).get("component")
+        if found != json.dumps(asdict(component)):
+            raise EngineError(f"{path} is not the {component.name} expected: it was built for {found}")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+class _Memory:
+    """Device memory in the form that PyTorch takes without copying."""
+
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: str) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "data": (pointer, False),
+            "strides": None,
+            "version": 2,  # no stream: the caller queues everything on one
+        }
+
+
+def _device_tensor(pointer: int, shape: tuple[int, ...], dtype: str) -> Tensor:
+    return torch.as_tensor(_Memory(pointer, shape, dtype), device="cuda")

@@ -1,0 +1,185 @@
+"""What a run is told, and the plan that this makes of it for one model and one source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+
+from v2v.core.configs import Defaults
+from v2v.core.errors import V2VError
+from v2v.runtime.diffusion.colors import ColorMatch
+from v2v.runtime.diffusion.deepcache import evaluations_in_full
+from v2v.runtime.diffusion.guidance import Guidance
+from v2v.runtime.diffusion.schedule import Schedule
+from v2v.runtime.diffusion.solvers import SOLVERS
+
+# What the reference makes of every clip.
+PARITY_FRAMES = 32
+
+
+PARITY_SIZE = (720, 1280)
+
+
+# What ``fast`` asks for (benchmarks/NOTES.md has the reasons): about 22 evaluations of the UNet instead of 60, and of
+# those every second one on features of the one before where the engines can. No more steps than the model makes.
+_FAST_STEPS, _FAST_SOLVER, _FAST_INTERVAL, _FAST_REUSE = 12, "dpmpp_2m", (0.08, 0.56), 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run may be told; None leaves a value to the model's defaults.
+
+    ``strength`` is the noise level, 0..1 of the 1000 levels; guidance acts only at the levels inside
+    ``guidance_interval``, which spares the other steps their second evaluation. Every ``reuse``-th evaluation is made
+    in full, the others on its deep features, with engines that can. ``fast`` stands for a combination of fewer steps,
+    a solver for few steps, a narrow interval and reuse; whatever is said besides holds instead. ``size`` is the
+    output's (height, width) in pixels; without it ``scale`` times the input's. ``depth`` is the bits of a component
+    wanted: with 8 the pictures given out are uint8, with more uint16, with None as the frames taken in. ``parity``
+    follows the reference in its oddities too: 1280x720 by stretching without antialiasing, the first 32 frames, its
+    schedule's rounding, its start, its colours and truncated bytes.
+    """
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    steps: int | None = None
+    solver: str | None = None
+    strength: float | None = None
+    guidance: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    reuse: int | None = None
+    fast: bool = False
+    seed: int = 666  # as published
+    size: tuple[int, int] | None = None
+    scale: float | None = None
+    color: ColorMatch = "wavelet"
+    depth: int | None = None
+    parity: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """:class:`Settings` made whole for one model and one source: nothing is left to a default."""
+
+    prompt: str
+    negative_prompt: str | None
+    steps: int
+    solver: str
+    strength: float
+    guidance: float
+    guidance_rescale: float
+    guidance_interval: tuple[float, float]
+    reuse: int
+    seed: int
+    size: tuple[int, int]
+    color: ColorMatch
+    depth: int | None
+    parity: bool
+
+    @property
+    def schedule(self) -> Schedule:
+        """Noise levels and the way that grids take through them."""
+        return Schedule(exact=self.parity)
+
+    @property
+    def levels(self) -> type[np.uint8 | np.uint16] | None:
+        """Type of the levels of the pictures given out; None for that of the frames taken in."""
+        return None if self.depth is None else np.uint16 if self.depth > 8 else np.uint8
+
+    @property
+    def sigmas(self) -> list[float]:
+        """Noise-to-signal ratios of the run, falling to 0."""
+        schedule = self.schedule
+        grids = {"dpmpp_2m_sde": schedule.trailing, "dpmpp_2m": schedule.reaching, "heun": schedule.leading}
+        return grids[self.solver](schedule.start(self.strength), self.steps)
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Of the UNet in one window: (in full, on the features of another)."""
+        guidance = Guidance(self.guidance, self.guidance_rescale, self.guidance_interval)
+        guided = [
+            guidance.acts(self.schedule.timestep(row.sigma)) for row in SOLVERS[self.solver](self.sigmas)
+        ]
+        in_full = evaluations_in_full(guided, self.reuse)
+        counts = [
+            sum(1 + g for g, f in zip(guided, in_full, strict=True) if f is kind) for kind in (True, False)
+        ]
+        return counts[0], counts[1]
+
+
+def plan(settings: Settings, defaults: Defaults, source: tuple[int, int], reuse: bool = False) -> Plan:
+    """Fill in a model's defaults for a source of (height, width) pixels and engines that can ``reuse`` features or not.
+
+    Raises:
+        V2VError: a value out of range; names the flag and what it takes.
+    """
+    given = {
+        name: value for name in Plan.__dataclass_fields__ if (value := getattr(settings, name)) is not None
+    }
+    usual = {name: getattr(defaults, name) for name in Plan.__dataclass_fields__ if hasattr(defaults, name)}
+    made = Plan(
+        **{
+            "negative_prompt": None,
+            "depth": None,
+            "guidance_interval": (0.0, 1.0),
+            "reuse": 1,
+            **usual,
+            **(_fast(defaults, reuse) if settings.fast else {}),
+            **given,
+            "size": output_size(settings, defaults, source),
+        }
+    )
+    if made.parity and settings.fast:
+        raise V2VError(
+            "--fast and --parity contradict each other: the reference takes 30 steps; leave one of them out"
+        )
+    if made.parity:
+        made = replace(made, size=PARITY_SIZE, color="none", depth=None)
+    _check(made)
+    return made
+
+
+def _fast(defaults: Defaults, reuse: bool) -> dict[str, Any]:
+    return {
+        "steps": min(defaults.steps, _FAST_STEPS),
+        "solver": _FAST_SOLVER,
+        "guidance_interval": _FAST_INTERVAL,
+        "reuse": _FAST_REUSE if reuse else 1,
+    }
+
+
+def output_size(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the output: as told, or the source's aspect at the model's usual size, even numbers."""
+    if settings.size is not None:
+        return settings.size
+    scale = settings.scale
+    if scale is None:
+        scale = defaults.scale if defaults.short_side is None else defaults.short_side / min(source)
+    elif not 0 < scale <= 100:
+        raise V2VError(f"--scale {scale}: must lie above 0 and up to 100")
+    height, width = (max(round(side * scale / 2) * 2, 2) for side in source)
+    return height, width
+
+
+def _check(plan: Plan) -> None:
+    if plan.solver not in SOLVERS:
+        raise V2VError(f"--solver {plan.solver}: there is no such solver; choose from {', '.join(SOLVERS)}")
+    if plan.color not in get_args(ColorMatch):
+        raise V2VError(f"--color {plan.color}: choose from {', '.join(get_args(ColorMatch))}")
+    for flag, value, low, high in (
+        ("--steps", plan.steps, 1, 998),
+        ("--strength", plan.strength, 0.001, 0.998),
+        ("--guidance", plan.guidance, 0, 100),
+        ("--guidance-rescale", plan.guidance_rescale, 0, 1),
+        ("--guidance-interval", plan.guidance_interval[0], 0, plan.guidance_interval[1]),
+        ("--guidance-interval", plan.guidance_interval[1], plan.guidance_interval[0], 1),
+        ("--reuse", plan.reuse, 1, 998),
+        ("--seed", plan.seed, 0, 2**64 - 1),
+        ("--depth", plan.depth or 8, 8, 16),
+        ("--size", min(plan.size), 1, 2**15),
+        ("--size", max(plan.size), 1, 2**15),
+    ):
+        if not low <= value <= high:
+            raise V2VError(f"{flag} {value}: must lie between {low} and {high}")

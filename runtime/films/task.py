@@ -1,0 +1,140 @@
+"""One segment's work: enhance it, encode it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import av
+
+from v2v.core.errors import V2VError
+from v2v.device import Frame
+from v2v.runtime.background import Behind
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.progress import Report
+from v2v.runtime.diffusion.segments import Carry, Segment
+from v2v.runtime.diffusion.settings import Plan
+from v2v.runtime.films.preview import side_by_side
+from v2v.runtime.media.encoding import Encoding, EncodingError, SegmentEncoder
+
+_BEHIND = 256 << 20  # bytes of enhanced frames that wait for the encoder
+
+
+class WorkerError(V2VError):
+    """Workers cannot be started, or keep ending; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A segment to enhance and all that its bytes depend on, apart from the engine set."""
+
+    segment: Segment
+    carry: Carry | None  # of the segment before, if this one continues its shot
+    plan: Plan
+    encoding: Encoding
+    preview: bool = False  # the source beside each picture
+
+
+@dataclass(frozen=True)
+class Done:
+    """A segment's enhanced pictures, encoded, and what the next segment needs of it.
+
+    ``order`` is that of :class:`v2v.runtime.media.encoding.EncodedSegment`.
+    """
+
+    pictures: bytes
+    order: tuple[int, ...]
+    carry: Carry
+
+
+@dataclass(frozen=True)
+class Job:
+    """A segment that somebody enhances.
+
+    ``carry`` is there where its pictures are finished and only their encoding may still be under way: the next
+    segment need not wait for that.
+    """
+
+    done: Future[Done]
+    carry: Carry | None = None
+
+
+def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) -> Done:
+    """Do the work; ``report`` is told of every picture.
+
+    Raises:
+        NumericalError: a latent or a picture became NaN or Inf.
+        EncodingError: this machine cannot encode as asked.
+    """
+    with Behind(_BEHIND) as encoders:
+        return begin_task(v2v, task, encoders, report).done.result()
+
+
+def begin_task(v2v: VideoToVideo, task: Task, encoders: Behind, report: Report | None = None) -> Job:
+    """Do the work but for the encoding, which is handed over to ``encoders``.
+
+    Raises:
+        NumericalError: a latent or a picture became NaN or Inf.
+        EncodingError: this machine cannot encode as asked, if that is known already; else it comes with the job.
+    """
+    report = report or Report()
+    pictures, carry = v2v.enhance(task.segment, task.plan, task.carry, report)
+    encoder = _Encoder(task.encoding, encoders)
+    try:
+        for frame, picture in zip(task.segment.frames, pictures, strict=True):
+            encoder.write(side_by_side(frame, picture) if task.preview else picture)
+            report.frames_done += 1
+    except BaseException:
+        encoder.abort()
+        raise
+    return Job(encoder.finish(carry), carry)
+
+
+class _Encoder:
+    """Encodes a segment in the thread of a :class:`Behind`."""
+
+    def __init__(self, encoding: Encoding, thread: Behind) -> None:
+        self._codec, self._thread = encoding.codec, thread
+        self._file, self._opened = io.BytesIO(), ExitStack()
+        self._encoder = self._opened.enter_context(SegmentEncoder(self._file, encoding))
+        self._failure: Exception | None = None
+
+    def write(self, picture: Frame) -> None:
+        """Hand over the next picture; what went wrong with one before is raised here."""
+        if self._failure is not None:
+            raise self._failure
+        self._thread.hand_over(partial(self._try, partial(self._encoder.write, picture)), picture.nbytes)
+
+    def finish(self, carry: Carry) -> Future[Done]:
+        """Hand over the end."""
+
+        def work() -> Done:
+            self._try(self._opened.close)
+            if self._failure is not None:
+                raise self._failure
+            return Done(self._file.getvalue(), self._encoder.order, carry)
+
+        return self._thread.hand_over(work)
+
+    def abort(self) -> None:
+        """Nothing more will come, and what is there is not wanted."""
+        stopped = self._failure = WorkerError("the run was stopped")
+        self._thread.hand_over(partial(self._opened.__exit__, WorkerError, stopped, None))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        if self._failure is not None:
+            return
+        try:
+            work()
+        except av.FFmpegError as error:  # in memory, where no disk can be full
+            self._failure = EncodingError(
+                f"--codec {self._codec}: its encoder does not work on this machine ({error.strerror}); "
+                "choose another codec"
+            )
+            self._failure.__cause__ = error
+        except Exception as error:
+            self._failure = error

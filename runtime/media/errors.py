@@ -1,0 +1,20 @@
+"""What can be wrong with a file of pictures and sound, or with the place of a new one."""
+
+from __future__ import annotations
+
+import warnings
+
+from v2v.core.errors import V2VError
+
+
+class MediaError(V2VError):
+    """A video cannot be read or written; the message names the file, the cause and the way out."""
+
+
+class MediaWarning(UserWarning):
+    """Something of the input could not be used or kept; the message names the file, what and why."""
+
+
+def warn(message: str) -> None:
+    """Tell the user, who goes on with what there is."""
+    warnings.warn(message, MediaWarning, stacklevel=3)

@@ -1,0 +1,41 @@
+"""MS-Vid2Vid-XL, text-guided video enhancement to 720p, as a compiled inference engine.
+
+    import v2v
+
+    enhancer = v2v.VideoToVideo.load("path/of/an/engine-set")
+    for frame in enhancer(frames, "a red fox", seed=7):  # uint8 [H, W, 3] in, uint8 [H', W', 3] out; or uint16
+        ...
+
+What this module names is the interface for other programs; it is imported when it is asked for. The rest of the package
+may change from one version to the next.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from v2v.core.errors import V2VError
+    from v2v.core.version import __version__
+    from v2v.runtime.diffusion.pipeline import VideoToVideo
+    from v2v.runtime.diffusion.settings import Settings
+
+__all__ = ["Settings", "V2VError", "VideoToVideo", "__version__"]
+
+_HOMES = {
+    "Settings": "v2v.runtime.diffusion.settings",
+    "V2VError": "v2v.core.errors",
+    "VideoToVideo": "v2v.runtime.diffusion.pipeline",
+    "__version__": "v2v.core.version",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'v2v' has no attribute '{name}'; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
