@@ -1,8 +1,8 @@
 """Where arrays live and where the fused operations of the denoising loop run.
 
 Two devices, one interface: :mod:`~v2v.device.cpu` (NumPy, the specification) and
-:mod:`~v2v.device.cuda` (cuda-python and the kernels beside it). The loop in ``pipeline.py`` is
-written against :class:`Device` alone and never asks which one it has.
+:mod:`~v2v.device.cuda` (cuda-python and the kernels beside it). What runs on one is written against
+:class:`Device` alone and never asks which one it has.
 """
 
 from __future__ import annotations
@@ -20,38 +20,6 @@ Frame = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 Array = Any
 """An array of the device: ``numpy.ndarray`` on a CPU, ``CudaArray`` (shape, dtype, pointer) on CUDA."""
-
-
-class StepRow(NamedTuple):
-    """What one evaluation of the network and the solver's update after it need to know, as 16 float32.
-
-    Every solver here is linear in (x, D, history, noise), so one row describes a step of any of them, and a
-    captured step reads its row from device memory: replaying it with another row is another step. A run's
-    rows are one table, ``device.upload(numpy.array(rows, numpy.float32))``.
-
-    D = ``c_skip`` x + ``c_out`` v is the denoised estimate (Karras et al. 2022, eq. 7); for velocity
-    prediction ``c_skip = alpha_T / sqrt(sigma^2 + 1)`` and ``c_out = -s_T``. Then, from the same old values,
-
-        x'       = ``x_x`` x + ``x_denoised`` D + ``x_history`` history + ``x_noise`` noise
-        history' = ``history_x`` x + ``history_denoised`` D + ``history_history`` history
-    """
-
-    step: float  # index, reported when x' is not finite
-    guidance: float
-    rescale: float
-    c_skip: float
-    c_out: float
-    x_x: float
-    x_denoised: float
-    x_history: float
-    x_noise: float
-    history_x: float
-    history_denoised: float
-    history_history: float
-    scale: float  # the next network input is scale x'
-    unused_1: float = 0.0
-    unused_2: float = 0.0
-    unused_3: float = 0.0
 
 
 class Nonfinite(NamedTuple):
@@ -225,31 +193,10 @@ class Device(Protocol):
         ...
 
     def failure(self) -> Nonfinite | None:
-        """The lowest (label, frame) found so far by :meth:`check` and :meth:`advance`, without waiting.
+        """The lowest (label, frame) found so far by :meth:`check`, without waiting.
 
         What was queued before the last :meth:`synchronize`, :meth:`download` or ``Pending.result`` is
         included. Once told, it is forgotten.
-        """
-        ...
-
-    def advance(
-        self,
-        row: Array,
-        conditional: Array,
-        unconditional: Array | None,
-        x: Array,
-        history: Array,
-        noise: Array,
-        scaled: Array,
-    ) -> None:
-        """Guidance, rescale, velocity to D, the solver's update and the next network input, in one go.
-
-        For the case of one window that covers the canvas. ``row [16]`` float32 as :class:`StepRow`;
-        ``conditional``, ``unconditional`` and ``scaled`` are windows ``[1, Z, F, h, w]`` of the engine's
-        precision; ``x``, ``history`` and ``noise`` canvases ``[F, Z, h, w]``. ``x`` and ``history`` are
-        replaced, ``scaled`` is written. Guidance as :meth:`guide`. Terms whose coefficient is 0 do not count,
-        whatever the array holds (an uninitialised history, say). A frame of x' that is not finite is reported
-        by :meth:`failure` under the row's ``step``.
         """
         ...
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from v2v.device import Nonfinite, StepRow
+from v2v.device import Nonfinite
 from v2v.device.resize import taps
 
 Array = npt.NDArray[Any]
@@ -124,30 +124,6 @@ class CpuDevice:
     def failure(self) -> Nonfinite | None:
         told, self._failure = self._failure, None
         return told
-
-    def advance(
-        self,
-        row: Array,
-        conditional: Array,
-        unconditional: Array | None,
-        x: Array,
-        history: Array,
-        noise: Array,
-        scaled: Array,
-    ) -> None:
-        step = StepRow(*map(float, row.ravel()))
-        velocity = np.empty(conditional.shape, np.float32)
-        self.guide(conditional, unconditional, step.guidance, step.rescale, velocity)
-        denoised = _weighted((step.c_skip, x), (step.c_out, np.moveaxis(velocity[0], 0, 1)))
-        updated = _weighted(
-            (step.x_x, x), (step.x_denoised, denoised), (step.x_history, history), (step.x_noise, noise)
-        )
-        history[...] = _weighted(
-            (step.history_x, x), (step.history_denoised, denoised), (step.history_history, history)
-        )
-        x[...] = updated
-        self.take_window(x, (0, 0, 0), step.scale, scaled)
-        self.check(x, int(step.step))
 
 
 class _Fetched:

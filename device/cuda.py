@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.core.errors import EngineError, first_line
-from v2v.device import Nonfinite, StepRow, kernels
+from v2v.device import Nonfinite, kernels
 from v2v.device.resize import taps
 
 try:
@@ -40,10 +40,7 @@ _THREADS = 256  # of a block; the kernels' launch bounds say the same
 _GROUP = 8  # elements that a thread handles
 _STATISTICS_BLOCKS = 1024  # at most; Scratch in guidance.cu has room for so many
 _SCRATCH_BYTES = 8 + 4 * 8 * _STATISTICS_BLOCKS
-_FRAME_ROWS, _FRAME_THREADS = 4, 128  # that a block of prepare_frame makes at a time, and its threads
-_FRAME_BLOCKS = 8  # of prepare_frame that a multiprocessor has registers for; launch bounds in pixels.cu
-_FRAME_TAPS = 3  # at most, of kernels that send source rows ahead
-_SHARED_BYTES = 48 * 1024  # what a block gets without asking
+_FRAME_TAPS = 2  # at most, of kernels of prepare_frame that are made for a number
 _NOTHING_FOUND = np.uint64(2**64 - 1)
 
 
@@ -107,15 +104,12 @@ class CudaDevice:
         self.cuda_stream = self.gpu.create_stream()
         self.stream = int(self.cuda_stream.handle)
         self._uploads = self.gpu.create_stream()
-        self._shared_bytes = self.gpu.properties.max_shared_memory_per_multiprocessor
-        self._shared_reserved = self.gpu.properties.reserved_shared_memory_per_block
         self.allocations = 0  # pieces of memory asked for so far, on the device and pinned
         self.capture_refused: str | None = None  # why the last work that was to be captured was not
         self._pinned = _PinnedPool(self)
         self._kernels = {name: self._load(name) for name in kernels.FILES}
         self._kernel = lru_cache(maxsize=None)(self._find_kernel)
         self._taps = lru_cache(maxsize=256)(self._make_taps)
-        self._frame_tables = lru_cache(maxsize=256)(self._make_frame_tables)
 
         self._scratch = self.empty((_SCRATCH_BYTES,), np.uint8)
         self.zero(self._scratch)
@@ -212,29 +206,20 @@ class CudaDevice:
         antialias: bool,
     ) -> None:
         height, width = out.shape[2:]
-        table = self._frame_tables(*frame.shape[:2], *size, *offset, height, width, antialias, frame.dtype)
-        tiles, groups = -(-width // table.tile), -(-height // _FRAME_ROWS)
-        # As many blocks as run at once, so that each goes on from group to group; what it waits for was sent before.
-        at_once = min(_FRAME_BLOCKS, self._shared_bytes // (table.shared + self._shared_reserved))
-        ways = at_once * self.gpu.properties.multiprocessor_count // tiles
-        self._launch(
-            self._kernel("prepare_frame", out.dtype, frame.dtype, table.variant),
-            (tiles, max(min(ways, groups), 1)),
-            (
-                frame.pointer,
-                *map(_int, frame.shape[:2]),
-                out.pointer,
-                _int(height),
-                _int(width),
-                *table.rows.arguments,
-                *table.columns.arguments,
-                _int(table.tile),
-                _int(table.weighed_pitch),
-                _int(table.raw_pitch),
-                _int(table.raw_rows),
-            ),
-            threads=_FRAME_THREADS,
-            shared=table.shared,
+        rows = self._taps(frame.shape[0], size[0], offset[0], height, antialias)
+        columns = self._taps(frame.shape[1], size[1], offset[1], width, antialias)
+        number = rows.number if rows.number == columns.number <= _FRAME_TAPS else 0
+        self._each(
+            self._kernel("prepare_frame", out.dtype, frame.dtype, number),
+            height * width * _GROUP,  # one thread for each pixel
+            frame.pointer,
+            _int(frame.shape[1]),
+            out.pointer,
+            _int(height),
+            _int(width),
+            *rows.arguments,
+            *columns.arguments,
+            _float(2 / np.iinfo(frame.dtype).max),
         )
 
     def resize(self, image: CudaArray, out: CudaArray) -> None:
@@ -288,7 +273,7 @@ class CudaDevice:
     ) -> None:
         rescaled = unconditional is not None and rescale != 0
         if unconditional is not None and rescaled:
-            self._statistics(conditional, unconditional, 0, guidance, rescale)
+            self._statistics(conditional, unconditional, guidance, rescale)
         self._each(
             self._kernel("guide", conditional.dtype),
             out.size,
@@ -298,40 +283,6 @@ class CudaDevice:
             out.size,
             _float(guidance),
             self._scratch.pointer if rescaled else 0,
-        )
-
-    def advance(
-        self,
-        row: CudaArray,
-        conditional: CudaArray,
-        unconditional: CudaArray | None,
-        x: CudaArray,
-        history: CudaArray,
-        noise: CudaArray,
-        scaled: CudaArray,
-    ) -> None:
-        if row.size != len(StepRow._fields):
-            raise ValueError(f"a row has {len(StepRow._fields)} coefficients, not {row.size}")
-        if unconditional is not None:
-            self._statistics(conditional, unconditional, row.pointer, 0.0, 0.0)
-        frames, channels, *rest = x.shape
-        plane = math.prod(rest)
-        self._each(
-            self._kernel("advance", conditional.dtype),
-            frames * channels * -(-plane // _GROUP) * _GROUP,
-            row.pointer,
-            conditional.pointer,
-            _pointer(unconditional),
-            x.pointer,
-            history.pointer,
-            noise.pointer,
-            scaled.pointer,
-            _int(channels),
-            _int(frames),
-            _int(plane),
-            self._scratch.pointer,
-            self._found.pointer,
-            self._flag_memory.pointer,
         )
 
     def combine(self, terms: Sequence[tuple[float, CudaArray]], out: CudaArray) -> None:
@@ -361,21 +312,12 @@ class CudaDevice:
         return Nonfinite(found >> 32, found & 0xFFFFFFFF)
 
     # Launching ----------------------------------------------------------------------------------------------
-    def _launch(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, ...],
-        arguments: Sequence[Any],
-        threads: int = _THREADS,
-        shared: int = 0,
-    ) -> None:
-        launch(
-            self.cuda_stream, LaunchConfig(grid=grid, block=threads, shmem_size=shared), kernel, *arguments
-        )
+    def _launch(self, kernel: Kernel, blocks: int, *arguments: Any) -> None:
+        launch(self.cuda_stream, LaunchConfig(grid=blocks, block=_THREADS), kernel, *arguments)
 
     def _each(self, kernel: Kernel, elements: int, *arguments: Any) -> None:
         """One thread for each group of elements."""
-        self._launch(kernel, (max(-(-elements // (_GROUP * _THREADS)), 1),), arguments)
+        self._launch(kernel, max(-(-elements // (_GROUP * _THREADS)), 1), *arguments)
 
     def _window(
         self,
@@ -396,23 +338,20 @@ class CudaDevice:
         self._each(kernel, threads * _GROUP, *arguments, *map(_int, place))
 
     def _statistics(
-        self, conditional: CudaArray, unconditional: CudaArray, row: int, guidance: float, rescale: float
+        self, conditional: CudaArray, unconditional: CudaArray, guidance: float, rescale: float
     ) -> None:
         # No more blocks than run at once: a second wave would wait for the first.
         most = min(4 * self.gpu.properties.multiprocessor_count, _STATISTICS_BLOCKS)
         blocks = min(-(-conditional.size // (_GROUP * _THREADS)), most)
         self._launch(
             self._kernel("statistics", conditional.dtype),
-            (blocks,),
-            (
-                conditional.pointer,
-                unconditional.pointer,
-                conditional.size,
-                row,
-                _float(guidance),
-                _float(rescale),
-                self._scratch.pointer,
-            ),
+            blocks,
+            conditional.pointer,
+            unconditional.pointer,
+            conditional.size,
+            _float(guidance),
+            _float(rescale),
+            self._scratch.pointer,
         )
 
     def _move(self, source: int, target: int, nbytes: int, stream: Stream) -> None:
@@ -434,31 +373,8 @@ class CudaDevice:
 
     def _make_taps(self, *geometry: Any) -> _Taps:
         indices, weights = taps(*geometry)
-        return _Taps(self.upload(indices), self.upload(weights))
-
-    def _make_frame_tables(
-        self,
-        source_height: int,
-        source_width: int,
-        resized_height: int,
-        resized_width: int,
-        top: int,
-        left: int,
-        height: int,
-        width: int,
-        antialias: bool,
-        levels: np.dtype[Any],
-    ) -> _FrameTables:
-        plan = _FramePlan.of(
-            taps(source_height, resized_height, top, height, antialias),
-            taps(source_width, resized_width, left, width, antialias),
-            (source_height, source_width),
-            levels,
-        )
-        rows, columns = (
-            _Axis(self.upload(_entries(*axis)), axis[1].shape[1]) for axis in (plan.rows, plan.columns)
-        )
-        return _FrameTables(rows, columns, plan.tile, plan.weighed_pitch, plan.raw_pitch, plan.raw_rows)
+        counts = weights.any(axis=0)  # where a picture keeps its size, only one of two does
+        return _Taps(self.upload(indices[:, counts]), self.upload(weights[:, counts]))
 
 
 @dataclass(frozen=True)
@@ -469,125 +385,12 @@ class _Taps:
     weights: CudaArray  # [count, K] float32
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
-        return self.indices.pointer, self.weights.pointer, _int(self.indices.shape[1])
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """Geometry of one axis for prepare_frame: see Axis in pixels.cu."""
-
-    entries: CudaArray
-    taps: int
+    def number(self) -> int:
+        return self.indices.shape[1]
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        return self.entries.pointer, _int(self.entries.shape[1] // 4), _int(self.taps)
-
-
-@dataclass(frozen=True)
-class _FrameTables:
-    """What prepare_frame in pixels.cu needs to know of a geometry."""
-
-    rows: _Axis
-    columns: _Axis
-    tile: int  # columns that a block makes at a time
-    weighed_pitch: int  # floats of a row of their source pixels
-    raw_pitch: int  # bytes of the same
-    raw_rows: int  # source rows that are sent ahead; 0: none
-
-    @property
-    def shared(self) -> int:
-        """Bytes of shared memory of a block."""
-        return _frame_shared(self.weighed_pitch, self.raw_pitch, self.raw_rows)
-
-    @property
-    def variant(self) -> int:
-        """Number of weights that the kernel is made for; 0 for any."""
-        return self.rows.taps if self.raw_rows else 0
-
-
-_AxisTaps = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
-"""First source pixels ``[count]`` and the weights ``[count, K]`` of K neighbours from there on."""
-
-
-@dataclass(frozen=True)
-class _FramePlan:
-    """How prepare_frame in pixels.cu goes about a geometry."""
-
-    rows: _AxisTaps
-    columns: _AxisTaps  # their weights take levels to -1..1
-    tile: int
-    weighed_pitch: int
-    raw_pitch: int
-    raw_rows: int
-
-    @classmethod
-    def of(
-        cls, row_taps: _AxisTaps, column_taps: _AxisTaps, source: tuple[int, int], levels: np.dtype[Any]
-    ) -> _FramePlan:
-        """Plan for the ``taps`` of both axes of a source of (height, width) pixels with ``levels``.
-
-        Raises:
-            ValueError: even two columns are made of more pixels than a block can hold.
-        """
-        rows, columns = _dense(*row_taps, source[0]), _dense(*column_taps, source[1])
-        most = max(rows[1].shape[1], columns[1].shape[1])
-        rows, columns = _dense(*row_taps, source[0], most), _dense(*column_taps, source[1], most)
-        columns = columns[0], columns[1] * np.float32(2 / np.iinfo(levels).max)
-        number = rows[1].shape[1]
-        starts = rows[0][::_FRAME_ROWS]
-        ends = (
-            rows[0][np.minimum(np.arange(len(starts)) * _FRAME_ROWS + _FRAME_ROWS, len(rows[0])) - 1] + number
-        )
-        raw_rows = int((ends - starts).max())
-        worth_sending = number == columns[1].shape[1] <= _FRAME_TAPS and raw_rows <= _FRAME_ROWS * number
-        for sent in (raw_rows, 0) if worth_sending else (0,):
-            for tile in (2 * _FRAME_THREADS, 128, 64, 32, 16, 8, 4, 2):  # two columns a thread
-                pitches = _pitches(columns, tile, levels.itemsize)
-                if _frame_shared(*pitches, sent) <= _SHARED_BYTES:
-                    return cls(rows, columns, tile, *pitches, sent)
-        raise ValueError("the picture is scaled down further than a GPU block can hold: resize it before")
-
-
-def _dense(
-    indices: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], size: int, least: int = 1
-) -> _AxisTaps:
-    """Taps of a source of ``size`` as neighbours, as few as can be, but ``least`` where the source has so many."""
-    counts = weights != 0
-    first = np.where(counts, indices, size).min(axis=1)
-    last = np.where(counts, indices, -1).max(axis=1)
-    number = max(int((last - first).max()) + 1, min(least, size))
-    first = np.minimum(first, size - number)
-    dense = np.zeros((len(indices), number), np.float32)
-    places = np.nonzero(counts)
-    np.add.at(dense, (places[0], indices[places] - first[places[0]]), weights[places])
-    return first.astype(np.int32), dense
-
-
-def _entries(first: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``[count, 4 n]``: the first source pixel's bits, then the weights."""
-    count, number = weights.shape
-    table = np.zeros((count, -(-(number + 1) // 4) * 4), np.float32)
-    table[:, 0] = first.view(np.float32)
-    table[:, 1 : number + 1] = weights
-    return table
-
-
-def _pitches(columns: _AxisTaps, tile: int, size: int) -> tuple[int, int]:
-    """Floats and bytes of a row of the source samples, of ``size`` bytes, that ``tile`` columns are made of."""
-    first, weights = columns
-    lefts = np.arange(0, len(first), tile)
-    whole = 16 // size  # samples: what is sent starts at a multiple of 16 bytes
-    begin = first[lefts] * 3 // whole * whole
-    end = (first[np.minimum(lefts + tile, len(first)) - 1] + weights.shape[1]) * 3
-    samples = int(-(-(end - begin).max() // whole) * whole)
-    return samples, samples * size
-
-
-def _frame_shared(weighed_pitch: int, raw_pitch: int, raw_rows: int) -> int:
-    """Bytes of shared memory: weighed rows, and two parts' source rows."""
-    return _FRAME_ROWS * weighed_pitch * 4 + 2 * raw_rows * raw_pitch
+        return self.indices.pointer, self.weights.pointer, _int(self.number)
 
 
 class _Pinned:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from v2v.device import StepRow
 from v2v.device.cuda import CudaArray, CudaDevice
 
 _REPLAYS = 9  # of which the median counts
@@ -94,18 +93,6 @@ def latent_cases(device: CudaDevice, size: str, frames: int, height: int, width:
     def v() -> CudaArray:
         return filled(window, np.float16)
 
-    row = device.upload(
-        np.array(StepRow(0, 7.5, 0.2, 0.9, -0.4, 0.5, 0.5, -0.1, 0.3, 0, 1, 0, 0.3), np.float32)
-    )
-
-    def advance() -> Callable[[], None]:
-        c, u, s, a, h, e = v(), v(), v(), x(), x(), x()
-        return lambda: device.advance(row, c, u, a, h, e, s)
-
-    def advance_only() -> Callable[[], None]:
-        c, s, a, h, e = v(), v(), x(), x(), x()
-        return lambda: device.advance(row, c, None, a, h, e, s)
-
     def guide() -> Callable[[], None]:
         c, u, o = v(), v(), filled(window, np.float32)
         return lambda: device.guide(c, u, 7.5, 0.2, o)
@@ -116,7 +103,7 @@ def latent_cases(device: CudaDevice, size: str, frames: int, height: int, width:
 
     def statistics_only() -> Callable[[], None]:
         c, u = v(), v()
-        return lambda: device._statistics(c, u, 0, 7.5, 0.2)
+        return lambda: device._statistics(c, u, 7.5, 0.2)
 
     def take() -> Callable[[], None]:
         a, o = x(), v()
@@ -143,8 +130,6 @@ def latent_cases(device: CudaDevice, size: str, frames: int, height: int, width:
     yield Case("guidance statistics", size, 4 * n, statistics_only)
     yield Case("guide without rescale", size, 8 * n, guide_only)
     yield Case("guide with rescale (two kernels, velocities read twice)", size, 12 * n, guide)
-    yield Case("fused step without guidance", size, 24 * n, advance_only)
-    yield Case("fused step (two kernels, velocities read twice)", size, 30 * n, advance)
     yield Case("take window", size, 6 * n, take)
     yield Case("add window", size, 11 * n, add)
     yield Case("add noise (combine of two)", size, 12 * n, noise)

@@ -384,8 +384,7 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
             v2v.close()
     return {
         "weights": "random",
-        "what": f"gaps and allocations of full-size runs, {ran}; in one window a whole step is a captured graph, with "
-        "several what each window costs",
+        "what": f"gaps and allocations of full-size runs, {ran}; what each window costs is a captured graph",
         "runs": runs,
     }
 
@@ -393,13 +392,10 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
 def step_ends(work: list[tuple[int, int, str]]) -> list[int]:
     """When each step of the loop was over, in nanoseconds.
 
-    In one window it ends with the kernel that advances the latents. With several, it ends with the look for NaN in what
-    they add up to; the solver's combinations follow, as they follow the look at the encoder's latents before all
-    steps, which is left out.
+    It ends with the look for NaN in what the windows add up to; the solver's combinations follow, as they follow the
+    look at the encoder's latents before all steps, which is left out.
     """
     kernels = [(end, name) for _, end, name in work if not name.startswith(("Mem", "mem"))]
-    if any(name.startswith("advance_") for _, name in kernels):
-        return [end for end, name in kernels if name.startswith("advance_")]
     looks = [
         end
         for (end, name), (_, after) in pairwise(kernels)

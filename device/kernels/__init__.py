@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 FILES: dict[str, tuple[str, ...]] = {
     "pixels": ("resize", "prepare_frame", "image_to_bytes"),
     "latents": ("combine", "take_window", "add_window", "sample_posterior", "find_nonfinite"),
-    "guidance": ("statistics", "guide", "advance"),
+    "guidance": ("statistics", "guide"),
 }
 """Source file -> the kernels in it.
 
-Each exists for float32 and float16, those of pictures for uint8 and uint16 too, ``prepare_frame`` then for 1 to 3
-weights and any number (0); ``combine`` for 1 to 5 terms.
+Each exists for float32 and float16, those of pictures for uint8 and uint16 too, ``prepare_frame`` then for 1 or 2
+weights an axis and any number (0); ``combine`` for 1 to 5 terms.
 """
 
 _FOLDER = Path(__file__).parent

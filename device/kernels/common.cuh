@@ -30,17 +30,6 @@ __device__ __forceinline__ void from_float(float value, half& result) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
 }
 
-// Two neighbours at once; `pointer` is aligned to both.
-__device__ __forceinline__ void store_pair(float* pointer, float a, float b) {
-    *reinterpret_cast<float2*>(pointer) = make_float2(a, b);
-}
-
-__device__ __forceinline__ void store_pair(half* pointer, float a, float b) {
-    uint32 word;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
-    *reinterpret_cast<uint32*>(pointer) = word;
-}
-
 __device__ __forceinline__ bool is_finite(float value) {
     return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u;
 }

@@ -1,16 +1,7 @@
-// Classifier-free guidance with rescale, alone and fused with a solver's step.
-// Formulas are those of v2v.device.Device (guide, advance); cpu.py is the specification.
+// Classifier-free guidance with rescale.
+// Formulas are those of v2v.device.Device (guide); cpu.py is the specification.
 
 #include "common.cuh"
-
-// v2v.device.StepRow, field by field.
-struct StepRow {
-    float step, guidance, rescale, c_skip, c_out;
-    float x_x, x_denoised, x_history, x_noise;
-    float history_x, history_denoised, history_history;
-    float scale;
-    float unused[3];
-};
 
 // Memory between the two kernels of one guided step. `done` is 0 between launches.
 struct Scratch {
@@ -77,9 +68,7 @@ __device__ __forceinline__ double deviation(double sum, double square, double si
 // One pass over both velocities; at most 1024 blocks of 256 threads, of which the last to finish writes the factor.
 template <typename T>
 __device__ __forceinline__ void statistics(
-    const T* conditional, const T* unconditional, uint64 size, const StepRow* row, float guidance, float rescale,
-    Scratch* scratch) {
-    if (row) guidance = row->guidance, rescale = row->rescale;
+    const T* conditional, const T* unconditional, uint64 size, float guidance, float rescale, Scratch* scratch) {
     const uint64 stride = static_cast<uint64>(gridDim.x) * blockDim.x * 8;
     const bool whole = aligned16(conditional) && aligned16(unconditional);
     Moments c = {}, v = {};
@@ -140,89 +129,34 @@ __device__ __forceinline__ void statistics(
     }
 }
 
-// The velocity after guidance and rescale; `unconditional` null: the conditional one.
-template <typename T>
-__device__ __forceinline__ Group guide_group(
-    const T* conditional, const T* unconditional, uint64 first, int count, float guidance, float factor) {
-    const bool full = count == 8;
-    Group v = load_any(conditional + first, count, full && aligned16(conditional + first));
-    if (unconditional) {
-        const Group u = load_any(unconditional + first, count, full && aligned16(unconditional + first));
-#pragma unroll
-        for (int i = 0; i < 8; i++) v.v[i] = guided(v.v[i], u.v[i], guidance) * factor;
-    }
-    return v;
-}
-
-// `scratch` null: no rescaling.
+// The velocity after guidance and rescale. `unconditional` null: the conditional one; `scratch` null: no rescaling.
 template <typename T>
 __device__ __forceinline__ void guide(
     const T* conditional, const T* unconditional, float* out, uint64 size, float guidance, const Scratch* scratch) {
     const uint64 first = thread_index() * 8;
     if (first >= size) return;
     const int count = size - first < 8 ? static_cast<int>(size - first) : 8;
-    const float factor = scratch ? scratch->factor : 1.0f;
-    const Group v = guide_group(conditional, unconditional, first, count, guidance, factor);
-    store_any(out + first, v, count, count == 8 && aligned16(out + first));
-}
-
-// One solver step for a window that is the whole canvas: x, history, noise [F, Z, plane]; velocities and the next
-// network input `scaled` [Z, F, plane]. Coefficients are the same for all threads, so the branches on them are too.
-template <typename T>
-__device__ __forceinline__ void advance(
-    const StepRow* row, const T* conditional, const T* unconditional, float* x, float* history, const float* noise,
-    T* scaled, int Z, int F, int plane, const Scratch* scratch, const Found& found) {
-    const uint32 per_plane = (plane + 7) / 8;
-    const uint64 index = thread_index();
-    const uint32 p = static_cast<uint32>(index / per_plane);
-    if (p >= static_cast<uint32>(Z) * F) return;
-    const int k = static_cast<int>(index - static_cast<uint64>(p) * per_plane) * 8;
-    const int count = plane - k < 8 ? plane - k : 8;
-    const int f = p / Z, z = p - f * Z;
-    const uint64 canvas = static_cast<uint64>(p) * plane + k;
-    const uint64 window = (static_cast<uint64>(z) * F + f) * plane + k;
-    const StepRow r = *row;
-    const bool whole = count == 8 && aligned16(x + canvas) && aligned16(history + canvas) &&
-                       aligned16(noise + canvas);
-
-    Group old = load_any(x + canvas, count, whole), h = {}, e = {};
-    if (r.x_history != 0.0f || r.history_history != 0.0f) h = load_any(history + canvas, count, whole);
-    if (r.x_noise != 0.0f) e = load_any(noise + canvas, count, whole);
-    const Group v =
-        guide_group(conditional, unconditional, window, count, r.guidance, unconditional ? scratch->factor : 1.0f);
-    Group next, kept, input;
-    bool fine = true;
+    const bool full = count == 8;
+    Group v = load_any(conditional + first, count, full && aligned16(conditional + first));
+    if (unconditional) {
+        const float factor = scratch ? scratch->factor : 1.0f;
+        const Group u = load_any(unconditional + first, count, full && aligned16(unconditional + first));
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const float d = r.c_skip * old.v[i] + r.c_out * v.v[i];
-        next.v[i] = r.x_denoised * d + r.x_x * old.v[i] + r.x_history * h.v[i] + r.x_noise * e.v[i];
-        kept.v[i] = r.history_denoised * d + r.history_x * old.v[i] + r.history_history * h.v[i];
-        input.v[i] = r.scale * next.v[i];
-        fine = fine && is_finite(next.v[i]);
+        for (int i = 0; i < 8; i++) v.v[i] = guided(v.v[i], u.v[i], guidance) * factor;
     }
-    store_any(x + canvas, next, count, whole);
-    store_any(history + canvas, kept, count, whole);
-    store_any(scaled + window, input, count, count == 8 && aligned16(scaled + window));
-    if (!fine) found.report(static_cast<uint32>(r.step), static_cast<uint32>(f));
+    store_any(out + first, v, count, full && aligned16(out + first));
 }
 
 #define KERNELS(T, NAME)                                                                                      \
     extern "C" __global__ void __launch_bounds__(256) statistics_##NAME(                                      \
-        const T* conditional, const T* unconditional, uint64 size, const StepRow* row, float guidance,        \
-        float rescale, Scratch* scratch) {                                                                    \
-        statistics(conditional, unconditional, size, row, guidance, rescale, scratch);                        \
+        const T* conditional, const T* unconditional, uint64 size, float guidance, float rescale,             \
+        Scratch* scratch) {                                                                                   \
+        statistics(conditional, unconditional, size, guidance, rescale, scratch);                             \
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) guide_##NAME(                                           \
         const T* conditional, const T* unconditional, float* out, uint64 size, float guidance,                \
         const Scratch* scratch) {                                                                             \
         guide(conditional, unconditional, out, size, guidance, scratch);                                      \
-    }                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) advance_##NAME(                                         \
-        const StepRow* row, const T* conditional, const T* unconditional, float* x, float* history,           \
-        const float* noise, T* scaled, int Z, int F, int plane, const Scratch* scratch, uint64* lowest,       \
-        int* flag) {                                                                                          \
-        advance(row, conditional, unconditional, x, history, noise, scaled, Z, F, plane, scratch,             \
-                Found{lowest, flag});                                                                         \
     }
 KERNELS(float, float32)
 KERNELS(half, float16)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2v.core.errors import V2VError
-from v2v.device import Array, Device, Feed, Pending, StepRow
+from v2v.device import Array, Device, Feed, Pending
 from v2v.runtime.background import ahead
 from v2v.runtime.diffusion.deepcache import Evaluation, UNetEngines, evaluations_in_full
 from v2v.runtime.diffusion.guidance import Guidance
@@ -55,8 +55,8 @@ class DenoisingLoop:
 
         canvas = (extent[0], channels, *extent[1:])
         self.x, self.history, self.noise = (device.empty(canvas, np.float32) for _ in range(3))
-        # What several windows add up to, and what is left of it after guidance; a lone window needs neither.
-        self.total, self._denoised, self._other = (device.empty(canvas, np.float32) for _ in range(3))
+        self.total = device.empty(canvas, np.float32)  # what the windows' velocities add up to
+        self._denoised, self._other = (device.empty(canvas, np.float32) for _ in range(2))
         self.scaled, self.conditional = (device.empty(latents.shape, latents.dtype) for _ in range(2))
         self._guided = [guidance.acts(c.timestep) for c in self._coefficients]
         self.unconditional = device.empty(latents.shape, latents.dtype) if any(self._guided) else None
@@ -64,11 +64,8 @@ class DenoisingLoop:
         self._feed = device.feed(canvas, np.float32)
 
         self._timesteps = device.upload(np.array([[c.timestep] for c in self._coefficients], np.int64))
-        self._rows = device.upload(np.array(self._table(), np.float32))
         self._timestep = device.empty((1,), np.int64)
-        self._row = device.empty((len(StepRow._fields),), np.float32)
 
-        self._one_window = tuple(window) == extent
         self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
         self._last_plan = self._plan(tuple(window), overlap, None)
         self._in_full = evaluations_in_full(self._guided, reuse)
@@ -108,46 +105,23 @@ class DenoisingLoop:
         """
         if contexts is not self._contexts:
             self._captured, self._contexts = {}, contexts
-        pace = _Pace(self.device, self._row, done)
+        pace = _Pace(self.device, self._timestep, done)
         draws = [k for k, update in enumerate(self.updates) if update.x_noise]
         with closing(ahead(map(noise, draws), depth=2)) as drawn:
             supply = _Supply(self._feed, self.noise, drawn)
-            if self._one_window and known is None:
-                self._run_fused(contexts, supply, pace)
-            else:
-                self._run_windowed(contexts, supply, pace, known)
+            self._solve(contexts, supply, pace, known)
             pace.finish()
         self._raise_if_nonfinite(first)
         return self.x
 
-    def _run_fused(self, contexts: tuple[Array, Array], supply: _Supply, pace: _Pace) -> None:
-        """One window covers the segment: a step is one or two evaluations and one kernel, captured when it has run."""
-        device = self.device
-
-        def step(guided: bool, in_full: bool) -> None:
-            unconditional = self._evaluate(contexts, guided, in_full)
-            device.advance(
-                self._row, self.conditional, unconditional, self.x, self.history, self.noise, self.scaled
-            )
-
-        device.take_window(self.x, (0, 0, 0), self._coefficients[0].scale, self.scaled)
-        for k, update in enumerate(self.updates):
-            self._select(k)
-            if update.x_noise:
-                supply.next()
-            kind = self._guided[k], self._in_full[k]
-            self._queue(("step", *kind), partial(step, *kind))
-            supply.refill()
-            pace.mark(k)
-
-    def _run_windowed(
+    def _solve(
         self,
         contexts: tuple[Array, Array],
         supply: _Supply,
         pace: _Pace,
         known: tuple[Array, Array] | None,
     ) -> None:
-        """Several windows, blended in every step: their velocities add up to one velocity of the whole segment.
+        """Follow the solver's table; in every step the windows' velocities add up to one velocity of the whole segment.
 
         What a window costs, its evaluations and guidance, is captured once and serves all windows.
         """
@@ -176,6 +150,7 @@ class DenoisingLoop:
                 work = partial(guide, *kind, place)
                 self._queue(("window", *kind, *map(id, self._features[place])), work)
                 device.add_window(self.velocity, weights, tile.start, self.total)
+            # Velocity -> x0: Karras et al. 2022, eq. 7, with c_skip = alpha / sqrt(sigma^2 + 1), c_out = -s.
             device.combine([(c.alpha * c.scale, x), (-c.s, self.total)], out)
             device.check(out, evaluation)
             supply.refill()
@@ -232,20 +207,8 @@ class DenoisingLoop:
         return [(each[0], each[-1]) for each in made]
 
     def _select(self, k: int) -> None:
-        """Make row ``k`` of the tables the current one."""
+        """Make the timestep of row ``k`` the one that the network is given."""
         self.device.copy(self.device.view(self._timesteps, k), self._timestep)
-        self.device.copy(self.device.view(self._rows, k), self._row)
-
-    def _table(self) -> list[StepRow]:
-        scales = [c.scale for c in self._coefficients]
-        return [
-            StepRow(
-                k, self.guidance.scale, self.guidance.rescale, c.alpha * c.scale, -c.s, *update[1:], scale
-            )
-            for k, (update, c, scale) in enumerate(
-                zip(self.updates, self._coefficients, [*scales[1:], 1.0], strict=True)
-            )
-        ]
 
     def _plan(
         self, window: tuple[int, ...], overlap: tuple[int, int, int], phase: float | None

@@ -2,8 +2,8 @@
 
 ``x`` is the noisy latent over alpha, so that ``x = x0 + sigma eps``; sigmas fall to 0; the denoiser estimates ``x0``.
 Every step of the solvers here is linear in (x, D, history, noise), so a solver is a function from sigmas to a table
-of coefficients, one row for each evaluation of the network. A device can then apply a row in one pass and replay a
-captured step with the next one. A solver knows nothing of guidance, text, windows or devices.
+of coefficients, one row for each evaluation of the network. A solver knows nothing of guidance, text, windows or
+devices.
 """
 
 from __future__ import annotations

@@ -47,17 +47,7 @@ static To bits(From value) {
 }
 static float __uint_as_float(unsigned value) { return bits<float>(value); }
 static unsigned __float_as_uint(float value) { return bits<unsigned>(value); }
-static int __float_as_int(float value) { return bits<int>(value); }
 static float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-static unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
-    const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
-    unsigned result = 0;
-    for (int k = 0; k < 4; k++) result |= (both >> 8 * (selector >> 4 * k & 7) & 255) << 8 * k;
-    return result;
-}
-static unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
-    return (static_cast<uint64_t>(high) << 32 | low) >> (shift & 31);
-}
 static void __threadfence() {}
 static unsigned atomicAdd(unsigned* at, unsigned value) { return (*at += value) - value; }
 static unsigned long long atomicMin(unsigned long long* at, unsigned long long value) {
@@ -78,7 +68,6 @@ static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
 static void (*body)();
 static unsigned current;
-alignas(16) static unsigned char dynamic_shared[1 << 17];
 
 static void wait_at(State barrier) {
     const Index mine = threadIdx;
@@ -112,7 +101,6 @@ static void release(unsigned first, unsigned last, State barrier) {
 
 static void run_block(unsigned threads) {
     fibers.resize(max<size_t>(fibers.size(), threads));
-    memset(dynamic_shared, 0xff, sizeof dynamic_shared);  // NaN: nobody may read what nobody wrote
     for (unsigned k = 0; k < threads; k++) {
         Fiber& f = fibers[k];
         if (!f.stack) f.stack.reset(new char[1 << 16]);
@@ -142,15 +130,15 @@ template <auto F>
 struct Launch;
 template <typename... A, void (*F)(A...)>
 struct Launch<F> {
-    static void run(unsigned x, unsigned y, unsigned threads, A... arguments) {
-        gridDim = {x, y};
+    static void run(unsigned blocks, unsigned threads, A... arguments) {
+        gridDim = {blocks, 1};
         blockDim = {threads, 1};
         static thread_local const void* kept;
         auto call = [&] { F(arguments...); };
         kept = &call;
         body = [] { (*static_cast<decltype(call)*>(const_cast<void*>(kept)))(); };
-        for (unsigned k = 0; k < x * y; k++) {
-            blockIdx = {k % x, k / x};
+        for (unsigned k = 0; k < blocks; k++) {
+            blockIdx = {k, 0};
             run_block(threads);
         }
     }

@@ -29,17 +29,6 @@ _INSTRUCTIONS = [
         r'asm\("cvt\.rn\.f16x2\.f32 .*?;" : "=r"\((.*?)\) : "f"\((.*?)\), "f"\((.*?)\)\);',
         r"\1 = (uint32)bits<uint16>((_Float16)(\2)) << 16 | bits<uint16>((_Float16)(\3));",
     ),
-    (
-        r'asm volatile\("cp\.async\.\w+\.shared\.global \[%0\], \[%1\], (\d+);" '
-        r'::"r"\((.*?)\), "l"\((.*?)\) : "memory"\);',
-        r"if (((\2) | (uintptr_t)(\3)) % \1) failed = 1; else memcpy(dynamic_shared + (\2), \3, \1);",
-    ),
-    (r'asm volatile\("cp\.async\.wait_all;" ::: "memory"\);', ""),
-    (
-        r"extern __shared__ float4 shared\[\];",
-        "float4* const shared = reinterpret_cast<float4*>(dynamic_shared);",
-    ),
-    (r"__cvta_generic_to_shared\((.*?)\)\);", r"((\1) - dynamic_shared));"),
 ]
 
 
@@ -81,9 +70,7 @@ class EmulatedDevice(cuda.CudaDevice):
         self._library = library
         self.gpu = SimpleNamespace(properties=SimpleNamespace(multiprocessor_count=2))
         self.stream, self.allocations, self.capture_refused = 0, 0, "emulated"
-        self._shared_bytes, self._shared_reserved = 1 << 17, 1 << 10
         self._taps = lru_cache(maxsize=256)(self._make_taps)
-        self._frame_tables = lru_cache(maxsize=256)(self._make_frame_tables)
         self._scratch = self.upload(np.zeros(cuda._SCRATCH_BYTES, np.uint8))
         self._found = self.upload(np.full(1, cuda._NOTHING_FOUND))
         self._flag = np.zeros(1, np.int32)
@@ -132,9 +119,9 @@ class EmulatedDevice(cuda.CudaDevice):
         parts = (str(part) if isinstance(part, int) else np.dtype(part).name for part in variant)
         return "_".join((name, *parts))
 
-    def _launch(self, kernel, grid, arguments, threads=cuda._THREADS, shared=0):
+    def _launch(self, kernel, blocks, *arguments):
         values = [ctypes.c_uint64(value) if isinstance(value, int) else value for value in arguments]
-        sizes = [ctypes.c_uint(size) for size in (*grid, 1)[:2]] + [ctypes.c_uint(threads)]
+        sizes = [ctypes.c_uint(size) for size in (blocks, cuda._THREADS)]
         function = ctypes.CFUNCTYPE(None, *map(type, [*sizes, *values]))
         function(ctypes.c_void_p.in_dll(self._library, f"launch_{kernel}").value)(*sizes, *values)
         assert not ctypes.c_int.in_dll(self._library, "failed").value, f"{kernel} would fail on a GPU"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from v2v.device import Nonfinite, StepRow
+from v2v.device import Nonfinite
 from v2v.device.cpu import CpuDevice
 
 device = CpuDevice()
@@ -161,22 +161,6 @@ def test_combine_may_write_over_a_term_and_ignores_zero_coefficients():
     expected = 2 * x - y
     device.combine([(2.0, x), (-1.0, y), (0.0, np.full(7, np.nan, np.float32))], x)
     np.testing.assert_allclose(x, expected, rtol=1e-6)
-
-
-def test_advance_is_guide_combine_and_take_window_in_one():
-    x, history, noise = rng.standard_normal((3, 3, 4, 5, 6)).astype(np.float32)
-    positive, negative = rng.standard_normal((2, 1, 4, 3, 5, 6)).astype(np.float32)
-    row = StepRow(2, 3.0, 0.2, 0.9, -0.4, 0.5, 0.6, 0.7, 0.8, 0.1, 0.2, 0.3, 1.7)
-    velocity = np.empty_like(positive)
-    device.guide(positive, negative, row.guidance, row.rescale, velocity)
-    denoised = row.c_skip * x + row.c_out * np.moveaxis(velocity[0], 0, 1)
-    expected = row.x_x * x + row.x_denoised * denoised + row.x_history * history + row.x_noise * noise
-    expected_history = row.history_x * x + row.history_denoised * denoised + row.history_history * history
-    scaled = np.empty_like(positive)
-    device.advance(np.array(row, np.float32), positive, negative, x, history, noise, scaled)
-    np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(history, expected_history, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(scaled[0], np.moveaxis(expected, 1, 0) * row.scale, rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_failure_is_told_once():

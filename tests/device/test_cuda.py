@@ -11,7 +11,7 @@ import pytest
 from v2v.core.components import Window, components
 from v2v.core.configs import MODELS
 from v2v.core.errors import EngineError, V2VError
-from v2v.device import Nonfinite, StepRow, kernels
+from v2v.device import Nonfinite, kernels
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.deepcache import UNetEngines
 from v2v.runtime.diffusion.guidance import Guidance
@@ -147,53 +147,6 @@ def test_without_a_gpu_the_message_says_what_to_check():
     assert "\n" not in str(caught.value)
 
 
-AXES = [(640, 1280), (1280, 1280), (1920, 1280), (3840, 1280), (8192, 100), (7, 5), (3, 50), (1, 9)]
-
-
-@pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
-@pytest.mark.parametrize(("source", "target"), AXES)
-def test_a_block_of_a_resize_holds_what_its_pixels_are_made_of(source, target, levels, antialias):
-    cuda = pytest.importorskip("v2v.device.cuda", exc_type=EngineError)
-    from v2v.device.resize import taps
-
-    rows, columns = taps(90, 180, 0, 180, antialias), taps(source, target, -3, target + 6, antialias)
-    plan = cuda._FramePlan.of(rows, columns, (90, source), np.dtype(levels))
-    assert cuda._frame_shared(plan.weighed_pitch, plan.raw_pitch, plan.raw_rows) <= cuda._SHARED_BYTES
-    first, weights = plan.columns
-    number = weights.shape[1]
-    assert first.min() >= 0 and first.max() + number <= source
-    whole = 16 // np.dtype(levels).itemsize
-    for left in range(0, len(first), plan.tile):
-        part = first[left : left + plan.tile]
-        assert (np.diff(part) >= 0).all()
-        begin = part[0] * 3 // whole * whole
-        assert (part[-1] + number) * 3 - begin <= plan.weighed_pitch
-    if plan.raw_rows:
-        first, weights = plan.rows
-        for top in range(0, len(first), 4):
-            assert first[top : top + 4][-1] + number - first[top] <= plan.raw_rows
-
-
-@pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize(("source", "target"), AXES)
-def test_entries_of_an_axis_say_what_the_taps_say(source, target, antialias):
-    cuda = pytest.importorskip("v2v.device.cuda", exc_type=EngineError)
-    from v2v.device.resize import taps
-
-    geometry = taps(source, target, -5, target + 9, antialias)
-    picture = np.random.default_rng(1).random(source).astype(FLOAT)
-    expected = (picture[geometry[0]] * geometry[1]).sum(axis=1)
-    for least in (1, 3):
-        first, weights = cuda._dense(*geometry, source, least)
-        number = weights.shape[1]
-        assert min(least, source) <= number <= max(least, geometry[0].shape[1])
-        entries = cuda._entries(first, weights)
-        start = entries[:, :1].view(np.int32)
-        weighed = (picture[start + np.arange(number)] * entries[:, 1 : number + 1]).sum(axis=1)
-        np.testing.assert_allclose(weighed, expected, atol=1e-6)
-
-
 # Memory -----------------------------------------------------------------------------------------------------------
 @gpu_test
 def test_what_goes_up_comes_down(gpu, rng):
@@ -291,32 +244,11 @@ def test_prepare_frame(both, rng, dtype, levels, case):
     close(result[1], dtype)
 
 
-@gpu_test
-@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
-def test_a_large_frame_is_prepared_by_blocks_that_make_many_parts_each(gpu, rng, levels):
-    frame = rng.integers(0, np.iinfo(levels).max + 1, (1080, 1920, 3), levels)
-    out = poisoned((1, 3, 2160, 3840), HALF)
-    close(Both(gpu)("prepare_frame", frame, (2160, 3840), out, offset=(0, 0), antialias=True)[1], HALF)
-
-
 @pytest.mark.parametrize("out", [(45, 80), (720, 1280), (1, 1), (31, 77)])
 def test_resize(both, rng, out):
     needs_a_real_one(both.device, out)
     image = rng.standard_normal((1, 3, 90, 160)).astype(FLOAT)
     close(both("resize", image, poisoned((1, 3, *out), FLOAT))[1], FLOAT)
-
-
-@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
-@pytest.mark.parametrize("size", [(9, 30), (5, 12), (2, 5)])
-def test_prepare_frame_takes_a_frame_that_is_not_aligned(device, rng, levels, size):
-    frames = rng.integers(0, np.iinfo(levels).max + 1, (3, 5, 12, 3), levels)
-    memory = device.upload(np.concatenate([[0], frames.ravel()]).astype(levels))
-    out, twin = device.empty((1, 3, *size), FLOAT), np.empty((1, 3, *size), FLOAT)
-    for k, host in enumerate(frames):
-        frame = device.reshape(device.view(memory, slice(1 + 180 * k, 181 + 180 * k)), (5, 12, 3))
-        device.prepare_frame(frame, size, out, offset=(0, 0), antialias=True)
-        cpu.prepare_frame(host, size, twin, offset=(0, 0), antialias=True)
-        close((device.download(out), twin))
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
@@ -410,44 +342,6 @@ def test_the_deviation_survives_a_mean_far_from_zero_and_an_outlier(device, rng)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
-@pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize("size", [(8, 18, 32), (3, 5, 7), (32, 90, 160)])
-def test_advance(both, rng, dtype, guided, size):
-    needs_a_real_one(both.device, size)
-    frames, *plane = size
-    canvas, window = (frames, 4, *plane), (1, 4, *size)
-    row = np.array(StepRow(3, 7.5, 0.2, 0.9, -0.4, 0.5, 0.6, -0.2, 0.8, 0.1, 0.7, -0.3, 0.25), FLOAT)
-    x, history, noise = rng.standard_normal((3, *canvas)).astype(FLOAT)
-    conditional, unconditional = rng.standard_normal((2, *window)).astype(dtype)
-    result = both(
-        "advance",
-        row,
-        conditional,
-        unconditional if guided else None,
-        x,
-        history,
-        noise,
-        poisoned(window, dtype),
-    )
-    *_, moved, kept, _, scaled = result
-    close(moved, scale=10)
-    close(kept, scale=10)
-    close(scaled, dtype, scale=10)
-    assert both.device.failure() is None
-
-
-def test_advance_does_not_look_at_what_does_not_count(both, rng):
-    row = np.array(StepRow(0, 2.0, 0.5, 0.9, -0.4, x_x=0.5, x_denoised=0.5, x_history=0, x_noise=0,
-                           history_x=0, history_denoised=1, history_history=0, scale=1), FLOAT)  # fmt: skip
-    x = rng.standard_normal((8, 4, 18, 32)).astype(FLOAT)
-    conditional, unconditional, scaled = rng.standard_normal((3, 1, 4, 8, 18, 32)).astype(HALF)
-    nothing = poisoned(x.shape, FLOAT)
-    *_, moved, kept, _, _ = both("advance", row, conditional, unconditional, x, nothing, nothing, scaled)
-    close(moved, scale=10)
-    close(kept, scale=10)
-
-
-@pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_check_tells_the_lowest_label_and_frame_once(device, rng, dtype, bad):
     array = rng.standard_normal((6, 4, 9, 11)).astype(dtype)
@@ -463,17 +357,6 @@ def test_check_tells_the_lowest_label_and_frame_once(device, rng, dtype, bad):
     device.check(device.upload(array), 5)
     device.synchronize()
     assert device.failure() == Nonfinite(5, 2)
-
-
-def test_advance_reports_what_is_not_finite(device, rng):
-    row = np.array(StepRow(6, 1, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1), FLOAT)
-    x, history, noise = (device.upload(a) for a in rng.standard_normal((3, 8, 4, 6, 8)).astype(FLOAT))
-    velocity = rng.standard_normal((1, 4, 8, 6, 8)).astype(HALF)
-    velocity[0, 2, 5, 3, 3] = np.inf
-    scaled = device.empty(velocity.shape, HALF)
-    device.advance(device.upload(row), device.upload(velocity), None, x, history, noise, scaled)
-    device.synchronize()
-    assert device.failure() == Nonfinite(6, 5)
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
@@ -549,7 +432,7 @@ def test_work_is_queued_piece_by_piece_once_then_captured(extent):
             noted.append("capture")
             return lambda: (noted.append("replay"), work())
 
-        def guide(self, *arguments):  # once in all that is captured: in advance() where there is one window
+        def guide(self, *arguments):  # once in all that is captured
             noted.append("work")
             super().guide(*arguments)
 
@@ -613,11 +496,7 @@ def test_noise_is_sent_while_the_device_has_work(extent):
     loop.run(contexts, lambda k: np.full(loop.x.shape, k, FLOAT), lambda k: None)
     sent = [number for kind, number in events if kind == "send"]
     assert sent == list(range(7))
-    kinds = [kind for kind, _ in events]
-    if extent[0] == 8:  # noise is taken before a step is queued, which is one piece with its last part
-        assert kinds == ["send", "step", "send", "send", *["step", "send"] * 4, *["step"] * 3]
-    else:  # noise is taken behind a step's windows
-        assert kinds == ["send", *["step", "send"] * 6, *["step"] * 2]
+    assert [kind for kind, _ in events] == ["send", *["step", "send"] * 6, *["step"] * 2]
 
 
 @gpu_test
