@@ -32,7 +32,6 @@ from v2v.benchmarks.trace import (
     ENGINE_STAGES,
     VIDEO_DECODE,
     VIDEO_ENCODE,
-    LoadedEngines,
     Trace,
     TracedEngine,
     drawable,
@@ -41,7 +40,7 @@ from v2v.benchmarks.trace import (
 from v2v.core.components import Window
 from v2v.core.configs import ModelConfig
 from v2v.device import open_device
-from v2v.engine.manifest import Manifest
+from v2v.engine.backend import Engines, LooseEngines
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Progress
@@ -71,9 +70,18 @@ class Opener(Protocol):
     @property
     def device(self) -> str: ...
 
-    def open(self, folder: Path) -> EngineSet:
-        """Open the engine set; ``folder`` is for what it needs besides and goes away afterwards."""
+    def open(self, folder: Path) -> Opened:
+        """Find the engines; ``folder`` is for what they need besides and goes away afterwards."""
         ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Engines to measure, what they are, and the engine set that they lie in, if any."""
+
+    engines: Engines
+    subject: Subject
+    engine_set: EngineSet | None = None
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,24 @@ class OpenEngineSet:
     device: str
     kind: Kind = "engines"
 
-    def open(self, folder: Path) -> EngineSet:
+    def open(self, folder: Path) -> Opened:
         """See :class:`Opener`."""
-        return EngineSet.open(self.path)
+        found = EngineSet.open(self.path)
+        recipe = found.manifest.recipe
+        subject = Subject(
+            name=self.name,
+            kind=self.kind,
+            backend=recipe.backend.name,
+            backend_version=recipe.backend.version,
+            device=self.device,
+            model=recipe.model.name,
+            weights=recipe.weights.kind,
+            weights_identity=recipe.weights.identity,
+            window=str(recipe.window),
+            precision=recipe.options.precision,
+            engine_set=found.name,
+        )
+        return Opened(found, subject, found)
 
 
 @dataclass(frozen=True)
@@ -101,12 +124,31 @@ class OpenBaseline:
     weights: str  # as load_weights takes it
     device: str
 
-    def open(self, folder: Path) -> EngineSet:
+    def open(self, folder: Path) -> Opened:
         """See :class:`Opener`; imports PyTorch."""
-        from v2v.benchmarks.baselines import TorchEngines
+        import torch
+
+        from v2v.benchmarks.torch_engines import baseline_engines
+        from v2v.export.weights import load_weights
 
         assert self.kind != "engines"
-        return TorchEngines.make(folder, self.kind, self.model, self.window, self.weights, self.device)
+        weights = load_weights(self.weights, self.model)
+        subject = Subject(
+            name=self.name,
+            kind=self.kind,
+            backend="pytorch",
+            backend_version=torch.__version__,
+            device=self.device,
+            model=self.model.name,
+            weights=weights.kind,
+            weights_identity=weights.identity,
+            window=str(self.window),
+            precision="fp16" if self.device == "cuda" else "fp32",
+            engine_set=None,
+        )
+        return Opened(
+            baseline_engines(folder, self.kind, self.model, self.window, weights, self.device), subject
+        )
 
 
 @dataclass(frozen=True)
@@ -154,8 +196,8 @@ def measure(job: Job, folder: Path, tell: Tell) -> Iterator[Measured]:
         timeline=drawable(spans),
         host_bytes=Figure((float(host),)),
         gpu_bytes=None if most is None or bench.subject.device == "cpu" else Figure((float(most),)),
-        engine_bytes=bench.opened.bytes if job.opener.kind == "engines" else None,
-        build=_build(job.opener.kind, bench.opened.manifest, first, stages),
+        engine_bytes=None if bench.opened.engine_set is None else bench.opened.engine_set.bytes,
+        build=_build(job.opener.kind, bench.opened, first, stages),
         sweeps=(),
     )
     yield found
@@ -198,20 +240,17 @@ class _Bench:
         started = time.perf_counter()
         self.opened = opener.open(folder)
         device = open_device(opener.device)
-        self.engines = {name: self.opened.load(name, device.name) for name in self.opened.manifest.components}
+        found = self.opened.engines
+        self.engines = {name: found.load(name, device.name) for name in found.names}
         device.synchronize()
         self.load_seconds = time.perf_counter() - started
 
-        recipe = self.opened.manifest.recipe
-        self.model, self.window, self._folder = recipe.model, recipe.window, folder
-        self.subject = _subject(opener, self.opened)
+        self.model, self.window, self._folder = found.model, found.window, folder
+        self.subject = self.opened.subject
         self.trace = Trace(device)
         self._v2v = VideoToVideo(
-            LoadedEngines(
-                self.opened.path,
-                self.opened.manifest,
-                {name: TracedEngine(engine, self.trace) for name, engine in self.engines.items()},
-                self.opened.tokenizer_path,
+            LooseEngines.of(
+                found, {name: TracedEngine(engine, self.trace) for name, engine in self.engines.items()}
             ),
             traced(device, self.trace, captures=opener.kind == "engines"),
         )
@@ -272,35 +311,20 @@ def write_clip(path: Path, frames: int, height: int, width: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _subject(opener: Opener, opened: EngineSet) -> Subject:
-    recipe = opened.manifest.recipe
-    return Subject(
-        name=opener.name,
-        kind=opener.kind,
-        backend=recipe.backend.name,
-        backend_version=recipe.backend.version,
-        device=opener.device,
-        model=recipe.model.name,
-        weights=recipe.weights.kind,
-        weights_identity=recipe.weights.identity,
-        window=str(recipe.window),
-        precision=recipe.options.precision,
-        engine_set=opened.name if opener.kind == "engines" else None,
-    )
-
-
-def _build(kind: Kind, manifest: Manifest, first: list[Span], stages: tuple[Stage, ...]) -> Build | None:
+def _build(kind: Kind, opened: Opened, first: list[Span], stages: tuple[Stage, ...]) -> Build | None:
     """The manifest's times; for ``torch.compile``, by how much longer each first call took."""
     if kind == "eager":
         return None
     if kind == "compile":
         usual = {stage.name: stage.seconds.median for stage in stages}
         extra: dict[str, float] = {}
-        for component in manifest.components:
+        for component in opened.engines.names:
             stage = ENGINE_STAGES[component]
             took = next(span.seconds for span in first if span.stage == stage)
             extra[component] = max(took - usual[stage], 0.0)
         return Build(sum(extra.values()), {}, extra)
+    assert opened.engine_set is not None
+    manifest = opened.engine_set.manifest
     records = manifest.components
     return Build(
         manifest.seconds,

@@ -146,8 +146,8 @@ def measure_ceilings(device: str, tell: Tell) -> Ceilings:
 
 
 def count_work(shapes: list[Shape], tell: Tell) -> tuple[Work, ...]:
-    """In a fresh process, as it imports PyTorch: see :func:`v2v.benchmarks.baselines.work`."""
-    from v2v.benchmarks.baselines import work
+    """In a fresh process, as it imports PyTorch: see :func:`v2v.benchmarks.torch_engines.work`."""
+    from v2v.benchmarks.torch_engines import work
 
     counted: list[Work] = []
     for place, shape in enumerate(shapes):

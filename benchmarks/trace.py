@@ -16,8 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 from v2v.benchmarks.results import Figure, Span, Stage
 from v2v.core.components import ComponentName
 from v2v.device import Device
-from v2v.engine.backend import Engine, Prompted, SharingEngine
-from v2v.engine.store import EngineSet
+from v2v.engine.backend import Engine, Prompted
 from v2v.runtime.diffusion.progress import Progress
 
 ENGINE_STAGES: Mapping[ComponentName, str] = {
@@ -245,39 +244,26 @@ def _joined(spans: list[Span], gap: float) -> list[Span]:
     return joined
 
 
-class TracedEngine:
-    """An engine that notes its calls; satisfies :class:`v2v.engine.backend.Engine`."""
+class TracedEngine(Engine):
+    """An engine that notes its calls."""
 
     def __init__(self, engine: Engine, trace: Trace) -> None:
         self.component, self._engine, self._trace = engine.component, engine, trace
         self._stage = ENGINE_STAGES[engine.component.name]
-        self.run = trace.wrap(engine.run, self._stage)
-        self.close = engine.close
-        if isinstance(engine, SharingEngine):
-            self.run_prompts = self._run_prompts
+        self._run = trace.wrap(engine.run, self._stage)
 
-    def _run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
-        """Evaluations that share work are noted as equally long, together as long as they took."""
-        assert isinstance(self._engine, SharingEngine)
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """See :class:`v2v.engine.backend.Engine`."""
+        self._run(inputs, outputs, stream)
+
+    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+        """Evaluations are noted as equally long, together as long as they took: they may share work."""
         run = self._trace.wrap(self._engine.run_prompts, self._stage, parts=len(prompts))
         run(common, prompts, stream)
 
-
-@dataclass(frozen=True)
-class LoadedEngines(EngineSet):
-    """An engine set whose engines have been loaded already."""
-
-    engines: Mapping[ComponentName, Engine]
-    tokenizer: Any
-
-    @property
-    def tokenizer_path(self) -> Any:
-        """The tokenizer of the set that was loaded."""
-        return self.tokenizer
-
-    def load(self, name: ComponentName, device: str) -> Engine:
-        """The engine, as loaded; it stays with who loaded it."""
-        return self.engines[name]
+    def close(self) -> None:
+        """See :class:`v2v.engine.backend.Engine`."""
+        self._engine.close()
 
 
 class TracedDevice:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
 
 import rich.console
 import rich.progress
@@ -18,10 +20,14 @@ from v2v.core.abort import exit_code, watch
 from v2v.core.errors import UsageError, V2VError
 from v2v.core.progress import BuildProgress
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 ERROR = 2
 """Exit code of everything that a person can put right."""
 
 Choice = TypeVar("Choice", bound=str)
+Options = TypeVar("Options", bound="DataclassInstance")
 
 messages = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 """Where progress, warnings and errors go; results go to stdout."""
@@ -30,6 +36,31 @@ messages = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 def new_app() -> typer.Typer:
     """An empty command whose usage errors :func:`run_app` can word."""
     return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Make a function of one dataclass of ``options`` a command that has an option for each of its fields."""
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(options)
+    ]
+
+    def wrap(function: Callable[[Options], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            function(options(**given))
+
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return wrap
 
 
 def run_app(app: typer.Typer) -> NoReturn:

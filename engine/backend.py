@@ -7,12 +7,12 @@ heavy library is imported when the class is made, never when this module is.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from v2v.core.components import Component, Precision
+from v2v.core.components import Component, ComponentName, Precision, Window
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import EngineError
 from v2v.core.progress import PhaseProgress
@@ -60,8 +60,12 @@ FP8_TOLERANCE = 0.3
 """Relative L2 error of a UNet in FP8 past which it is refused; random weights gave 0.05 to 0.18."""
 
 
+Prompted = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""What differs from one prompt to the next: inputs, outputs."""
+
+
 class Engine(Protocol):
-    """A compiled component, ready to run on one device."""
+    """A compiled component, ready to run on one device. What runs one inherits from it."""
 
     component: Component
 
@@ -73,33 +77,96 @@ class Engine(Protocol):
         """
         ...
 
+    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+        """As :meth:`run` for each of ``prompts``, with the inputs ``common`` to all of them.
+
+        One after the other, unless an engine does what no prompt changes only once.
+        """
+        for inputs, outputs in prompts:
+            self.run({**common, **inputs}, outputs, stream)
+
     def close(self) -> None:
         """Free the memory that the engine holds. Calling it twice is harmless."""
         ...
 
 
-Prompted = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""What differs from one prompt to the next: inputs, outputs."""
+class Engines(Protocol):
+    """A model's engines, wherever they come from: all that a run asks of an engine set."""
 
+    @property
+    def model(self) -> ModelConfig: ...
 
-@runtime_checkable
-class SharingEngine(Protocol):
-    """A UNet that evaluates several prompts in less than the sum of their times: what none changes it does once."""
+    @property
+    def window(self) -> Window:
+        """What the UNet takes at once."""
+        ...
 
-    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
-        """As :meth:`Engine.run` for each of ``prompts``, with the inputs ``common`` to all of them."""
+    @property
+    def names(self) -> Collection[ComponentName]:
+        """The components that there are."""
+        ...
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """A file for the ``tokenizers`` library."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What the outputs depend on, by names for people: ``model``, ``weights``, ``engines``."""
+        ...
+
+    @property
+    def command_with_reuse(self) -> str:
+        """What builds the same engines with a UNet that can go on from the features of an earlier evaluation."""
+        ...
+
+    def load(self, name: ComponentName, device: str) -> Engine:
+        """Load a component on ``device`` ("cpu" or "cuda").
+
+        Raises:
+            EngineError: it cannot be loaded there.
+        """
         ...
 
 
-def run_prompts(
-    engine: Engine, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0
-) -> None:
-    """Evaluate a UNet under each of ``prompts``, together where ``engine`` can."""
-    if isinstance(engine, SharingEngine) and len(prompts) > 1:
-        engine.run_prompts(common, prompts, stream)
-        return
-    for inputs, outputs in prompts:
-        engine.run({**common, **inputs}, outputs, stream)
+@dataclass(frozen=True)
+class LooseEngines:
+    """Engines that belong to no folder, each made when it is asked for; satisfies :class:`Engines`."""
+
+    model: ModelConfig
+    window: Window
+    components: Mapping[ComponentName, Component]
+    tokenizer_path: Path
+    facts: Mapping[str, str]
+    make: Callable[[Component, str], Engine]  # (component, device)
+
+    @property
+    def names(self) -> Collection[ComponentName]:
+        """See :class:`Engines`."""
+        return self.components.keys()
+
+    @property
+    def command_with_reuse(self) -> str:
+        """See :class:`Engines`."""
+        return f"v2v-build-engines {self.model.name} --reuse"
+
+    def load(self, name: ComponentName, device: str) -> Engine:
+        """See :class:`Engines`."""
+        return self.make(self.components[name], device)
+
+    @classmethod
+    def of(cls, engines: Engines, loaded: Mapping[ComponentName, Engine]) -> LooseEngines:
+        """``loaded`` in the place of those that ``engines`` would load; they stay with whoever loaded them."""
+        components = {name: engine.component for name, engine in loaded.items()}
+        return cls(
+            engines.model,
+            engines.window,
+            components,
+            engines.tokenizer_path,
+            engines.facts,
+            lambda component, device: loaded[component.name],
+        )
 
 
 class Backend(Protocol):

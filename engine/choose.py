@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS, ModelConfig
@@ -16,6 +17,8 @@ from v2v.engine.backend import BACKENDS, BuildOptions, backend
 from v2v.engine.build import build_engine_set
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
 from v2v.export import packaged
+
+Device = Literal["cpu", "cuda"]
 
 
 def default_device() -> str:

@@ -20,9 +20,9 @@ import hashlib
 import lzma
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
@@ -30,7 +30,7 @@ import platformdirs
 
 from v2v.core.abort import removed_on_abort
 from v2v.core.components import Component, ComponentName, Precision, Window, components
-from v2v.core.configs import MODELS
+from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import EngineError, V2VError
 from v2v.core.files import sync, sync_tree
 from v2v.engine.backend import BACKENDS, Compatibility, Engine, backend
@@ -113,6 +113,42 @@ class EngineSet:
     def name(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    @property
+    def model(self) -> ModelConfig:
+        """The networks' sizes, prompts and defaults."""
+        return self.manifest.recipe.model
+
+    @property
+    def window(self) -> Window:
+        """What the UNet takes at once."""
+        return self.manifest.recipe.window
+
+    @property
+    def device(self) -> str:
+        """What it was built for, "cpu" or "cuda"."""
+        return self.manifest.recipe.options.device
+
+    @property
+    def names(self) -> Collection[ComponentName]:
+        """The components that were built."""
+        return self.manifest.components.keys()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the outputs depend on, by names for people."""
+        weights = self.manifest.recipe.weights
+        return {
+            "model": self.model.name,
+            "weights": f"{weights.kind} {weights.identity[:16]}",
+            "engines": self.name,
+        }
+
+    @property
+    def command_with_reuse(self) -> str:
+        """What builds the same engines with a UNet that can go on from the features of an earlier evaluation."""
+        recipe = self.manifest.recipe
+        return replace(recipe, options=replace(recipe.options, reuse=True)).command
 
     @property
     def tokenizer_path(self) -> Path:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from v2v.benchmarks.studies.gpu_run import psnr
 from v2v.core.components import Precision, Window, is_unet, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.device import Device, Frame, open_device
-from v2v.engine.backend import Engine
+from v2v.engine.backend import Engine, Engines, LooseEngines
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo, can_reuse
 from v2v.runtime.diffusion.settings import Settings, plan
@@ -87,28 +87,30 @@ class Measured:
     psnr_frames_db: float | None
 
 
-class _Latents:
+class _Latents(Engine):
     """A decoder that notes what it is given."""
 
     def __init__(self, engine: Engine, device: Device) -> None:
-        self.component, self.close = engine.component, engine.close
-        self._run, self._device = engine.run, device
+        self.component, self._engine, self._device = engine.component, engine, device
         self.noted: list[Any] = []
 
     def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
         self.noted.append(self._device.fetch(inputs["latents"]))
-        self._run(inputs, outputs, stream)
+        self._engine.run(inputs, outputs, stream)
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 class Bench:
     """A loaded engine set, a clip, and settings that all modes share."""
 
-    def __init__(self, engine_set: EngineSet, device: Device, frames: list[Frame], common: Settings) -> None:
-        self.v2v = VideoToVideo(engine_set, device)
-        for name in engine_set.manifest.components:
-            self.v2v._engine(name)
-        self._latents = _Latents(self.v2v._engine("vae_decoder"), device)
-        self.v2v._engines["vae_decoder"] = self._latents
+    def __init__(self, engine_set: Engines, device: Device, frames: list[Frame], common: Settings) -> None:
+        self.engines = {name: engine_set.load(name, device.name) for name in engine_set.names}
+        self._latents = _Latents(self.engines["vae_decoder"], device)
+        self.engines["vae_decoder"] = self._latents
+        self.v2v = VideoToVideo(LooseEngines.of(engine_set, self.engines), device)
+        self.v2v.load_all()
         self.frames, self.common = frames, common
         self._full: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
@@ -135,8 +137,8 @@ class Bench:
         """Median time of one run of each part of the UNet, on zeros."""
         device = self.v2v.device
         found: dict[str, float] = {}
-        for name in filter(is_unet, self.v2v.engine_set.manifest.components):
-            engine, samples = self.v2v._engine(name), []
+        for name in filter(is_unet, self.engines):
+            engine, samples = self.engines[name], []
             inputs, outputs = (
                 {tensor.name: device.empty(tensor.shape, tensor.dtype) for tensor in tensors}
                 for tensors in (engine.component.inputs, engine.component.outputs)
@@ -160,7 +162,7 @@ class Bench:
         compared = self._full
         if compared is None:
             self._full = latents, frames
-        made = plan(settings, self.v2v.model.defaults, frames.shape[1:3], can_reuse(self.v2v.engine_set))
+        made = plan(settings, self.v2v.model.defaults, frames.shape[1:3], can_reuse(self.v2v.engines))
         in_full, on_features = made.evaluations
         samples = [run[0] for run in runs]
         return Measured(
@@ -250,7 +252,8 @@ def _engine_set_and_clip(arguments: argparse.Namespace) -> Iterator[tuple[Bench,
 
 @contextmanager
 def _full_size(arguments: argparse.Namespace) -> Iterator[tuple[Bench, dict[str, Any]]]:
-    from v2v.benchmarks.studies.gpu_run import TorchEngineSet, label
+    from v2v.benchmarks.studies.gpu_run import label
+    from v2v.benchmarks.torch_engines import engines_of
 
     narrow = arguments.size == "narrow"
     model = _narrow() if narrow else MODELS["ms-vid2vid-xl"]
@@ -263,15 +266,8 @@ def _full_size(arguments: argparse.Namespace) -> Iterator[tuple[Bench, dict[str,
         def made(fp8: bool) -> Bench:
             networks = fused_networks(model, fp8=fp8, device=device)
             precision: Precision = "fp32" if narrow else "fp16"
-            engines = TorchEngineSet(
-                model, window, precision, Path(folder), networks, reuse=True, device=device
-            )
-            return Bench(
-                cast(EngineSet, engines),
-                open_device(device),
-                smooth_noise(window),
-                common,
-            )
+            engines = engines_of(networks, Path(folder), model, window, precision, reuse=True)
+            return Bench(engines, open_device(device), smooth_noise(window), common)
 
         labels = (_cpu_label() if narrow else label()) | {
             "what": f"fused networks ({model.name}), run by PyTorch" + ("" if narrow else " in CUDA graphs"),

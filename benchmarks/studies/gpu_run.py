@@ -16,23 +16,21 @@ import datetime
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from v2v.core.components import Component, ComponentName, Precision, Window, components, window_for
+from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS, ModelConfig
-from v2v.engine.backend import BuildOptions, Engine, Prompted
+from v2v.engine.backend import BuildOptions
 from v2v.engine.build import build_engine_set
-from v2v.engine.store import EngineSet, packaged_tokenizer
+from v2v.engine.store import EngineSet
 from v2v.export import packaged
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Progress
@@ -42,88 +40,6 @@ Frames = npt.NDArray[np.uint8]
 
 _SETTINGS = Settings(prompt="a white rabbit in a meadow", seed=7)
 _GUIDED: dict[str, Any] = {"steps": 2, "guidance": 3.0, "guidance_rescale": 0.2, "strength": 0.2}
-
-
-class TorchEngine:
-    """A component run by PyTorch on the runtime's arrays and, on a GPU, its stream."""
-
-    def __init__(self, component: Component, network: Any, device: str = "cuda") -> None:
-        import torch
-
-        self.component, self._device = component, device
-        calls: dict[ComponentName, Callable[..., Any]] = {
-            "text_encoder": network,
-            "vae_encoder": getattr(network, "encode", None) or network,
-            "unet": network,
-            "unet_full": network,
-            "unet_outer": network,
-            "vae_decoder": getattr(network, "decode", None) or network,
-        }
-        self._call: Any = calls[component.name]
-        self._torch = torch
-        self._streams: dict[int, Any] = {}
-
-    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
-        """Compute in the order of the component's inputs; allocates from PyTorch's own pool."""
-        self.run_prompts({}, [(inputs, outputs)], stream)
-
-    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
-        """Fused networks share what no prompt changes, as compiled ones do."""
-        torch = self._torch
-        queue: Any = None
-        if self._device == "cuda":
-            queue = self._streams.setdefault(stream, torch.cuda.ExternalStream(stream))
-        shared = None
-        with torch.inference_mode(), torch.cuda.stream(queue):  # does nothing where it is None
-            for inputs, outputs in prompts:
-                arrays = {**common, **inputs}
-                tensors = [
-                    torch.as_tensor(arrays[t.name], device=self._device) for t in self.component.inputs
-                ]
-                if hasattr(self._call, "unprompted"):
-                    shared = shared or self._call.unprompted(*tensors[:2])
-                    results = self._call.prompted(shared, *tensors[1:])
-                else:
-                    results = self._call(*tensors)
-                results = results if isinstance(results, tuple) else (results,)
-                for described, result in zip(self.component.outputs, results, strict=True):
-                    torch.as_tensor(outputs[described.name], device=self._device).copy_(result)
-
-    def close(self) -> None:
-        """Nothing to free: the networks are shared."""
-
-
-@dataclass
-class TorchEngineSet:
-    """What :class:`VideoToVideo` uses of an engine set, with random weights on the GPU."""
-
-    model: ModelConfig
-    window: Window
-    precision: Precision
-    path: Path
-    networks: Mapping[str, Any]  # by name, or by component
-    reuse: bool = False
-    device: str = "cuda"
-
-    def __post_init__(self) -> None:
-        self.tokenizer_path = self.path / "tokenizer.json"
-        self.tokenizer_path.write_bytes(packaged_tokenizer())
-        self.manifest = SimpleNamespace(
-            recipe=SimpleNamespace(
-                model=self.model,
-                window=self.window,
-                options=SimpleNamespace(device=self.device),
-                weights=SimpleNamespace(kind="random"),
-            ),
-            components=components(self.model, self.window, self.precision, self.reuse),
-        )
-
-    def load(self, name: ComponentName, device: str) -> Engine:
-        """The component over its network."""
-        shared = {"vae_encoder": "autoencoder", "vae_decoder": "autoencoder"}
-        network = name if name in self.networks else shared[name]
-        component = self.manifest.components[name]
-        return cast(Engine, TorchEngine(component, self.networks[network], device))
 
 
 def small_networks(model: ModelConfig, precision: Precision) -> dict[str, Any]:
@@ -185,6 +101,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Repeat references on the GPU, in both precisions, captured and eagerly."""
     import torch
 
+    from v2v.benchmarks.torch_engines import engines_of
     from v2v.device.cuda import CudaDevice
 
     torch.backends.cudnn.allow_tf32 = False
@@ -201,7 +118,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             refused: str | None = None
             for how in ("captured", "again", "eager"):
                 with TemporaryDirectory() as folder:
-                    engines = TorchEngineSet(model, window, precision, Path(folder), networks)
+                    engines = engines_of(networks, Path(folder), model, window, precision)
                     device = CudaDevice()
                     if how == "eager":
                         device.capture = lambda work: work  # type: ignore[method-assign]
@@ -328,6 +245,7 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    from v2v.benchmarks.torch_engines import engines_of
     from v2v.device.cuda import CudaDevice
 
     model = MODELS["ms-vid2vid-xl"]
@@ -340,9 +258,9 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
             engines = EngineSet.open(arguments.engines)
             ran = f"engines of {engines.manifest.recipe.backend.name}"
         else:
-            engines = TorchEngineSet(model, window_for(model), "fp16", Path(folder), full_networks(model))
+            engines = engines_of(full_networks(model), Path(folder), model, window_for(model), "fp16")
             ran = "networks run by PyTorch without compiling"
-        window = engines.manifest.recipe.window
+        window = engines.window
         for count in arguments.frames or [window.frames]:
             memory: list[dict[str, int]] = []
             device = CudaDevice()
@@ -359,8 +277,7 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
                     )
 
             v2v = VideoToVideo(engines, device)
-            for name in engines.manifest.components:  # loading is not what is traced
-                v2v._engine(name)
+            v2v.load_all()  # loading is not what is traced
             frames = list(rng.integers(0, 256, (count, 360, 640, 3), np.uint8))
             with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
                 out = np.stack(list(v2v(frames, settings, progress=told)))

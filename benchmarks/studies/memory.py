@@ -11,27 +11,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
 
-import v2v.engine
 from v2v.benchmarks.machine import machine
 from v2v.core.components import Component, Window, components
 from v2v.core.configs import MODELS
 from v2v.device.cpu import CpuDevice
+from v2v.engine.backend import Engine, LooseEngines
+from v2v.engine.store import TOKENIZER, packaged_tokenizer
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.diffusion.settings import Settings, plan
@@ -64,13 +63,13 @@ class Curve:
         return float(np.polyfit(done, used, 1)[0] * 1000) if len(warm) > 2 else 0.0
 
 
-class _Trivial:
+class _Trivial(Engine):
     """A component that costs as little as possible and keeps colours."""
 
     def __init__(self, component: Component) -> None:
         self.component = component
 
-    def run(self, inputs: dict[str, Any], outputs: dict[str, Any], stream: int = 0) -> None:
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
         (out,) = outputs.values()
         (given, *_) = inputs.values()
         out[...] = 0
@@ -86,20 +85,14 @@ class _Trivial:
         """There is nothing to free."""
 
 
-class _TrivialEngineSet:
-    """What the runtime uses of an engine set."""
-
-    def __init__(self, folder: Path, window: Window) -> None:
-        model = MODELS["small"]
-        packed = Path(v2v.engine.__file__).parent / "data" / "tokenizer.json.xz"
-        self.tokenizer_path = folder / "tokenizer.json"
-        self.tokenizer_path.write_bytes(lzma.decompress(packed.read_bytes()))
-        self.path, self.name = folder, "trivial"
-        recipe = SimpleNamespace(model=model, window=window, options=SimpleNamespace(device="cpu"))
-        self.manifest = SimpleNamespace(recipe=recipe, components=components(model, window, "fp32"))
-
-    def load(self, name: str, device: str) -> _Trivial:
-        return _Trivial(self.manifest.components[name])
+def trivial_engines(folder: Path, window: Window) -> LooseEngines:
+    """The small model's components, all :class:`_Trivial`; ``folder`` gets the tokenizer."""
+    model = MODELS["small"]
+    tokenizer = folder / TOKENIZER
+    tokenizer.write_bytes(packaged_tokenizer())
+    facts = {"model": model.name, "weights": "none", "engines": "trivial"}
+    described = components(model, window, "fp32")
+    return LooseEngines(model, window, described, tokenizer, facts, lambda component, _: _Trivial(component))
 
 
 def make_clip(path: Path, seconds: float, size: tuple[int, int]) -> Path:
@@ -132,9 +125,9 @@ def enhance(source: Path, target: Path, frames: int, codec: str, tell: Callable[
     """Run ``source`` through trivial engines with windows of its own size and ``frames`` frames."""
     with VideoReader(source, find_cuts=True) as reader, tempfile.TemporaryDirectory() as folder:
         rows, columns = max((reader.info.height - 16) // 64, 1), max(reader.info.width // 64, 1)
-        engines: Any = _TrivialEngineSet(Path(folder), Window(frames, rows * 64 + 16, columns * 64))
+        engines: Any = trivial_engines(Path(folder), Window(frames, rows * 64 + 16, columns * 64))
         size = (reader.info.height, reader.info.width)
-        made = plan(Settings(steps=1, size=size), engines.manifest.recipe.model.defaults, size)
+        made = plan(Settings(steps=1, size=size), engines.model.defaults, size)
         team = Alone(VideoToVideo(engines, CpuDevice()))
         encoding = encoding_for(reader.info, codec=codec, preset="ultrafast" if codec == "h264" else None)
         return enhance_film(team, reader, Target(target, encoding), made, tell)

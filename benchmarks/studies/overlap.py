@@ -27,12 +27,12 @@ from v2v.benchmarks.trace import (
     ENGINE_STAGES,
     VIDEO_DECODE,
     VIDEO_ENCODE,
-    LoadedEngines,
     Trace,
     TracedEngine,
     covered,
 )
 from v2v.device import open_device
+from v2v.engine.backend import LooseEngines
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Report
@@ -69,12 +69,9 @@ def watch(
     device = open_device(device_name)
     device.capture = lambda work: work  # type: ignore[method-assign]  # what is replayed cannot be watched
     trace = Trace(device)
-    engines = {name: engine_set.load(name, device_name) for name in engine_set.manifest.components}
-    watched = LoadedEngines(
-        engine_set.path,
-        engine_set.manifest,
-        {name: TracedEngine(engine, trace) for name, engine in engines.items()},
-        engine_set.tokenizer_path,
+    engines = {name: engine_set.load(name, device_name) for name in engine_set.names}
+    watched = LooseEngines.of(
+        engine_set, {name: TracedEngine(engine, trace) for name, engine in engines.items()}
     )
 
     class Watched(SegmentEncoder):
@@ -86,7 +83,7 @@ def watch(
         reader.frames = lambda: trace.each(read(), VIDEO_DECODE)  # type: ignore[method-assign]
         made = plan(
             Settings(steps=steps),
-            watched.manifest.recipe.model.defaults,
+            watched.model.defaults,
             (reader.info.height, reader.info.width),
         )
         team = kind(VideoToVideo(watched, device))

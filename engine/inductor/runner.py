@@ -17,14 +17,12 @@ from torch import Tensor
 
 from v2v.core.components import Component
 from v2v.core.errors import EngineError, first_line
-from v2v.engine.backend import Prompted
+from v2v.engine.backend import Engine, Prompted
 from v2v.engine.inductor.torch_internals import open_package, quiet
 
 
-class InductorEngine:
-    """Satisfies :class:`v2v.engine.backend.Engine`.
-
-    Also satisfies :class:`v2v.engine.backend.SharingEngine`.
+class InductorEngine(Engine):
+    """Code and weights of a component; a UNet of two pieces does what no prompt changes only once.
 
     On CUDA the first run on a stream asks for memory and chooses kernels; later ones find both, so that they can be
     captured in a CUDA graph. That memory is the engine's own until it is closed: a captured graph may keep using it.
@@ -60,7 +58,7 @@ class InductorEngine:
         self.run_prompts({}, [(inputs, outputs)], stream)
 
     def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
-        """See :class:`v2v.engine.backend.SharingEngine`; raises as :meth:`run` does."""
+        """See :class:`v2v.engine.backend.Engine`; raises as :meth:`run` does."""
         every = [
             (
                 tuple(self._wrap(tensor, {**common, **inputs}) for tensor in self.component.inputs),

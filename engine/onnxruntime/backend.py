@@ -21,7 +21,7 @@ from v2v.core.components import Component, Tensor
 from v2v.core.errors import BuildError, EngineError, first_line
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import cuda_devices
-from v2v.engine.backend import BuildOptions, Compatibility
+from v2v.engine.backend import BuildOptions, Compatibility, Engine
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -118,8 +118,8 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeEngine(component, files[0], device)
 
 
-class OnnxRuntimeEngine:
-    """Satisfies :class:`v2v.engine.backend.Engine`. ``$V2V_THREADS`` sets the CPU threads.
+class OnnxRuntimeEngine(Engine):
+    """``$V2V_THREADS`` sets the CPU threads.
 
     On CUDA a session is tied to one stream when it is made. The first run on another stream opens it again:
     a caller that keeps one stream pays for that once.

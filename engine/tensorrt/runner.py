@@ -21,6 +21,7 @@ import numpy as np
 from v2v.core.components import Component, Tensor
 from v2v.core.errors import EngineError, first_line
 from v2v.device.gpus import Gpu, call
+from v2v.engine.backend import Engine
 from v2v.engine.tensorrt.builder import describe, matches
 from v2v.engine.tensorrt.library import Library
 
@@ -115,8 +116,8 @@ def shared_scratch(gpu: Gpu, need: int) -> Scratch:
 # Engines ----------------------------------------------------------------------------------------------------------
 
 
-class TensorRTEngine:
-    """Satisfies :class:`v2v.engine.backend.Engine`.
+class TensorRTEngine(Engine):
+    """A plan on a GPU.
 
     Before a run is captured into a CUDA graph it must have run once outside: TensorRT sets itself up then.
     """

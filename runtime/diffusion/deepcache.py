@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from v2v.core.components import Tensor
 from v2v.device import Array
-from v2v.engine.backend import Engine, Prompted, run_prompts
+from v2v.engine.backend import Engine, Prompted
 
 
 class Evaluation(NamedTuple):
@@ -52,7 +52,7 @@ class UNetEngines:
             if features is not None:
                 (outputs if in_full else inputs)["features"] = features
             prompts.append((inputs, outputs))
-        run_prompts(engine, common, prompts, stream)
+        engine.run_prompts(common, prompts, stream)
 
 
 def evaluations_in_full(guided: Sequence[bool], every: int) -> list[bool]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from v2v.core.components import ComponentName, is_unet
 from v2v.core.errors import EngineError
 from v2v.device import Array, Device, Frame, open_device
-from v2v.engine.backend import Engine
+from v2v.engine.backend import Engine, Engines
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion import noise
 from v2v.runtime.diffusion.deepcache import UNetEngines
@@ -35,23 +35,21 @@ from v2v.runtime.diffusion.solvers import SOLVERS
 Memory = Literal["high", "low"]
 
 
-def can_reuse(engine_set: EngineSet) -> bool:
-    """Whether the set's UNet can go on from the features of an earlier evaluation."""
-    return "unet_outer" in engine_set.manifest.components
+def can_reuse(engines: Engines) -> bool:
+    """Whether the UNet can go on from the features of an earlier evaluation."""
+    return "unet_outer" in engines.names
 
 
-def check_reuse(plan: Plan, engine_set: EngineSet) -> None:
+def check_reuse(plan: Plan, engines: Engines) -> None:
     """Refuse to reuse features with engines that leave none.
 
     Raises:
         EngineError: with the command that builds engines that do.
     """
-    if plan.reuse > 1 and not can_reuse(engine_set):
-        recipe = engine_set.manifest.recipe
-        command = replace(recipe, options=replace(recipe.options, reuse=True)).command
+    if plan.reuse > 1 and not can_reuse(engines):
         raise EngineError(
-            f"--reuse {plan.reuse}: engine set {engine_set.path} was built without --reuse; "
-            f"build another with: {command}"
+            f"--reuse {plan.reuse}: engine set {engines.facts['engines']} was built without --reuse; "
+            f"build another with: {engines.command_with_reuse}"
         )
 
 
@@ -63,11 +61,10 @@ class VideoToVideo:
         ...
     """
 
-    def __init__(self, engine_set: EngineSet, device: Device, memory: Memory = "high") -> None:
-        self.engine_set, self.device, self.memory = engine_set, device, memory
-        recipe = engine_set.manifest.recipe
-        self.model, self.window = recipe.model, recipe.window
-        self._engines: dict[ComponentName, Engine] = {}
+    def __init__(self, engines: Engines, device: Device, memory: Memory = "high") -> None:
+        self.engines, self.device, self.memory = engines, device, memory
+        self.model, self.window = engines.model, engines.window
+        self._loaded: dict[ComponentName, Engine] = {}
         self._prepared: tuple[Plan, tuple[int, int, int], DenoisingLoop] | None = None
         self._encode_prompts = lru_cache(maxsize=8)(self._run_text_encoder)
 
@@ -85,12 +82,16 @@ class VideoToVideo:
         if not isinstance(engine_set, EngineSet):
             engine_set = EngineSet.open(Path(engine_set))
         if device == "auto":
-            device = engine_set.manifest.recipe.options.device
-        made = cls(engine_set, open_device(device), memory)
+            device = engine_set.device
+        v2v = cls(engine_set, open_device(device), memory)
         if memory == "high":
-            for name in engine_set.manifest.components:
-                made._engine(name)
-        return made
+            v2v.load_all()
+        return v2v
+
+    def load_all(self) -> None:
+        """Load every engine now, so that nothing has to be waited for later."""
+        for name in self.engines.names:
+            self._engine(name)
 
     def __call__(
         self,
@@ -124,7 +125,7 @@ class VideoToVideo:
         carry: Carry | None = None
         for segment in segments(self.window, frames, cuts, parity=settings.parity):
             source = segment.frames[0].shape
-            made = plan(settings, self.model.defaults, (source[0], source[1]), can_reuse(self.engine_set))
+            made = plan(settings, self.model.defaults, (source[0], source[1]), can_reuse(self.engines))
             pictures, carry = self.enhance(segment, made, carry, report)
             for picture in pictures:
                 report.frames_done += 1
@@ -280,7 +281,7 @@ class VideoToVideo:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.engine_set.tokenizer_path)
+        return Tokenizer(self.engines.tokenizer_path)
 
     def _loop(self, plan: Plan, extent: tuple[int, int, int]) -> DenoisingLoop:
         """Buffers, tables and captured steps, which serve all segments of one shape that follow one another.
@@ -290,7 +291,7 @@ class VideoToVideo:
         if self._prepared is not None and self._prepared[:2] == (plan, extent):
             return self._prepared[2]
         self._free_loop()  # before other buffers are made
-        check_reuse(plan, self.engine_set)
+        check_reuse(plan, self.engines)
         window = (self.window.frames, self.window.latent_height, self.window.latent_width)
         loop = DenoisingLoop(
             self.device,
@@ -311,23 +312,23 @@ class VideoToVideo:
             self._prepared = None
 
     def _unet(self) -> UNetEngines:
-        if can_reuse(self.engine_set):
+        if can_reuse(self.engines):
             return UNetEngines(self._engine("unet_full"), self._engine("unet_outer"))
         return UNetEngines(self._engine("unet"))
 
     def _engine(self, name: ComponentName) -> Engine:
         """The component's engine, loaded if it is not; with low memory, the others are unloaded first."""
-        if name not in self._engines:
+        if name not in self._loaded:
             if self.memory == "low":
                 self.device.synchronize()
-                for other in list(self._engines):
+                for other in list(self._loaded):
                     if not (is_unet(name) and is_unet(other)):
-                        self._engines.pop(other).close()
-            self._engines[name] = self.engine_set.load(name, self.device.name)
-        return self._engines[name]
+                        self._loaded.pop(other).close()
+            self._loaded[name] = self.engines.load(name, self.device.name)
+        return self._loaded[name]
 
     def close(self) -> None:
         """Free the memory of engines and buffers."""
         self._free_loop()
-        for name in list(self._engines):
-            self._engines.pop(name).close()
+        for name in list(self._loaded):
+            self._loaded.pop(name).close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from v2v.device import Array, Device
 
@@ -95,6 +95,8 @@ def heun(sigmas: Sequence[float]) -> list[Update]:
         updates.append(Update(next_sigma, x_x=half, x_denoised=-half, x_history=1))
     return updates
 
+
+SolverName = Literal["dpmpp_2m_sde", "dpmpp_2m", "heun"]
 
 SOLVERS: dict[str, Solver] = {"dpmpp_2m_sde": dpmpp_2m_sde, "dpmpp_2m": dpmpp_2m, "heun": heun}
 """By the name used on the command line."""

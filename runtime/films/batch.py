@@ -11,7 +11,7 @@ import csv
 import glob
 import json
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,8 +231,9 @@ def run_jobs(
             raise
 
 
-def was_made_before(output: Path, note: str) -> bool:
-    """Whether ``output`` was made by a run of the same settings, whose ``note`` it would hold."""
+def was_made_before(output: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether ``output`` was made by a run that the same ``facts`` describe: its comment holds them."""
+    note = json.dumps(facts)
     try:
         if output.is_dir():
             return (output / SETTINGS).read_text(encoding="utf-8").strip() == note

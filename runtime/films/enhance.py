@@ -1,23 +1,143 @@
-"""One video, all decisions: what is read, planned, made and written down."""
+"""One video, all decisions: whether it may be written, what is read and how, which plan, what was made before."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo, can_reuse, check_reuse
+from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
+from v2v.runtime.films.batch import was_made_before
+from v2v.runtime.films.film import Target, describe, enhance_film
+from v2v.runtime.films.journal import settle
 from v2v.runtime.films.pool import Alone, Team
 from v2v.runtime.films.processes import local_pool
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import check_folder
 from v2v.runtime.media.reader import VideoReader
-from v2v.runtime.media.time_range import NOT_GIVEN, TimeRange
-from v2v.runtime.media.writer import check_output
+from v2v.runtime.media.time_range import WHOLE, TimeRange
+from v2v.runtime.media.writer import check_output, encoding_for
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, whatever the video; None leaves a choice to the codec or the source."""
+
+    settings: Settings = field(default_factory=Settings)
+    time_range: TimeRange = WHOLE
+    codec: str = "h264"
+    crf: int | None = None
+    preset: str | None = None
+    rate: Fraction | None = None  # pictures per second of a folder of pictures
+    deinterlace: bool = True
+    find_cuts: bool = True
+    overwrite: bool = False
+    restart: bool = False
+
+    def with_prompt(self, prompt: str) -> Request:
+        """The same for a video that shows something else."""
+        return replace(self, settings=replace(self.settings, prompt=prompt))
+
+    def open(self, source: Path) -> VideoReader:
+        """Read ``source`` as asked; raises as :class:`VideoReader` does."""
+        return VideoReader(
+            source,
+            parity=self.settings.parity,
+            find_cuts=self.find_cuts and not self.settings.parity,
+            rate=self.rate,
+            wanted=self.time_range,
+            deinterlace=self.deinterlace,
+        )
+
+    def encoding(self, reader: VideoReader) -> Encoding:
+        """How the pictures of ``reader`` are written; raises as :func:`encoding_for` does."""
+        return encoding_for(
+            reader.info,
+            codec=self.codec,
+            crf=self.crf,
+            preset=self.preset,
+            depth=self.settings.depth,
+            parity=self.settings.parity,
+        )
+
+
+class Crew:
+    """The engines and whoever runs them: chosen and loaded when they are first needed, then kept for every video."""
+
+    def __init__(self, choose: Callable[[], EngineSet], hire: Callable[[EngineSet], Team]) -> None:
+        self._choose, self._hire = choose, hire
+
+    @cached_property
+    def engine_set(self) -> EngineSet:
+        """Chosen, not loaded."""
+        return self._choose()
+
+    @cached_property
+    def team(self) -> Team:
+        """Ready to work."""
+        return self._hire(self.engine_set)
+
+
+@dataclass(frozen=True)
+class Enhanced:
+    """What was made of a video."""
+
+    frames: int
+    seconds: float
+    engine_set: Path
+    settings: dict[str, Any]  # all that decides what it looks like, as kept in the output's comment
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        told = {"frames": self.frames, "seconds": round(self.seconds, 3)}
+        return {**told, "engine_set": str(self.engine_set), "settings": self.settings}
+
+
+def enhance(
+    request: Request,
+    source: Path,
+    output: Path,
+    crew: Crew,
+    follow: Callable[[], AbstractContextManager[Callable[[Progress], None]]],
+    *,
+    keep_if_same: bool = False,
+) -> Enhanced | None:
+    """Enhance ``source`` into ``output``, after all that could stop it has been looked at.
+
+    ``follow`` lends a function that is told how far the work is. With ``keep_if_same`` an output that was made of the
+    same settings is left as it is; the result is then None.
+
+    Raises:
+        V2VError: the source cannot be read, the output not written, the request cannot be met, or the work failed.
+    """
+    settled = settle(output)  # a run that was ended after its last step
+    keep_if_same = keep_if_same or settled is not None
+    if not (keep_if_same and output.exists()):
+        check_place(output, source, request.codec, overwrite=request.overwrite)
+    with request.open(source) as reader:
+        encoding = request.encoding(reader)
+        made = plan_for(reader, request.settings, crew.engine_set)
+        target = Target(output, encoding, request.overwrite, request.restart)
+        facts = describe(reader, made, crew.engine_set, encoding)
+        if keep_if_same and output.exists():
+            if not request.overwrite and was_made_before(output, facts):
+                return None if settled is None else Enhanced(settled, 0.0, crew.engine_set.path, facts)
+            check_place(output, source, request.codec, overwrite=request.overwrite)
+        encoding.check(output, *made.size)
+        team = crew.team
+        started = time.monotonic()
+        with follow() as show:
+            frames = enhance_film(team, reader, target, made, show)
+    return Enhanced(frames, time.monotonic() - started, crew.engine_set.path, facts)
 
 
 def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> None:
@@ -32,20 +152,32 @@ def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> N
         check_output(output, source, overwrite=overwrite)
 
 
+def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
+    """Settings made whole for this video, checked before anything is loaded.
+
+    Raises:
+        V2VError: a value out of range, or engines that cannot do it; names the flag.
+    """
+    source = reader.info.height, reader.info.width
+    made = plan(settings, engine_set.model.defaults, source, can_reuse(engine_set))
+    check_reuse(made, engine_set)
+    return made
+
+
 def hire(
-    engine_set: EngineSet,
     device: str | None,
     memory: Memory,
     workers: int | None,
     ray: str | None,
     opened: contextlib.ExitStack,
+    engine_set: EngineSet,
 ) -> Team:
     """Load the engines: here, in several processes, or on a cluster; ``opened`` ends what was started.
 
     Raises:
         V2VError: the engines do not run there, or there are fewer GPUs than workers.
     """
-    device = device or engine_set.manifest.recipe.options.device
+    device = device or engine_set.device
     if ray is not None:
         from v2v.runtime.films.ray_cluster import cluster_pool  # Ray is an extra
 
@@ -53,39 +185,3 @@ def hire(
     if workers is not None and workers > 1:
         return opened.enter_context(local_pool(engine_set, workers, device, memory))
     return Alone(VideoToVideo.load(engine_set, device, memory))
-
-
-def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
-    """Settings made whole for this video, checked before anything is loaded.
-
-    Raises:
-        V2VError: a value out of range, or engines that cannot do it; names the flag.
-    """
-    defaults = engine_set.manifest.recipe.model.defaults
-    source = reader.info.height, reader.info.width
-    made = plan(settings, defaults, source, can_reuse(engine_set))
-    check_reuse(made, engine_set)
-    return made
-
-
-def describe(engine_set: EngineSet, made: Plan, encoding: Encoding) -> dict[str, Any]:
-    """All that decides what a run gives, as written into the output's comment."""
-    recipe = engine_set.manifest.recipe
-    height, width = made.size
-    return {
-        "made_with": f"v2v {__version__}",
-        "model": recipe.model.name,
-        "weights": f"{recipe.weights.kind} {recipe.weights.identity[:16]}",
-        "engines": engine_set.name,
-        **asdict(made),
-        "size": f"{width}x{height}",
-        "codec": encoding.codec,
-        "crf": encoding.crf,
-        "preset": encoding.preset,
-    }
-
-
-def asked_for(wanted: TimeRange) -> dict[str, str]:
-    """The range that was asked for, as written into the output's comment; nothing for a whole film."""
-    given = wanted.facts().items()
-    return {} if wanted.whole else {name.lstrip("-"): value for name, value in given if value != NOT_GIVEN}

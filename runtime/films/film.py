@@ -9,15 +9,17 @@ same command goes on with what is not finished and gives the same bytes as a run
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from v2v.core.version import __version__
-from v2v.engine.store import EngineSet
+from v2v.engine.backend import Engines
 from v2v.runtime.background import ahead
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.segments import Carry, Segment, segments
@@ -29,6 +31,7 @@ from v2v.runtime.media import image_sequence as folders
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import FolderWriter
 from v2v.runtime.media.reader import VideoInfo, VideoReader
+from v2v.runtime.media.time_range import NOT_GIVEN
 from v2v.runtime.media.timestamps import Timestamps
 from v2v.runtime.media.writer import VideoWriter, writing
 
@@ -44,7 +47,6 @@ class Target:
     encoding: Encoding
     overwrite: bool = False
     restart: bool = False  # do not go on with what an earlier run has left
-    note: str = ""  # kept in the file's comment
 
 
 def enhance_film(
@@ -66,14 +68,13 @@ def enhance_film(
     number = reader.first_number
     report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total, number)
     stamps = Timestamps()
+    described = describe(reader, plan, team.engines, target.encoding)
     with (
         writing(target.path),
-        Journal(
-            target.path, facts_of(reader, plan, team.engine_set, target), restart=target.restart
-        ) as journal,
+        Journal(target.path, journal_facts(reader.path, described), restart=target.restart) as journal,
         closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
     ):
-        window = team.engine_set.manifest.recipe.window
+        window = team.engines.window
         preview = reader.wanted.preview is not None
         with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
             for segment in segments(window, frames, reader.cuts, parity=plan.parity, first_number=number):
@@ -84,7 +85,9 @@ def enhance_film(
                 else:
                     chains.add(segment)
             chains.finish()
-        with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
+        with _writer(
+            target, json.dumps(described), reader, journal, len(stamps), parity=plan.parity
+        ) as writer:
             writer.join(journal.segments(), stamps)
         journal.discard()
     return len(stamps)
@@ -213,7 +216,7 @@ def _bytes_of(segment: Segment) -> int:
 
 
 def _writer(
-    target: Target, reader: VideoReader, journal: Journal, frames: int, *, parity: bool
+    target: Target, note: str, reader: VideoReader, journal: Journal, frames: int, *, parity: bool
 ) -> VideoWriter | FolderWriter:
     def complete() -> None:
         journal.complete(frames)
@@ -222,7 +225,7 @@ def _writer(
         return FolderWriter(
             target.path,
             reader.path,
-            target.note,
+            note,
             reader.info.profile,
             partial=journal.joined,
             complete=complete,
@@ -231,7 +234,7 @@ def _writer(
         target.path,
         reader,
         overwrite=target.overwrite,
-        note=target.note,
+        note=note,
         encoding=target.encoding,
         parity=parity,
         partial=journal.joined,
@@ -239,22 +242,37 @@ def _writer(
     )
 
 
-def facts_of(source: VideoReader, plan: Plan, engine_set: EngineSet, target: Target) -> dict[str, str]:
-    """Everything that decides what a run gives, by the names that a person knows it by."""
-    settings = {f"--{name.replace('_', '-')}": value for name, value in asdict(plan).items()}
-    encoding = {f"--{name}": getattr(target.encoding, name) for name in ("codec", "crf", "preset")}
-    facts = {
-        "input": fingerprint(source.path),
-        "engine set": engine_set.name,
-        "version of v2v": __version__,
-        "--rate": source.info.frame_rate,
-        "--cuts": source.find_cuts,
-        "--deinterlace": source.deinterlace,
-        **source.wanted.facts(),
-        **settings,
-        **encoding,
+def describe(reader: VideoReader, plan: Plan, engines: Engines, encoding: Encoding) -> dict[str, Any]:
+    """All that decides what a run gives, by the names that a person knows it by: the output's comment holds it.
+
+    What was left as it usually is, a whole film deinterlaced and its cuts found, is not mentioned.
+    """
+    height, width = plan.size
+    asked = {name.lstrip("-"): value for name, value in reader.wanted.facts().items() if value != NOT_GIVEN}
+    if reader.rate is not None:
+        asked["rate"] = str(reader.rate)
+    left_out = {"deinterlace": reader.deinterlace or plan.parity, "cuts": reader.find_cuts or plan.parity}
+    return {
+        "made_with": f"v2v {__version__}",
+        **engines.facts,
+        **asdict(plan),
+        "size": f"{width}x{height}",
+        "codec": encoding.codec,
+        "crf": encoding.crf,
+        "preset": encoding.preset,
+        **asked,
+        **{name: False for name, done in left_out.items() if not done},
     }
-    return {name: str(value) for name, value in facts.items()}
+
+
+# What the description calls otherwise than a flag.
+_NAMES = {"made_with": "version of v2v", "engines": "engine set", "model": "model", "weights": "weights"}
+
+
+def journal_facts(source: Path, described: Mapping[str, Any]) -> dict[str, str]:
+    """The same by the names of flags, and the source's fingerprint: what a journal is held against."""
+    flags = {_NAMES.get(name, f"--{name.replace('_', '-')}"): str(value) for name, value in described.items()}
+    return {"input": fingerprint(source), **flags}
 
 
 def fingerprint(path: Path) -> str:

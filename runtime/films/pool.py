@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from v2v.core.errors import V2VError
-from v2v.engine.store import EngineSet
+from v2v.engine.backend import Engines
 from v2v.runtime.background import Behind
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Report
@@ -52,7 +52,7 @@ class Room:
 class Team(Protocol):
     """Whoever enhances segments."""
 
-    engine_set: EngineSet
+    engines: Engines
     room: Room
     size: int  # films worth having at work at once
 
@@ -70,7 +70,7 @@ class Alone:
     """
 
     def __init__(self, v2v: VideoToVideo) -> None:
-        self.v2v, self.engine_set = v2v, v2v.engine_set
+        self.v2v, self.engines = v2v, v2v.engines
         self.room, self.size = Room(1), 1
         self._encoders = Behind(_BEHIND)
 
@@ -125,15 +125,15 @@ class Pool:
     """Workers that share the segments of any number of films; a context manager that ends them.
 
     Args:
-        engine_set: what the workers run.
+        engines: what the workers run.
         start: for each worker a function that starts it, and starts it again when it was lost.
 
     Raises:
         V2VError: on entering, if no worker can be started.
     """
 
-    def __init__(self, engine_set: EngineSet, start: Sequence[Callable[[], Worker]]) -> None:
-        self.engine_set, self.room = engine_set, Room(_WAITING)
+    def __init__(self, engines: Engines, start: Sequence[Callable[[], Worker]]) -> None:
+        self.engines, self.room = engines, Room(_WAITING)
         self.workers: list[Worker | None] = [None] * len(start)
         self.busy: set[int] = set()  # places of the workers that have something in hand
         self.size = len(start)

@@ -81,7 +81,7 @@ class VideoReader:
         wanted: TimeRange = WHOLE,
         deinterlace: bool = True,
     ) -> None:
-        self.path, self.wanted = path, wanted
+        self.path, self.wanted, self.rate = path, wanted, rate
         self.deinterlace = deinterlace and not parity
         self.find_cuts = find_cuts
         self.cuts: set[int] = set()

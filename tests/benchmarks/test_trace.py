@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runtime.fakes import FakeEngineSet, SharingEngine
+from tests.runtime.fakes import FakeEngines, SharingEngine
 from v2v.benchmarks.results import Span
 from v2v.benchmarks.trace import (
     PIXELS,
     REST,
     SOLVER,
-    LoadedEngines,
     Trace,
     TracedEngine,
     covered,
@@ -20,7 +19,7 @@ from v2v.benchmarks.trace import (
 )
 from v2v.core.components import COMPONENTS
 from v2v.device.cpu import CpuDevice
-from v2v.engine.backend import run_prompts
+from v2v.engine.backend import LooseEngines
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Settings
 
@@ -30,11 +29,10 @@ FRAMES = [np.full((80, 64, 3), 20 * k, np.uint8) for k in range(4)]
 @pytest.fixture
 def watched(tmp_path):
     """A pipeline over engines of a few lines, and the trace that watches it."""
-    engines, device = FakeEngineSet(tmp_path), CpuDevice()
+    engines, device = FakeEngines(tmp_path), CpuDevice()
     trace = Trace(device)
     wrapped = {name: TracedEngine(engines.load(name, "cpu"), trace) for name in COMPONENTS}
-    loaded = LoadedEngines(engines.path, engines.manifest, wrapped, engines.tokenizer_path)
-    return VideoToVideo(loaded, traced(device, trace, captures=True)), trace
+    return VideoToVideo(LooseEngines.of(engines, wrapped), traced(device, trace, captures=True)), trace
 
 
 def run(v2v, trace, prompt="a fox"):
@@ -56,11 +54,11 @@ def test_every_evaluation_and_frame_is_counted(watched):
 def test_evaluations_that_share_work_are_counted_one_by_one_as_equally_long(tmp_path):
     device = CpuDevice()
     trace = Trace(device)
-    engine = SharingEngine(FakeEngineSet(tmp_path).manifest.components["unet"], lambda **inputs: 0)
+    engine = SharingEngine(FakeEngines(tmp_path).components["unet"], lambda **inputs: 0)
     latents, timestep, context = (np.zeros(t.shape, t.dtype) for t in engine.component.inputs)
     prompts = [({"context": context}, {"velocity": np.empty_like(latents)})] * 2
     with trace.record():
-        run_prompts(TracedEngine(engine, trace), {"latents": latents, "timestep": timestep}, prompts)
+        TracedEngine(engine, trace).run_prompts({"latents": latents, "timestep": timestep}, prompts)
     assert engine.prompts == [2]
     first, second = trace.spans()
     assert first.stage == second.stage == "UNet evaluation"
@@ -78,7 +76,7 @@ def test_watching_changes_no_pixel(watched, tmp_path):
     v2v, trace = watched
     with trace.record():
         seen = run(v2v, trace)
-    plain = VideoToVideo(FakeEngineSet(tmp_path), CpuDevice())
+    plain = VideoToVideo(FakeEngines(tmp_path), CpuDevice())
     expected = list(plain(FRAMES, Settings(prompt="a fox", steps=3, guidance=2.0)))
     np.testing.assert_array_equal(seen, expected)
 

@@ -11,7 +11,7 @@ from tests.engine.stand_in import BYTES, CopyBackend, build, install
 from v2v.core.components import COMPONENTS, component_names, window_for
 from v2v.core.configs import MODELS
 from v2v.core.errors import BuildError, EngineError
-from v2v.engine import build as module
+from v2v.engine import choose
 from v2v.engine.backend import BACKENDS, BuildOptions
 from v2v.engine.build import Exporter, build_engine_set
 from v2v.engine.choose import default_backend, default_device, default_precision, default_weights
@@ -20,7 +20,7 @@ from v2v.export import packaged
 
 
 def test_without_a_gpu_it_is_onnxruntime_in_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(choose, "cuda_devices", lambda: 0)
     assert default_device() == "cpu"
     assert default_backend("cpu") == "onnxruntime"
     assert default_precision("cpu") == "fp32"
@@ -29,14 +29,14 @@ def test_without_a_gpu_it_is_onnxruntime_in_fp32_on_the_cpu(monkeypatch: pytest.
 def test_with_a_gpu_it_is_the_first_backend_that_runs_there_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "absent", "no_such_module:Backend")
     install(CopyBackend("on-cpu"), monkeypatch)
-    monkeypatch.setattr(module, "BACKENDS", ["absent", "on-cpu"])
-    monkeypatch.setattr(module, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(choose, "BACKENDS", ["absent", "on-cpu"])
+    monkeypatch.setattr(choose, "cuda_devices", lambda: 1)
     assert default_device() == "cpu"
     with pytest.raises(EngineError, match=r"absent.*is not installed here.*on-cpu does not run on cuda here"):
         default_backend("cuda")
     install(CopyBackend("first", devices=("cuda", "cpu")), monkeypatch)
     install(CopyBackend("second", devices=("cuda",)), monkeypatch)
-    monkeypatch.setattr(module, "BACKENDS", ["absent", "on-cpu", "first", "second"])
+    monkeypatch.setattr(choose, "BACKENDS", ["absent", "on-cpu", "first", "second"])
     assert default_device() == "cuda"
     assert default_backend("cuda") == "first"
     assert default_precision("cuda") == "fp16"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import lzma
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
-import v2v.engine
 from v2v.core.components import Window, components
 from v2v.core.configs import (
     AutoencoderConfig,
@@ -17,6 +14,8 @@ from v2v.core.configs import (
     TextEncoderConfig,
     UNetConfig,
 )
+from v2v.engine.backend import Engine, LooseEngines
+from v2v.engine.store import TOKENIZER, packaged_tokenizer
 
 MODEL = ModelConfig(
     "fake",
@@ -30,7 +29,7 @@ MODEL = ModelConfig(
 WINDOW = Window(4, 80, 64)
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """A component whose outputs are ``function(**inputs)``."""
 
     def __init__(self, component, function):
@@ -54,7 +53,7 @@ class FakeEngine:
 
 
 class SharingEngine(FakeEngine):
-    """One that takes several prompts at once; notes how many each time."""
+    """One that notes how many prompts it gets at once."""
 
     def __init__(self, component, function):
         super().__init__(component, function)
@@ -117,29 +116,25 @@ FUNCTIONS = {
 }
 
 
-class FakeEngineSet:
-    """What the runtime uses of an engine set."""
+class FakeEngines(LooseEngines):
+    """Engines of the functions above, by component, or of those given; ``loads`` notes each that was loaded."""
 
     def __init__(self, folder: Path, window=WINDOW, reuse=False, kind=FakeEngine, **functions):
-        described = components(MODEL, window, "fp32", reuse)
-        self.tokenizer_path = folder / "tokenizer.json"
-        packed = Path(v2v.engine.__file__).parent / "data" / "tokenizer.json.xz"
-        self.tokenizer_path.write_bytes(lzma.decompress(packed.read_bytes()))
-        self.path, self.name = folder, "fake"
-        self.manifest = SimpleNamespace(
-            recipe=SimpleNamespace(
-                model=MODEL,
-                window=window,
-                options=SimpleNamespace(device="cpu"),
-                weights=SimpleNamespace(kind="random"),
-            ),
-            components=described,
-        )
-        self.functions, self.kind = {**FUNCTIONS, **functions}, kind
-        self.loads = []
+        functions = {**FUNCTIONS, **functions}
+        loads = []
 
-    def load(self, name, device):
-        assert device == "cpu"
-        engine = self.kind(self.manifest.components[name], self.functions[name])
-        self.loads.append(engine)
-        return engine
+        def make(component, device):
+            assert device == "cpu"
+            loads.append(kind(component, functions[component.name]))
+            return loads[-1]
+
+        tokenizer = folder / TOKENIZER
+        tokenizer.write_bytes(packaged_tokenizer())
+        facts = {"model": MODEL.name, "weights": "none", "engines": "fake"}
+        described = components(MODEL, window, "fp32", reuse)
+        super().__init__(MODEL, window, described, tokenizer, facts, make)
+        object.__setattr__(self, "loads", loads)
+
+    def loaded(self, name):
+        """The last engine of a component."""
+        return [engine for engine in self.loads if engine.component.name == name][-1]

@@ -14,7 +14,6 @@ import av
 import numpy as np
 import pytest
 
-import v2v.runtime.cli as cli
 from tests.engine import stand_in
 from tests.runtime.clips import color_tags, make_video, packets, pixels_of, psnr, times
 from tests.runtime.command import SAMPLE, WINDOW, Run, build_engines, start
@@ -225,9 +224,8 @@ def test_a_first_run_builds_the_small_models_engines_once(
     small = ModelConfig("small", base.unet, base.autoencoder, base.text_encoder, defaults=defaults)
     monkeypatch.setitem(MODELS, "small", small)
     monkeypatch.setattr(Exporter, "default", classmethod(lambda cls: stand_in.ONNX))
-    monkeypatch.setattr(
-        cli, "default_weights", lambda model: "random:0"
-    )  # the packaged ones fit the real model
+    # The packaged weights fit the real model.
+    monkeypatch.setattr("v2v.engine.choose.default_weights", lambda model: "random:0")
     source = make_video(tmp_path / "in.mp4", frames=2)
 
     first = run(source, "-o", tmp_path / "first.mp4", "--device", "cpu")

@@ -20,8 +20,9 @@ pytest.importorskip("torch", reason="Inductor is PyTorch's compiler")
 from v2v.core.components import Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import BuildError, EngineError
-from v2v.engine.backend import BuildOptions, CompiledModule, ModuleCompiler, run_prompts
+from v2v.engine.backend import BuildOptions, CompiledModule, ModuleCompiler
 from v2v.engine.inductor import backend as inductor
+from v2v.engine.inductor import runner
 from v2v.engine.inductor.backend import InductorBackend
 from v2v.engine.inductor.runner import InductorEngine
 from v2v.engine.verify import random_inputs
@@ -222,7 +223,7 @@ def test_prompts_share_what_none_of_them_changes(monkeypatch: pytest.MonkeyPatch
         "unet.unprompted.pt2": EagerCode(network.unprompted),
         "unet.prompted.pt2": EagerCode(lambda *tensors: network.prompted(tensors[:-2], *tensors[-2:])),
     }
-    monkeypatch.setattr(inductor, "_open", lambda path: codes[path.name])
+    monkeypatch.setattr(runner, "open_package", lambda path: codes[path.name])
     paths = [tmp_path / name for name in codes]
     engine = InductorBackend().load(component, [*paths, inductor._save(component, paths, {})], "cpu")
 
@@ -234,7 +235,7 @@ def test_prompts_share_what_none_of_them_changes(monkeypatch: pytest.MonkeyPatch
     common = {"latents": latents, "timestep": np.array([599])}
     together = [np.full_like(latents, np.nan) for _ in contexts]
     prompts = [({"context": c}, {"velocity": v}) for c, v in zip(contexts, together, strict=True)]
-    run_prompts(engine, common, prompts)
+    engine.run_prompts(common, prompts)
     assert [code.calls for code in codes.values()] == [1, 2]
     assert not np.array_equal(*together)
     for context, found in zip(contexts, together, strict=True):

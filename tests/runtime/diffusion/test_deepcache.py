@@ -10,7 +10,7 @@ import pytest
 from tests.engine.stand_in import CopyBackend, build, install
 from tests.runtime import command
 from tests.runtime.command import SAMPLE
-from tests.runtime.fakes import MODEL, FakeEngineSet, SharingEngine, full_velocity
+from tests.runtime.fakes import MODEL, FakeEngine, FakeEngines, SharingEngine, full_velocity
 from v2v.core.components import Window
 from v2v.core.configs import MODELS, Defaults
 from v2v.core.errors import EngineError, V2VError
@@ -40,7 +40,7 @@ def plain_velocity(latents, timestep, context):
 
 @pytest.fixture
 def reusing(tmp_path):
-    return VideoToVideo(FakeEngineSet(tmp_path, reuse=True), CpuDevice())
+    return VideoToVideo(FakeEngines(tmp_path, reuse=True), CpuDevice())
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_features_are_used_until_they_are_old_or_lack_a_prompt(guided, every, ex
 
 
 def test_engines_that_can_reuse_give_the_plain_ones_video_when_not_asked_to(tmp_path, reusing):
-    plain = VideoToVideo(FakeEngineSet(tmp_path, unet=plain_velocity), CpuDevice())
+    plain = VideoToVideo(FakeEngines(tmp_path, unet=plain_velocity), CpuDevice())
     for frames in (clip(4), clip(9, 100, 90)):  # one window, and several
         np.testing.assert_array_equal(run(reusing, frames), run(plain, frames))
 
@@ -69,7 +69,8 @@ def test_engines_that_can_reuse_give_the_plain_ones_video_when_not_asked_to(tmp_
 def test_components_are_called_in_the_order_of_the_plan(reusing, frames):
     calls = []
     for name in ("unet_full", "unet_outer"):
-        engine = reusing._engine(name)
+        reusing.load_all()
+        engine = reusing.engines.loaded(name)
 
         def watched(*arguments, name=name, work=engine.function, **inputs):
             calls.append((int(inputs["timestep"][0]), name, float(inputs["context"].mean())))
@@ -90,7 +91,7 @@ def test_components_are_called_in_the_order_of_the_plan(reusing, frames):
 def test_each_window_and_prompt_has_its_own_features(tmp_path):
     """Reuse of features of each position by itself gives the same picture in one window or in many."""
     small, large = (
-        VideoToVideo(FakeEngineSet(tmp_path, window, reuse=True), CpuDevice())
+        VideoToVideo(FakeEngines(tmp_path, window, reuse=True), CpuDevice())
         for window in (Window(4, 80, 64), Window(10, 208, 192))
     )
     settings = {"guidance_rescale": 0.0, "steps": 6, "reuse": 3}
@@ -101,9 +102,9 @@ def test_each_window_and_prompt_has_its_own_features(tmp_path):
 
 
 def test_with_low_memory_both_parts_of_the_unet_are_there_at_once(tmp_path):
-    engines = FakeEngineSet(tmp_path, reuse=True)
+    engines = FakeEngines(tmp_path, reuse=True)
     v2v = VideoToVideo(engines, CpuDevice(), memory="low")
-    roomy = VideoToVideo(FakeEngineSet(tmp_path, reuse=True), CpuDevice())
+    roomy = VideoToVideo(FakeEngines(tmp_path, reuse=True), CpuDevice())
     np.testing.assert_array_equal(run(v2v, clip(4), steps=4, reuse=2), run(roomy, clip(4), steps=4, reuse=2))
     loaded = [engine.component.name for engine in engines.loads]
     unet = ["unet_full", "unet_outer"]
@@ -115,16 +116,18 @@ def test_with_low_memory_both_parts_of_the_unet_are_there_at_once(tmp_path):
 @pytest.mark.parametrize("reuse", [1, 2])
 def test_an_engine_that_takes_both_prompts_of_a_guided_step_gets_both(tmp_path, frames, reuse):
     settings = {"steps": 5, "reuse": reuse, "guidance_interval": (0.15, 1.0)}
-    sharing = VideoToVideo(FakeEngineSet(tmp_path, reuse=True, kind=SharingEngine), CpuDevice())
-    plain = VideoToVideo(FakeEngineSet(tmp_path, reuse=True), CpuDevice())
+    sharing_engines, plain_engines = (
+        FakeEngines(tmp_path, reuse=True, kind=kind) for kind in (SharingEngine, FakeEngine)
+    )
+    sharing, plain = (VideoToVideo(engines, CpuDevice()) for engines in (sharing_engines, plain_engines))
     np.testing.assert_array_equal(run(sharing, frames, **settings), run(plain, frames, **settings))
     used = ["unet_full", "unet_outer"][:reuse]
     for name in used:
-        both, alone = sharing._engine(name), plain._engine(name)
+        both, alone = sharing_engines.loaded(name), plain_engines.loaded(name)
         assert both.calls == alone.calls, name
-        assert set(both.prompts) == {2}, "a lone prompt is an ordinary run"
-    pairs = sum(len(sharing._engine(name).prompts) for name in used)
-    assert 2 * pairs < sum(sharing._engine(name).calls for name in used), "unguided steps too"
+        assert sum(both.prompts) == both.calls
+    given = [prompts for engine in sharing_engines.loads for prompts in engine.prompts]
+    assert set(given) == {1, 2}, "unguided steps too"
 
 
 # On the command line ----------------------------------------------------------------------------------------

@@ -29,13 +29,15 @@ Make = Callable[[int], VideoToVideo]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """The small model with its trained weights at windows of so many frames."""
     pytest.importorskip("torch", reason="networks of any window need PyTorch")
-    from v2v.benchmarks.baselines import TorchEngines
+    from v2v.benchmarks.torch_engines import baseline_engines
+    from v2v.export.weights import load_weights
 
     def make(frames: int) -> VideoToVideo:
         model = MODELS["small"]
         folder = tmp_path_factory.mktemp("trained")
         window = window_for(model, (WIDTH, HEIGHT), frames)
-        engines = TorchEngines.make(folder, "eager", model, window, default_weights(model), "cpu")
+        weights = load_weights(default_weights(model), model)
+        engines = baseline_engines(folder, "eager", model, window, weights, "cpu")
         return VideoToVideo(engines, CpuDevice())
 
     return make

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.runtime.clips import make_video, packets, times
-from tests.runtime.fakes import MODEL, FakeEngineSet, some_velocity
+from tests.runtime.fakes import MODEL, FakeEngines, some_velocity
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Settings, plan
@@ -37,7 +37,7 @@ class Interrupted(Exception):
 def engines(tmp_path):
     folder = tmp_path / "engines"
     folder.mkdir()
-    return FakeEngineSet(folder)
+    return FakeEngines(folder)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def enhance(
     v2v = VideoToVideo(engines, CpuDevice())
     with VideoReader(source, find_cuts=True) as reader:
         made = plan(Settings(steps=1, **settings), MODEL.defaults, (reader.info.height, reader.info.width))
-        target = Target(output, encoding_for(reader.info, codec=codec), overwrite, restart, "note")
+        target = Target(output, encoding_for(reader.info, codec=codec), overwrite, restart)
         enhance_film(Alone(v2v), reader, target, made, progress)
     return signs
 
@@ -132,10 +132,10 @@ def test_a_changed_setting_is_named(engines, source, tmp_path, change, named):
 def test_a_changed_input_or_engine_set_is_named(engines, source, tmp_path):
     output = tmp_path / "out.mp4"
     interrupted(engines, source, output)
-    engines.name = "another"
+    engines.facts["engines"] = "another"
     with pytest.raises(JournalError, match="engine set was fake when it was begun, but is another now"):
         enhance(engines, source, output)
-    engines.name = "fake"
+    engines.facts["engines"] = "fake"
     make_video(source, frames=FRAMES + 1, size=(64, 80))
     with pytest.raises(JournalError, match="input was"):
         enhance(engines, source, output)
@@ -194,7 +194,7 @@ def test_a_segment_is_encoded_while_the_next_is_denoised_and_those_after_are_rea
     with VideoReader(source) as reader:
         made = plan(Settings(steps=1), MODEL.defaults, (reader.info.height, reader.info.width))
         target = Target(tmp_path / "out.mkv", encoding_for(reader.info))
-        team = Alone(VideoToVideo(FakeEngineSet(folder, unet=denoises), CpuDevice()))
+        team = Alone(VideoToVideo(FakeEngines(folder, unet=denoises), CpuDevice()))
         assert enhance_film(team, reader, target, made, told) == FRAMES
         team.close()
     assert all(event.is_set() for event in events.values())
@@ -264,12 +264,11 @@ def test_an_unwritable_folder_is_told(engines, source, tmp_path):
 def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
     """A setting that a later version adds must not slip past the comparison."""
     from v2v.runtime.diffusion.settings import Plan
-    from v2v.runtime.films.film import facts_of
+    from v2v.runtime.films.film import describe, journal_facts
 
     made = plan(Settings(), MODEL.defaults, (80, 64))
     with VideoReader(source) as reader:
-        target = Target(tmp_path / "out.mp4", encoding_for(reader.info))
-        facts = facts_of(reader, made, engines, target)
+        facts = journal_facts(source, describe(reader, made, engines, encoding_for(reader.info)))
     assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Plan)} <= facts.keys()
 
 

@@ -7,18 +7,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from v2v.benchmarks.baselines import TorchEngines, _Traffic, _WholeAttention, work  # noqa: E402
+from v2v.benchmarks.torch_engines import Traffic, WholeAttention, baseline_engines, work  # noqa: E402
 from v2v.core.components import COMPONENTS, window_for  # noqa: E402
 from v2v.core.configs import MODELS  # noqa: E402
 from v2v.core.errors import EngineError  # noqa: E402
 from v2v.engine.verify import random_inputs, relative_error  # noqa: E402
+from v2v.export.weights import load_weights  # noqa: E402
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_eager_pytorch_gives_what_the_engine_gives(small_engine_set, tmp_path, name):
     recipe = small_engine_set.manifest.recipe
-    baseline = TorchEngines.make(tmp_path, "eager", recipe.model, recipe.window, recipe.weights.source, "cpu")
-    assert baseline.manifest.recipe.weights.identity == recipe.weights.identity
+    weights = load_weights(recipe.weights.source, recipe.model)
+    baseline = baseline_engines(tmp_path, "eager", recipe.model, recipe.window, weights, "cpu")
+    assert weights.identity == recipe.weights.identity
     component = small_engine_set.component(name)
     inputs = random_inputs(component, recipe.model.text_encoder.vocabulary)
     found = []
@@ -36,12 +38,13 @@ def test_a_baseline_on_cuda_without_cuda_is_refused(tmp_path):
         pytest.skip("there is a GPU")
     model = MODELS["small"]
     with pytest.raises(EngineError, match="cannot use CUDA"):
-        TorchEngines.make(tmp_path, "eager", model, window_for(model), "random:0", "cuda")
+        baseline_engines(tmp_path, "eager", model, window_for(model), load_weights("random:0", model), "cuda")
 
 
 def test_a_closed_engine_says_so(small_engine_set, tmp_path):
     recipe = small_engine_set.manifest.recipe
-    baseline = TorchEngines.make(tmp_path, "eager", recipe.model, recipe.window, "random:0", "cpu")
+    weights = load_weights("random:0", recipe.model)
+    baseline = baseline_engines(tmp_path, "eager", recipe.model, recipe.window, weights, "cpu")
     engine = baseline.load("text_encoder", "cpu")
     engine.close()
     component = engine.component
@@ -61,7 +64,7 @@ def test_a_full_size_evaluation_is_185_tflop():
 
 def test_traffic_is_inputs_and_result():
     a, b = torch.empty(10, 30, device="meta"), torch.empty(30, 20, device="meta")
-    with _Traffic() as traffic:
+    with Traffic() as traffic:
         a @ b
     assert traffic.flops == 2 * 10 * 20 * 30
     assert traffic.bytes == 4 * (10 * 30 + 30 * 20 + 10 * 20)
@@ -69,7 +72,7 @@ def test_traffic_is_inputs_and_result():
 
 def test_scores_of_attention_are_no_traffic():
     q = torch.empty(1, 2, 1000, 16, device="meta")
-    with torch.no_grad(), _Traffic() as traffic, _WholeAttention(traffic):
+    with torch.no_grad(), Traffic() as traffic, WholeAttention(traffic):
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
     assert traffic.flops == 2 * 2 * 2 * 1000 * 1000 * 16
     assert traffic.bytes == 4 * 4 * q.numel()

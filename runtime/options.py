@@ -1,0 +1,273 @@
+"""What ``v2v-run`` can be told, option by option, and how that becomes what the run is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+from v2v.core.configs import MODELS
+from v2v.core.console import one_of, parse_size
+from v2v.core.errors import UsageError
+from v2v.engine.backend import BACKENDS
+from v2v.engine.choose import Device
+from v2v.engine.store import Wanted
+from v2v.runtime.diffusion.colors import ColorMatch
+from v2v.runtime.diffusion.pipeline import Memory
+from v2v.runtime.diffusion.settings import Settings
+from v2v.runtime.diffusion.solvers import SolverName
+from v2v.runtime.films.enhance import Request
+from v2v.runtime.media.encoding import CODECS
+from v2v.runtime.media.stdio import PIPE
+from v2v.runtime.media.time_range import TimeRange, parse_time
+
+PREVIEW_SECONDS = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of ``v2v-run``; where an option is not given, the model's own default holds."""
+
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="A video, a folder of pictures, or - for the standard input. "
+            "Many: several of them, 'patterns*', folders of videos; then -o is a folder.",
+        ),
+    ]
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file (.mp4, .mkv, .mov, .m4v), a folder/ for PNG pictures, or - for stdout.",
+        ),
+    ]
+    # What the pictures become
+    prompt: Annotated[str, typer.Option(help="What the video shows; quality words are added.")] = ""
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What it must not look like; default: the reference's words.")
+    ] = None
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None
+    solver: Annotated[str | None, typer.Option(help=f"One of {', '.join(get_args(SolverName))}.")] = None
+    strength: Annotated[
+        float | None, typer.Option(help="Noise level, 0 to 1: how far the result may leave the source.")
+    ] = None
+    guidance: Annotated[
+        float | None, typer.Option(help="How strictly to follow the prompt; 1: no guidance.")
+    ] = None
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How much of guidance's added contrast to take back, 0 to 1.")
+    ] = None
+    guidance_interval: Annotated[
+        str | None, typer.Option(help="Noise levels at which guidance acts, as 0.2:0.5: spares evaluations.")
+    ] = None
+    reuse: Annotated[
+        int | None,
+        typer.Option(help="2: every second evaluation on features of the one before; needs a set built so."),
+    ] = None
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="22 evaluations of the UNet instead of 60: 12 steps of dpmpp_2m, guidance at 0.08:0.56, --reuse 2 "
+            "where the engine set can. The video differs from the full run's; other options win over it.",
+        ),
+    ] = False
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = Settings.seed
+    size: Annotated[str | None, typer.Option(help="Output's width x height, as 1280x720.")] = None
+    scale: Annotated[float | None, typer.Option(help="Output's size over input's; --size wins.")] = None
+    color: Annotated[
+        str | None, typer.Option(help="wavelet or adain: colours of the source; none: of the model.")
+    ] = None
+    # What runs it
+    model: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODELS)}.")] = None
+    engines: Annotated[
+        str | None, typer.Option(help="Engine set: a folder, or a name in the store; default: the best.")
+    ] = None
+    backend: Annotated[str | None, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None
+    memory: Annotated[str, typer.Option(help="low: never hold all engines in memory at once.")] = "high"
+    parity: Annotated[
+        bool, typer.Option("--parity", help="As the reference: 1280x720, 32 frames, 8 a second, no sound.")
+    ] = False
+    # How the video is written
+    codec: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(CODECS)}; default: h264, for a folder/ png.")
+    ] = None
+    crf: Annotated[
+        int | None, typer.Option(help="Constant quality, lower is better; default: the codec's.")
+    ] = None
+    preset: Annotated[str | None, typer.Option(help="The encoder's speed, as FFmpeg names it.")] = None
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Bits of a colour: 8, 10, 12 or 16, as the codec has them; default: the input's."),
+    ] = None
+    # What of the source is read, and how
+    deinterlace: Annotated[
+        bool,
+        typer.Option(
+            "--deinterlace/--no-deinterlace",
+            help="Make whole frames of interlaced ones, which the model does not know.",
+        ),
+    ] = True
+    rate: Annotated[
+        str | None, typer.Option(help="Pictures per second of a folder, as 25 or 30000/1001.")
+    ] = None
+    start: Annotated[str | None, typer.Option(help="Enhance from here on: seconds, mm:ss or hh:mm:ss.")] = (
+        None
+    )
+    end: Annotated[str | None, typer.Option(help="Enhance what begins before: seconds, mm:ss.")] = None
+    preview: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[SECONDS]",
+            help=f"A few seconds ({PREVIEW_SECONDS}) from the middle or --start, the source on the left.",
+        ),
+    ] = None
+    cuts: Annotated[
+        bool, typer.Option("--cuts/--no-cuts", help="Find cuts, so that shots do not run into each other.")
+    ] = True
+    # What else
+    compare: Annotated[
+        Path | None, typer.Option(help="Also write a page with a slider between before and after: page.html.")
+    ] = None
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A prompt for each video: lines 'name: prompt', or .csv, or .json.")
+    ] = None
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the work; on cuda each has its own GPU.")
+    ] = None
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster that shares the work; local starts one here.")
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of going on with an unfinished run.")
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and errors.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done, as JSON.")] = False
+
+    def settings(self) -> Settings:
+        """What the pictures become.
+
+        Raises:
+            UsageError: an option that cannot be read.
+        """
+        size = None if self.size is None else parse_size(self.size)[::-1]
+        interval = None if self.guidance_interval is None else parse_interval(self.guidance_interval)
+        return Settings(
+            self.prompt,
+            self.negative_prompt,
+            steps=self.steps,
+            solver=self.solver,
+            strength=self.strength,
+            guidance=self.guidance,
+            guidance_rescale=self.guidance_rescale,
+            guidance_interval=interval,
+            reuse=self.reuse,
+            fast=self.fast,
+            seed=self.seed,
+            size=size,
+            scale=self.scale,
+            color=cast(ColorMatch, self.color or Settings.color),
+            depth=self.depth,
+            parity=self.parity,
+        )
+
+    def wanted(self) -> Wanted:
+        """What the engine set must be.
+
+        Raises:
+            UsageError: there is no such model, backend or device.
+        """
+        given: dict[str, Any] = {}
+        for name, allowed in (
+            ("model", tuple(MODELS)),
+            ("backend", tuple(BACKENDS)),
+            ("device", get_args(Device)),
+        ):
+            value = getattr(self, name)
+            given[name] = None if value is None else one_of(f"--{name}", value, allowed)
+        return Wanted(**given)
+
+    def memory_mode(self) -> Memory:
+        """Whether engines may be in memory together.
+
+        Raises:
+            UsageError: neither of both.
+        """
+        chosen: Memory = one_of("--memory", self.memory, get_args(Memory))
+        return chosen
+
+    def time_range(self) -> TimeRange:
+        """The part of the film that is wanted.
+
+        Raises:
+            UsageError: a time that cannot be read, or an end before the start.
+        """
+        given = (("--start", self.start), ("--end", self.end), ("--preview", self.preview))
+        return TimeRange(*(None if text is None else parse_time(flag, text) for flag, text in given))
+
+    def request(self, *, many: bool) -> Request:
+        """All that is asked for, whatever the video.
+
+        Raises:
+            UsageError: options that cannot be read, or that contradict each other.
+        """
+        codec = self.codec or ("png" if self.output.endswith("/") and not many else "h264")
+        if self.compare is not None:
+            if many or self.output == PIPE or codec == "png" or self.inputs[0] == PIPE:
+                raise UsageError("--compare needs files: name one video for INPUT and one for -o")
+            if self.preview is not None:
+                raise UsageError("--compare and --preview both show before and after; leave one of them out")
+        if self.output == PIPE and self.as_json:
+            raise UsageError("--json and -o - both write to the standard output; leave one of them out")
+        return Request(
+            settings=self.settings(),
+            time_range=self.time_range(),
+            codec=codec,
+            crf=self.crf,
+            preset=self.preset,
+            rate=parse_rate(self.rate),
+            deinterlace=self.deinterlace,
+            find_cuts=self.cuts,
+            overwrite=self.overwrite,
+            restart=self.restart,
+        )
+
+
+def parse_rate(text: str | None) -> Fraction | None:
+    """Pictures per second of ``25`` or ``30000/1001``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= 1000:
+        raise UsageError(f"--rate must be pictures per second, as 25 or 30000/1001, not '{text}'")
+    return rate
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Two shares of the noise levels, as ``0.2:0.5``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise UsageError(
+            f"--guidance-interval {text}: give two noise levels from 0 to 1, as 0.2:0.5"
+        ) from None
+    return low, high
