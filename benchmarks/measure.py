@@ -197,7 +197,7 @@ def measure(job: Job, folder: Path, tell: Tell) -> Iterator[Measured]:
         host_bytes=Figure((float(host),)),
         gpu_bytes=None if most is None or bench.subject.device == "cpu" else Figure((float(most),)),
         engine_bytes=None if bench.opened.engine_set is None else bench.opened.engine_set.bytes,
-        build=_build(job.opener.kind, bench.opened, first, stages),
+        build=build_times(job.opener.kind, bench.opened, first, stages),
         sweeps=(),
     )
     yield found
@@ -311,7 +311,7 @@ def write_clip(path: Path, frames: int, height: int, width: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _build(kind: Kind, opened: Opened, first: list[Span], stages: tuple[Stage, ...]) -> Build | None:
+def build_times(kind: Kind, opened: Opened, first: list[Span], stages: tuple[Stage, ...]) -> Build | None:
     """The manifest's times; for ``torch.compile``, by how much longer each first call took."""
     if kind == "eager":
         return None

@@ -9,11 +9,12 @@ the file correctly; fields may be added without that.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from v2v.core.components import Precision
@@ -235,26 +236,29 @@ class Results:
         """
         file = path / "results.json" if path.is_dir() else path
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            version = int(data["format"])
+            text = file.read_bytes()
+            version = msgspec.json.decode(text, type=_Format).format
         except FileNotFoundError:
             raise ResultsError(
                 f"{file}: no such file; v2v-bench -o FOLDER writes FOLDER/results.json"
             ) from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ResultsError(f"{file} is not a file of v2v-bench's results ({_cause(error)})") from error
+        except (OSError, msgspec.DecodeError, RecursionError) as error:
+            raise ResultsError(f"{file} is not a file of v2v-bench's results ({error})") from error
         if version > FORMAT:
             raise ResultsError(
                 f"{file} has format {version}, and this version of v2v reads up to {FORMAT}; update v2v"
             )
         try:
-            return _results(data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ResultsError(f"{file} is damaged ({_cause(error)})") from error
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.ValidationError as error:
+            raise ResultsError(f"{file} is damaged ({error})") from error
 
 
-def _cause(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+@dataclass(frozen=True)
+class _Format:
+    """What every version of the file begins with."""
+
+    format: int
 
 
 def _plain(value: Any) -> Any:
@@ -273,68 +277,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-Made = TypeVar("Made")
-
-
-def _make(kind: Callable[..., Made], data: Mapping[str, Any], **parts: Any) -> Made:
-    """A dataclass from its dict, ``parts`` already made; fields of newer versions are passed over."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in data.items() if key in known} | parts)
-
-
-def _figure(data: Any) -> Figure:
-    samples = tuple(float(sample) for sample in data["samples"])
-    if not samples:
-        raise ValueError("a figure without samples")
-    return Figure(samples)
-
-
-def _figure_or_none(data: Any) -> Figure | None:
-    return None if data is None else _figure(data)
-
-
-def _results(data: Mapping[str, Any]) -> Results:
-    return _make(
-        Results,
-        data,
-        machine=_make(Machine, data["machine"]),
-        ceilings=tuple(
-            _make(
-                Ceilings,
-                item,
-                copy_bytes_per_second=_figure(item["copy_bytes_per_second"]),
-                product_flops_per_second=_figure_or_none(item["product_flops_per_second"]),
-            )
-            for item in data["ceilings"]
-        ),
-        work=tuple(_make(Work, item) for item in data["work"]),
-        measured=tuple(_measured(item) for item in data["measured"]),
-        failed=tuple(_make(Failed, item) for item in data["failed"]),
-    )
-
-
-def _measured(data: Mapping[str, Any]) -> Measured:
-    return _make(
-        Measured,
-        data,
-        subject=_make(Subject, data["subject"]),
-        clip=_make(Clip, data["clip"]),
-        **{name: _figure(data[name]) for name in ("load", "first_step", "run", "host_bytes")},
-        gpu_bytes=_figure_or_none(data["gpu_bytes"]),
-        stages=tuple(_make(Stage, item, seconds=_figure(item["seconds"])) for item in data["stages"]),
-        timeline=tuple(_make(Span, item) for item in data["timeline"]),
-        build=None if data["build"] is None else _make(Build, data["build"]),
-        sweeps=tuple(
-            _make(
-                Sweep,
-                item,
-                clip=_make(Clip, item["clip"]),
-                points=tuple(
-                    _make(Point, point, seconds=_figure(point["seconds"])) for point in item["points"]
-                ),
-            )
-            for item in data["sweeps"]
-        ),
-    )

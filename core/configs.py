@@ -84,26 +84,6 @@ class ModelConfig:
         """Plain dicts and lists, as written into ``manifest.json``."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ModelConfig:
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            TypeError: a field is missing or unknown.
-        """
-
-        def lists_to_tuples(values: dict[str, Any]) -> dict[str, Any]:
-            return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-        return cls(
-            name=data["name"],
-            unet=UNetConfig(**lists_to_tuples(data["unet"])),
-            autoencoder=AutoencoderConfig(**lists_to_tuples(data["autoencoder"])),
-            text_encoder=TextEncoderConfig(**lists_to_tuples(data["text_encoder"])),
-            latent_scale=data["latent_scale"],
-            defaults=Defaults(**lists_to_tuples(data["defaults"])),
-        )
-
 
 MODELS = {
     config.name: config

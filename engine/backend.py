@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from v2v.core.components import Component, ComponentName, Precision, Window
 from v2v.core.configs import ModelConfig
@@ -40,24 +40,49 @@ class Compatibility(NamedTuple):
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the person who builds may choose; each backend reads what concerns it and ignores the rest."""
+    """What the person who builds may choose, whatever the backend, and what the backend alone understands.
+
+    ``extra`` are a backend's own options as ``--option NAME=VALUE`` gives them; it reads and checks them.
+    """
 
     precision: Precision = "fp32"
     device: str = "cpu"  # "cpu" or "cuda"
-    frames: tuple[int, int] | None = None  # range of frames for one optimisation profile (TensorRT)
-    workspace_bytes: int | None = None  # scratch limit while compiling (TensorRT)
-    optimization_level: int | None = None  # 0..5 (TensorRT)
     extra: Mapping[str, str] = field(default_factory=dict)
     reuse: bool = False  # a UNet that can go on from the deep features of an earlier evaluation
 
+
+class Graph(Protocol):
+    """A component as an ONNX file, its weights beside it; see :class:`v2v.export.graphs.Graph`."""
+
     @property
-    def fp8(self) -> bool:
-        """Whether products of the UNet are computed in FP8: ``--option fp8=yes`` (Inductor)."""
-        return self.extra.get("fp8") == "yes"
+    def path(self) -> Path: ...
+
+    @property
+    def error(self) -> float:
+        """Relative L2 error against PyTorch, on random input."""
+        ...
 
 
-FP8_TOLERANCE = 0.3
-"""Relative L2 error of a UNet in FP8 past which it is refused; random weights gave 0.05 to 0.18."""
+@dataclass(frozen=True)
+class Source:
+    """Where a backend takes a component from: it asks for what it compiles, and nothing else is made."""
+
+    component: Component
+    model: ModelConfig
+    window: Window
+    precision: Precision
+    graph: Callable[[bool], Graph]  # exports it; True: for any number of frames, which leaves that axis open
+    network: Callable[
+        [], Any
+    ]  # the torch.nn.Module that ``v2v.export`` defines, with its weights, FP32, on the CPU
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a backend made of a component."""
+
+    files: list[Path]  # the one to load first
+    error: float  # relative L2 error against PyTorch in FP32, on random input
 
 
 Prompted = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -176,13 +201,10 @@ class Backend(Protocol):
     version: str  # of the library that compiles and runs
     devices: tuple[str, ...]  # where its engines can run on this machine, best first: "cuda", "cpu"
 
-    def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: PhaseProgress
-    ) -> list[Path]:
-        """Compile ``graph`` (an ``.onnx`` file, its weights beside it) into files inside ``folder``.
+    def build(self, source: Source, folder: Path, options: BuildOptions, progress: PhaseProgress) -> Compiled:
+        """Compile a component into files inside ``folder``; other files there are thrown away afterwards.
 
-        Returns the files made, the one to load first; other files in ``folder`` are thrown away. Raises
-        ``BuildError`` when the graph cannot be compiled.
+        Raises ``BuildError`` when it cannot be compiled, or computes something else than the network.
         """
         ...
 
@@ -190,8 +212,15 @@ class Backend(Protocol):
         """What must stay the same for an engine built now to load later: versions, GPU, capability.
 
         Plain JSON values. Where engines are tied to a GPU, ``gpu`` is its name and ``compute_capability`` is
-        like "8.9"; ``label``, a short word such as "sm89" or "portable", becomes part of the set's name.
+        like "8.9"; ``label``, a short word such as "sm89" or "portable", becomes part of the set's name; ``fp8`` is
+        true where products of the UNet are computed in FP8.
+
+        Raises ``BuildError`` for options that the backend does not have or cannot meet.
         """
+        ...
+
+    def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
+        """Relative L2 error past which a component built so is not that component."""
         ...
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
@@ -206,33 +235,8 @@ class Backend(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class CompiledModule:
-    """What :meth:`ModuleCompiler.build_module` made."""
-
-    files: list[Path]  # the one to load first
-    error: float  # relative L2 error against the plain network, on random input
-    export_seconds: float  # of the build, before the compiler began
-
-
-@runtime_checkable
-class ModuleCompiler(Protocol):
-    """A backend that compiles PyTorch networks instead of graphs; a build asks for this before exporting any."""
-
-    def build_module(
-        self,
-        component: Component,
-        model: ModelConfig,
-        weights: Any,
-        folder: Path,
-        options: BuildOptions,
-        progress: PhaseProgress,
-    ) -> CompiledModule:
-        """Compile one of ``model``'s components into files inside ``folder``, and compare it with PyTorch.
-
-        ``weights`` is a :class:`v2v.export.weights.Weights`. Raises ``BuildError`` as :meth:`Backend.build` does.
-        """
-        ...
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2}
+"""Relative L2 error that two correct implementations of a component may have between them."""
 
 
 # name -> module:class. The order is the order of preference when the user names none.

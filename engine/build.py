@@ -17,13 +17,12 @@ from v2v.core.components import (
     ComponentName,
     Window,
     components,
-    is_unet,
 )
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError, EngineError
 from v2v.core.progress import BuildProgress, PhaseProgress
 from v2v.core.version import __version__
-from v2v.engine.backend import Backend, BuildOptions, ModuleCompiler, backend
+from v2v.engine.backend import Backend, BuildOptions, Compiled, Source, backend
 from v2v.engine.manifest import BackendRecord, ComponentRecord, Manifest, Recipe, WeightsRecord
 from v2v.engine.store import (
     TOKENIZER,
@@ -53,35 +52,29 @@ class Weights(Protocol):
     def identity(self) -> str: ...
 
 
-class Graph(Protocol):
-    """What a build needs to know of :class:`v2v.export.graphs.Graph`."""
+def _plain_network(name: ComponentName, model: ModelConfig, weights: Any) -> Any:
+    from v2v.export.graphs import plain_network
 
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def error(self) -> float: ...
-
-    @property
-    def seconds(self) -> float: ...
+    return plain_network(name, model, weights)
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """Where graphs come from: the functions of ``v2v.export`` that a build calls."""
+    """Where weights, graphs and networks come from: the functions of ``v2v.export`` that a build calls."""
 
     load_weights: Callable[..., Any]
     export_component: Callable[..., Any]
     save_safetensors: Callable[..., Any]
+    plain_network: Callable[..., Any] = _plain_network
 
     @classmethod
-    def prebuilt(cls) -> Exporter:
-        """The packaged graphs, for builds that save no weights; needs neither PyTorch nor ONNX."""
+    def packaged(cls) -> Exporter:
+        """The packaged graphs, for builds that save no weights; they need neither PyTorch nor ONNX."""
 
         def save(weights: Any, folder: Path) -> None:
             raise BuildError(f"these weights come with v2v: take {weights.source}")
 
-        return cls(packaged.load_weights, packaged.export_component, save)
+        return cls(packaged.load_weights, packaged.export_component, save, packaged.plain_network)
 
     @classmethod
     def default(cls) -> Exporter:
@@ -137,11 +130,11 @@ def build_engine_set(
     compiled_by = BackendRecord(made.name, made.version, made.facts(options))
     if exporter is None:
         ready = (
-            packaged.fits(model, weights, window, options.precision, backend_name)
+            packaged.fits(model, weights, window, options.precision)
             and save_weights is None
             and not options.reuse
         )
-        exporter = Exporter.prebuilt() if ready else Exporter.default()
+        exporter = Exporter.packaged() if ready else Exporter.default()
     if Path(weights).expanduser().exists():  # the manifest's rebuild command must work from any folder
         weights = str(Path(weights).expanduser().resolve())
     progress("weights", "reading", 0.0)
@@ -220,49 +213,63 @@ def _build_component(
     name: ComponentName = component.name
     graphs, target = folder / "graphs", folder / name
     target.mkdir()
-    report: PhaseProgress = lambda phase, share: progress(name, phase, share)  # noqa: E731
-    if isinstance(made, ModuleCompiler):
-        started = time.monotonic()
-        module = made.build_module(component, recipe.model, weights, target, recipe.options, report)
-        seconds = time.monotonic() - started - module.export_seconds
-        return _record(folder, component, module.files, module.error, module.export_seconds, seconds, report)
     graphs.mkdir()
-    report("exporting", 0.0)
-    graph: Graph = exporter.export_component(
-        name, recipe.model, weights, recipe.window, recipe.options.precision, graphs, report
-    )
-    if recipe.options.frames is not None and is_unet(name) and made.name == "tensorrt":
-        from v2v.export.frame_axis import open_frame_axis
+    report: PhaseProgress = lambda phase, share: progress(name, phase, share)  # noqa: E731
+    model, window, precision = recipe.model, recipe.window, recipe.options.precision
+    exporting = 0.0
 
-        report("tracing", 0.0)
-        open_frame_axis(graph.path, name, recipe.model, recipe.window, recipe.options.precision)
-    report("compiling", 0.0)
+    def timed(work: Callable[[], Any]) -> Any:
+        nonlocal exporting
+        report("exporting", 0.0)
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            exporting += time.monotonic() - started
+            report("compiling", 0.0)
+
+    def export(open_frames: bool) -> Any:
+        graph = exporter.export_component(name, model, weights, window, precision, graphs, report)
+        if open_frames:
+            from v2v.export.frame_axis import open_frame_axis  # needs PyTorch
+
+            report("tracing", 0.0)
+            open_frame_axis(graph.path, name, model, window, precision)
+        return graph
+
+    source = Source(
+        component,
+        model,
+        window,
+        precision,
+        graph=lambda open_frames: timed(lambda: export(open_frames)),
+        network=lambda: timed(lambda: exporter.plain_network(name, model, weights)),
+    )
     started = time.monotonic()
-    files = made.build(component, graph.path, target, recipe.options, report)
+    compiled = made.build(source, target, recipe.options, report)
     seconds = time.monotonic() - started
     shutil.rmtree(graphs)
-    return _record(folder, component, files, graph.error, graph.seconds, seconds, report)
+    return _record(folder, component, compiled, exporting, seconds - exporting, report)
 
 
 def _record(
     folder: Path,
     component: Component,
-    files: list[Path],
-    error: float,
+    compiled: Compiled,
     export_seconds: float,
     compile_seconds: float,
     report: PhaseProgress,
 ) -> ComponentRecord:
     """Describe what a backend made in ``folder/<name>`` and remove what it left there besides."""
     for path in (folder / component.name).rglob("*"):
-        if path.is_file() and path not in files:
+        if path.is_file() and path not in compiled.files:
             path.unlink()
     report("hashing", 0.0)
     record = ComponentRecord(
-        files=tuple(stored_file(file, folder) for file in files),
+        files=tuple(stored_file(file, folder) for file in compiled.files),
         inputs=component.inputs,
         outputs=component.outputs,
-        error=error,
+        error=compiled.error,
         export_seconds=round(export_seconds, 3),
         compile_seconds=round(compile_seconds, 3),
     )

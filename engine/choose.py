@@ -123,7 +123,7 @@ def _specialised(chosen: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) 
         weights=recipe.weights.identity,
     )
     for reusing in (True, False) if reuse else (False,):
-        for fp8 in (True, False) if fast else (recipe.options.fp8,):
+        for fp8 in (True, False) if fast else (recipe.fp8,):
             with contextlib.suppress(NoEngineSet):
                 return find(replace(sibling, reuse=reusing, fp8=fp8))
     return chosen

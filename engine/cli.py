@@ -96,14 +96,18 @@ def command(
     config = MODELS[one_of("model", model, tuple(MODELS))]
     fewest, most = parse_frames(frames) if frames else (None, None)
     on = one_of("--device", device, _DEVICES) if device else default_device()
+    extra = dict(parse_option(text) for text in option or [])
+    if fewest != most:
+        extra["frames"] = f"{fewest}:{most}"
+    if workspace is not None:
+        extra["workspace"] = f"{workspace:g}"
+    if optimization_level is not None:
+        extra["optimization_level"] = str(optimization_level)
     options = BuildOptions(
         precision=one_of("--precision", precision or default_precision(on), _PRECISIONS),
         device=on,
-        frames=None if fewest is None or most is None or fewest == most else (fewest, most),
-        workspace_bytes=None if workspace is None else int(workspace * 2**30),
-        optimization_level=optimization_level,
         reuse=reuse,
-        extra=dict(parse_option(text) for text in option or []),
+        extra=extra,
     )
     source = weights or default_weights(config)
     window = window_for(config, parse_size(size) if size else None, most)

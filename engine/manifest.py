@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
+
+import msgspec
 
 from v2v.core.components import ComponentName, Tensor, Window, component_names
 from v2v.core.configs import ModelConfig
@@ -26,11 +30,22 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of an engine set; ``name`` is relative to the set's folder."""
+    """A file of an engine set; ``name`` is relative to the set's folder.
+
+    Raises:
+        ValueError: a name that leads out of the folder, or a size or digest that nothing has.
+    """
 
     name: str
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.name)
+        if path.is_absolute() or ".." in path.parts or "\\" in self.name or not path.parts:
+            raise ValueError(f"'{self.name}' is no name of a file inside the engine set")
+        if self.bytes < 0 or not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"the size or the digest of '{self.name}' cannot be right")
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,11 @@ class Recipe:
         return None if self.options == other.options else "it was built with other options"
 
     @property
+    def fp8(self) -> bool:
+        """Whether products of the UNet are computed in FP8."""
+        return bool(self.backend.facts.get("fp8"))
+
+    @property
     def name(self) -> str:
         """Folder name that a person can read; its last part tells apart what the rest leaves out."""
         parts = [
@@ -105,7 +125,7 @@ class Recipe:
             self.weights.kind,
             str(self.window),
             self.options.precision,
-            "fp8" if self.options.fp8 else "",
+            "fp8" if self.fp8 else "",
             self.options.device,
             "reuse" if self.options.reuse else "",
             f"{self.backend.name}-{self.backend.version}",
@@ -118,15 +138,10 @@ class Recipe:
     def command(self) -> str:
         """The command that builds this recipe."""
         size = f"{self.window.width}x{self.window.height}"
-        frames = ":".join(map(str, self.options.frames or (self.window.frames,)))
         words = ["v2v-build-engines", self.model.name, "--weights", self.weights.source]
-        words += ["--size", size, "--frames", frames, "--backend", self.backend.name]
+        words += ["--size", size, "--frames", str(self.window.frames), "--backend", self.backend.name]
         words += ["--device", self.options.device, "--precision", self.options.precision]
-        if self.options.workspace_bytes is not None:
-            words += ["--workspace", f"{self.options.workspace_bytes / 2**30:g}"]
         words += ["--reuse"] if self.options.reuse else []
-        if self.options.optimization_level is not None:
-            words += ["--optimization-level", str(self.options.optimization_level)]
         for key, value in self.options.extra.items():
             words += ["--option", f"{key}={value}"]
         return shlex.join(words)
@@ -169,59 +184,42 @@ class Manifest:
                 the file adds its path.
         """
         try:
-            data = json.loads(text)
-            version = int(data["format"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise EngineError(f"is damaged ({_cause(error)})") from error
+            data = msgspec.json.decode(text)
+            version = msgspec.convert(data, _Format).format
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise EngineError(f"is damaged ({error})") from error
         if version > FORMAT:
             raise EngineError(
                 f"has format {version}, and this version of v2v reads up to {FORMAT}; "
                 "update v2v, or rebuild the set"
             )
         try:
-            recipe = _recipe(data["recipe"])
-            names = component_names(recipe.options.reuse)
-            return cls(
-                recipe=recipe,
-                components={name: _component(data["components"][name]) for name in names},
-                tokenizer=StoredFile(**data["tokenizer"]),
-                seconds=float(data["seconds"]),
-                created=str(data["created"]),
-                v2v=str(data["v2v"]),
-                format=version,
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise EngineError(
-                f"was written by another version of v2v or is damaged ({_cause(error)})"
-            ) from error
+            manifest = msgspec.convert(_modernised(data), cls)
+        except (msgspec.MsgspecError, TypeError, KeyError, AttributeError) as error:
+            raise EngineError(f"was written by another version of v2v or is damaged ({error})") from error
+        for name in component_names(manifest.recipe.options.reuse):
+            if name not in manifest.components:
+                raise EngineError(f"was written by another version of v2v or is damaged ({name} is missing)")
+        return manifest
 
 
-def _cause(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+@dataclass(frozen=True)
+class _Format:
+    """What every version of the file has."""
+
+    format: int
 
 
-def _recipe(data: dict[str, Any]) -> Recipe:
-    options = dict(data["options"])
-    if options["frames"] is not None:
-        options["frames"] = tuple(options["frames"])
-    return Recipe(
-        model=ModelConfig.from_json(data["model"]),
-        weights=WeightsRecord(**data["weights"]),
-        window=Window(**data["window"]),
-        options=BuildOptions(**options),
-        backend=BackendRecord(**data["backend"]),
-    )
-
-
-def _component(data: dict[str, Any]) -> ComponentRecord:
-    def tensors(values: list[dict[str, Any]]) -> tuple[Tensor, ...]:
-        return tuple(Tensor(v["name"], v["dtype"], tuple(v["shape"])) for v in values)
-
-    return ComponentRecord(
-        files=tuple(StoredFile(**file) for file in data["files"]),
-        inputs=tensors(data["inputs"]),
-        outputs=tensors(data["outputs"]),
-        error=float(data["error"]),
-        export_seconds=float(data["export_seconds"]),
-        compile_seconds=float(data["compile_seconds"]),
-    )
+def _modernised(data: Any) -> Any:
+    """What versions before 0.2 wrote: TensorRT's options among everybody's, FP8 as an option alone."""
+    options, facts = data["recipe"]["options"], data["recipe"]["backend"]["facts"]
+    for old, new, text in (
+        ("frames", "frames", lambda frames: ":".join(map(str, frames))),
+        ("workspace_bytes", "workspace", lambda count: f"{count / 2**30:g}"),
+        ("optimization_level", "optimization_level", str),
+    ):
+        if (value := options.pop(old, None)) is not None:
+            options["extra"][new] = text(value)
+    if options["extra"].get("fp8") == "yes":
+        facts["fp8"] = True
+    return data

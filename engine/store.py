@@ -186,7 +186,7 @@ class EngineSet:
                 return Compatibility(False, f"its {fact} is {have}, wanted is {want}")
         for flag, has, wants in (
             ("--reuse", recipe.options.reuse, wanted.reuse),
-            ("--option fp8=yes", recipe.options.fp8, wanted.fp8),
+            ("--option fp8=yes", recipe.fp8, wanted.fp8),
         ):
             if wants is not None and has != wants:
                 return Compatibility(False, f"it was built {'with' if has else 'without'} {flag}")
@@ -326,7 +326,7 @@ def find(wanted: Wanted, root: Path | None = None) -> EngineSet:
     def rank(found: EngineSet) -> tuple[bool, int, bool, bool]:
         recipe = found.manifest.recipe
         options = recipe.options
-        return options.device != "cuda", preference.index(recipe.backend.name), options.fp8, options.reuse
+        return options.device != "cuda", preference.index(recipe.backend.name), recipe.fp8, options.reuse
 
     newest_first = sorted(fitting, key=lambda found: found.manifest.created, reverse=True)
     return min(newest_first, key=rank)

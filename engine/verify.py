@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from v2v.core.components import Component, ComponentName, Precision, is_unet
+from v2v.core.components import Component, ComponentName
 from v2v.core.errors import EngineError
 from v2v.core.progress import BuildProgress
-from v2v.engine.backend import FP8_TOLERANCE, Engine, backend
+from v2v.engine.backend import Engine, backend
 from v2v.engine.build import Exporter
 from v2v.engine.store import EngineSet
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2}
-"""Relative L2 error that two correct implementations of a graph may have between them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def verify_engine_set(
 
     Raises:
         EngineError: a file differs from the manifest, an engine does not load, gives NaN or Inf, or is
-            further from ONNX Runtime than :data:`TOLERANCE`, or a UNet in FP8 than its own tolerance.
+            further from ONNX Runtime than its backend tolerates.
         BuildError: the graph to compare with cannot be exported.
     """
     total = max(engine_set.bytes, 1)
@@ -119,8 +116,7 @@ def _verify(
     if (recipe.backend.name, device) != ("onnxruntime", "cpu"):
         with _reference(engine_set, name, progress, exporter) as reference:
             error = relative_error(outputs, run_once(reference, inputs, "cpu")[0])
-        fp8 = recipe.options.fp8 and is_unet(name)
-        allowed = FP8_TOLERANCE if fp8 else TOLERANCE[recipe.options.precision]
+        allowed = backend(recipe.backend.name).tolerance(name, recipe.options)
         if error > allowed:
             raise EngineError(
                 f"{name} of {engine_set.path} differs from ONNX Runtime by {error:.1e}, allowed is "

@@ -147,6 +147,13 @@ def export_component(
     return Graph(folder / path.name, error, time.monotonic() - started)
 
 
+def plain_network(name: ComponentName, model: ModelConfig, weights: Weights) -> nn.Module:
+    """The network of a component with its weights, FP32, on the CPU; :data:`METHOD_OF` says what of it to call."""
+    network = make_network(NETWORK_OF[name], model)
+    network.load_state_dict(weights.state_dict(NETWORK_OF[name]), strict=True, assign=True)
+    return network.float().requires_grad_(False).eval()
+
+
 def data_file(path: Path) -> Path:
     """The file beside a graph that holds its weights."""
     return path.with_name(f"{path.name}.data")

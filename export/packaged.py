@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 import v2v.export
 from v2v.core.components import ComponentName, Precision, Window
@@ -33,8 +33,6 @@ FOLDER = Path(v2v.export.__file__).parent / "data"
 """Weights that come with the package, ``<model>.safetensors``, and folders of graphs named after the model."""
 
 INDEX = "index.json"
-
-_TYPES = {"F16": np.float16, "F32": np.float32}
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,14 @@ class PackagedGraph:
     seconds: float
 
 
-def fits(model: ModelConfig, weights: str, window: Window, precision: Precision, backend: str) -> bool:
+def fits(model: ModelConfig, weights: str, window: Window, precision: Precision) -> bool:
     """Whether the packaged graphs are what an export of all this would give."""
     index = FOLDER / model.name / INDEX
     if not index.is_file() or not _is_packaged(weights, model):
         return False
     described = json.loads(index.read_text(encoding="utf-8"))
     return bool(
-        (precision, backend) == ("fp32", "onnxruntime")
+        precision == "fp32"
         and described["model"] == json.loads(json.dumps(model.to_json()))
         and described["window"] == str(window)
     )
@@ -95,7 +93,12 @@ def export_component(
     started = time.monotonic()
     described = json.loads((FOLDER / model.name / INDEX).read_text(encoding="utf-8"))["components"][name]
     path = folder / f"{name}.onnx"
-    tensors = read_safetensors(Path(weights.source))
+    try:
+        tensors = load_file(weights.source)
+    except (OSError, SafetensorError) as error:
+        raise BuildError(
+            f"{weights.source}: cannot be read as safetensors ({error}); install v2v again"
+        ) from error
     with path.with_name(f"{path.name}.data").open("wb") as file:
         for tensor, offset, length in described["weights"]:
             values = tensors.get(tensor)
@@ -110,21 +113,9 @@ def export_component(
     return PackagedGraph(path, described["error"], time.monotonic() - started)
 
 
-def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a file, mapped, not read: eight bytes of length, a JSON header, the numbers.
+def plain_network(name: ComponentName, model: ModelConfig, weights: PackagedWeights) -> Any:
+    """As :func:`v2v.export.graphs.plain_network`; this one needs PyTorch."""
+    from v2v.export.graphs import plain_network
+    from v2v.export.weights import load_weights
 
-    Raises:
-        BuildError: not such a file, or a truncated one.
-    """
-    try:
-        data = np.memmap(path, np.uint8, "r")
-        size = int(data[:8].view("<u8")[0])
-        header = json.loads(data[8 : 8 + size].tobytes())
-        numbers = data[8 + size :]
-        return {
-            name: numbers[slice(*entry["data_offsets"])].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise BuildError(f"{path}: cannot be read as safetensors ({error}); install v2v again") from error
+    return plain_network(name, model, load_weights(weights.source, model))

@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -110,7 +111,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     for precision in precisions:
         for path in arguments.reference:
             kept = np.load(path)
-            model = ModelConfig.from_json(json.loads(str(kept["model"])))
+            model = msgspec.json.decode(str(kept["model"]), type=ModelConfig)
             networks = small_networks(model, precision)
             frames, height, width = map(int, kept["window"])
             window = window_for(model, (width, height), frames)

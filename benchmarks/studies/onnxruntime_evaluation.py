@@ -30,10 +30,10 @@ from v2v.benchmarks.machine import machine
 from v2v.benchmarks.studies.unet_evaluation import NARROW, milliseconds, profile, relative_error
 from v2v.core.components import Component, Precision, Window, components
 from v2v.core.configs import MODELS, ModelConfig, TextEncoderConfig
-from v2v.engine.backend import BuildOptions
+from v2v.engine.backend import BuildOptions, Source
 from v2v.engine.onnxruntime import backend as onnxruntime
-from v2v.export.graphs import export_component, sample_inputs
-from v2v.export.weights import Weights, load_weights, make_network
+from v2v.export.graphs import export_component, plain_network, sample_inputs
+from v2v.export.weights import Weights, load_weights
 
 _FULL = MODELS["ms-vid2vid-xl"]
 _NARROW = replace(
@@ -80,7 +80,15 @@ class Evaluation:
         (folder / "set").mkdir()
         options = BuildOptions(precision=precision, device=device if rewritten else "cpu")
         backend = onnxruntime.OnnxRuntimeBackend()
-        self.files = backend.build(self.component, graph.path, folder / "set", options, lambda *_: None)
+        source = Source(
+            self.component,
+            model,
+            window,
+            precision,
+            lambda _: graph,
+            lambda: plain_network("unet", model, weights),
+        )
+        self.files = backend.build(source, folder / "set", options, lambda *_: None).files
         self.build_seconds = time.monotonic() - started
         made = sample_inputs(self.component, model.text_encoder.vocabulary)
         self.inputs = {name: torch.from_numpy(value).to(device) for name, value in made.items()}
@@ -91,8 +99,7 @@ class Evaluation:
 
     def _reference(self, model: ModelConfig, weights: Weights) -> Tensor:
         """The network in FP32 with the weights that the graph holds."""
-        network = make_network("unet", model)
-        network.load_state_dict(weights.state_dict("unet"), strict=True, assign=True)
+        network = plain_network("unet", model, weights)
         if self.device == "cuda":
             network.half()
         network = network.float().to(self.device).eval()

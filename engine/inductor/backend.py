@@ -13,12 +13,11 @@ import copy
 import json
 import platform
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -29,15 +28,12 @@ from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError, first_line
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import cuda_devices
-from v2v.engine.backend import FP8_TOLERANCE, BuildOptions, Compatibility, CompiledModule
+from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.inductor.fused.twins import in_packages
 from v2v.engine.inductor.runner import InductorEngine
 from v2v.engine.inductor.torch_internals import open_package, quiet, remembered_analyses
 
-if TYPE_CHECKING:
-    from v2v.export.weights import Weights
-
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+_BUILD_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Relative L2 error, against the plain network in FP32, past which a component is refused."""
 
 _OPTIONS: dict[str, Any] = {
@@ -60,12 +56,40 @@ _CUDA_OPTIONS = {
 FP8_CAPABILITY = (8, 9)
 """Of the first GPUs whose matrix units take e4m3."""
 
-_CHOICES = {"fused": "networks made of few operations with kernels of their own", "fp8": "products in FP8"}
-"""Options of this backend, each yes or no; on a GPU ``fused`` is yes where nothing is said."""
+FP8_TOLERANCE = 0.3
+"""Relative L2 error of a UNet in FP8 past which it is refused; random weights gave 0.05 to 0.18."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What this backend alone can be told, ``v2v-build-engines --option NAME=yes|no``."""
+
+    fused: (
+        bool  # networks made of few operations with kernels of their own; on a GPU yes where nothing is said
+    )
+    fp8: bool = False  # products in FP8
+
+    @classmethod
+    def read(cls, options: BuildOptions) -> Options:
+        """Read them.
+
+        Raises:
+            BuildError: one that this backend does not have, or neither yes nor no.
+        """
+        what = {
+            "fused": "networks made of few operations with kernels of their own",
+            "fp8": "products in FP8",
+        }
+        for key, value in options.extra.items():
+            if key not in what or value not in ("yes", "no"):
+                known = ", ".join(f"{choice}=yes|no ({meaning})" for choice, meaning in what.items())
+                raise BuildError(f"backend inductor has no option {key}={value}; it has {known}")
+        given = {key: value == "yes" for key, value in options.extra.items()}
+        return cls(fused=given.get("fused", True), fp8=given.get("fp8", False))
 
 
 class InductorBackend:
-    """Satisfies :class:`v2v.engine.backend.Backend` and :class:`v2v.engine.backend.ModuleCompiler`."""
+    """Satisfies :class:`v2v.engine.backend.Backend`."""
 
     name = "inductor"
 
@@ -74,40 +98,23 @@ class InductorBackend:
         gpu = cuda_devices() > 0 and torch.cuda.is_available() and find_spec("triton") is not None
         self.devices: tuple[str, ...] = ("cuda", "cpu") if gpu else ("cpu",)
 
-    def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: PhaseProgress
-    ) -> list[Path]:
-        """Refuse: see :meth:`build_module`.
-
-        Raises:
-            BuildError: always.
-        """
-        raise BuildError(f"backend inductor compiles networks, not graphs such as {graph.name}")
-
-    def build_module(
-        self,
-        component: Component,
-        model: ModelConfig,
-        weights: Weights,
-        folder: Path,
-        options: BuildOptions,
-        progress: PhaseProgress,
-    ) -> CompiledModule:
-        """Compile one of ``model``'s components and compare it with the plain network in FP32.
+    def build(self, source: Source, folder: Path, options: BuildOptions, progress: PhaseProgress) -> Compiled:
+        """Compile a component's network and compare it with the plain one in FP32.
 
         Raises:
             BuildError: no such device here, the compiler fails, or its numbers are wrong.
         """
+        from v2v.export.graphs import METHOD_OF
+
+        component, model = source.component, source.model
         if options.device not in self.devices:
             raise BuildError(f"PyTorch {torch.__version__} has no {options.device} here to compile for")
-        self._check(options)
-        if options.fp8:
+        chosen = self._check(options)
+        if chosen.fp8:
             _check_fp8_model(model)
-        started = time.monotonic()
-        plain = _plain(component.name, model, weights)
+        plain = _Method(source.network(), METHOD_OF[component.name])
         inputs = _sample_inputs(component, model, options.device)
-        module = _to_compile(component.name, model, plain, options)
-        made_ready = time.monotonic() - started
+        module = _to_compile(component.name, model, plain, options, chosen)
         try:
             with (
                 torch.inference_mode(False),
@@ -116,16 +123,16 @@ class InductorBackend:
                 remembered_analyses(),
                 in_packages(),
             ):
-                codes, constants, tracing_seconds = _compile(
+                codes, constants = _compile(
                     _pieces(component.name, module, inputs, folder), options.device, progress
                 )
         except Exception as error:  # a compiler's errors have no common class
-            advice = "; --option fused=no compiles the plain network instead" if _fuse(options) else ""
+            advice = "; --option fused=no compiles the plain network instead" if chosen.fused else ""
             raise BuildError(
                 f"{component.name} does not compile in PyTorch: {first_line(error)}{advice}"
             ) from error
         del module
-        files = [*codes, _save(component, codes, constants)]
+        files = [*codes, save(component, codes, constants)]
         del constants
         progress("checking", 0.0)
         engine = self.load(component, files, options.device)
@@ -133,15 +140,15 @@ class InductorBackend:
         engine.close()
         expected = _reference(plain, inputs, options.device)
         difference = max(map(_relative_error, found, expected))
-        fp8 = options.fp8 and is_unet(component.name)
-        tolerance = FP8_TOLERANCE if fp8 else TOLERANCE[options.precision]
+        fp8 = chosen.fp8 and is_unet(component.name)
+        tolerance = FP8_TOLERANCE if fp8 else _BUILD_TOLERANCE[options.precision]
         if not difference <= tolerance:
             raise BuildError(
                 f"{component.name}: the compiled component differs from PyTorch by {difference:.1e} (relative), "
                 f"more than the {tolerance:.0e} allowed; it was not kept"
             )
         progress("checking", 1.0)
-        return CompiledModule(files, difference, made_ready + tracing_seconds)
+        return Compiled(files, difference)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
         """Machine code needs the PyTorch it was made by, and the GPU or the CPU's instructions.
@@ -149,7 +156,7 @@ class InductorBackend:
         Raises:
             BuildError: ``options`` ask for what this backend or this GPU does not have.
         """
-        self._check(options)
+        chosen = self._check(options)
         if options.device == "cuda" and "cuda" in self.devices:
             capability = ".".join(map(str, torch.cuda.get_device_capability()))
             return {
@@ -157,22 +164,24 @@ class InductorBackend:
                 "gpu": torch.cuda.get_device_name(),
                 "compute_capability": capability,
                 "label": f"sm{capability.replace('.', '')}",
+                **({"fp8": True} if chosen.fp8 else {}),
             }
         return {"torch": torch.__version__, "cpu": _cpu(), "label": _cpu().split()[-1].lower()}
 
-    def _check(self, options: BuildOptions) -> None:
-        for key, value in options.extra.items():
-            if key not in _CHOICES or value not in ("yes", "no"):
-                known = ", ".join(f"{choice}=yes|no ({what})" for choice, what in _CHOICES.items())
-                raise BuildError(f"backend inductor has no option {key}={value}; it has {known}")
-        if not options.fp8:
-            return
+    def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
+        """See :class:`v2v.engine.backend.Backend`."""
+        return FP8_TOLERANCE if is_unet(name) and self._check(options).fp8 else TOLERANCE[options.precision]
+
+    def _check(self, options: BuildOptions) -> Options:
+        chosen = Options.read(options)
+        if not chosen.fp8:
+            return chosen
         if options.device != "cuda" or options.precision != "fp16":
             raise BuildError(
                 "--option fp8=yes computes parts of an FP16 UNet on a GPU: it needs --device cuda --precision fp16, "
                 f"not {options.device} and {options.precision}"
             )
-        if not _fuse(options):
+        if not chosen.fused:
             raise BuildError("--option fp8=yes is a choice of the fused network: leave out --option fused=no")
         if "cuda" in self.devices and torch.cuda.get_device_capability() < FP8_CAPABILITY:
             have, need = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(), FP8_CAPABILITY))
@@ -180,6 +189,7 @@ class InductorBackend:
                 f"{torch.cuda.get_device_name()} has no FP8 (its compute capability is {have}, FP8 came with "
                 f"{need}): leave out --option fp8=yes"
             )
+        return chosen
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether the machine code of a set runs here."""
@@ -232,33 +242,20 @@ def _pieces(name: ComponentName, module: Any, inputs: tuple[Tensor, ...], folder
 
 def _compile(
     pieces: list[_Piece], device: str, progress: PhaseProgress
-) -> tuple[list[Path], dict[str, Tensor], float]:
-    """Machine code of each piece, what constants they read, and the seconds that tracing took."""
+) -> tuple[list[Path], dict[str, Tensor]]:
+    """Machine code of each piece, and what constants they read."""
     chosen = {**_OPTIONS, **(_CUDA_OPTIONS if device == "cuda" else {})}
     constants: dict[str, Tensor] = {}
-    seconds = 0.0
     for number, piece in enumerate(pieces):
         progress("tracing", number / len(pieces))
-        started = time.monotonic()
         program = torch.export.export(piece.module, piece.inputs, strict=False)
-        seconds += time.monotonic() - started
         progress("compiling", number / len(pieces))
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(piece.path), inductor_configs=chosen
         )
         named = {**program.state_dict, **program.constants}
         constants |= {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    return [piece.path for piece in pieces], constants, seconds
-
-
-def _plain(name: ComponentName, model: ModelConfig, weights: Weights) -> _Method:
-    """The component as ``v2v.export`` defines it, in FP32 on the CPU."""
-    from v2v.export.graphs import METHOD_OF, NETWORK_OF
-    from v2v.export.weights import make_network
-
-    network = make_network(NETWORK_OF[name], model)
-    network.load_state_dict(weights.state_dict(NETWORK_OF[name]), strict=True, assign=True)
-    return _Method(network.float().requires_grad_(False).eval(), METHOD_OF[name])
+    return [piece.path for piece in pieces], constants
 
 
 class _Method(nn.Module):
@@ -273,24 +270,27 @@ class _Method(nn.Module):
         return output
 
 
-def _to_compile(name: ComponentName, model: ModelConfig, plain: _Method, options: BuildOptions) -> nn.Module:
+def _to_compile(
+    name: ComponentName, model: ModelConfig, plain: _Method, options: BuildOptions, chosen: Options
+) -> nn.Module:
     """What the compiler gets: on a GPU the fused network, where there is one."""
     network: Any = plain.network
+    fuse = chosen.fused and options.device == "cuda"
     precision = torch.float16 if options.precision == "fp16" else torch.float32
     fused: nn.Module | None = None
-    if _fuse(options) and is_unet(name) and model.unet.groups:
+    if fuse and is_unet(name) and model.unet.groups:
         from v2v.engine.inductor.fused.unet import FusedUNet
 
         fused = FusedUNet(network, name)
     autoencoder = model.autoencoder
-    if _fuse(options) and name.startswith("vae") and autoencoder.groups and autoencoder.attention:
+    if fuse and name.startswith("vae") and autoencoder.groups and autoencoder.attention:
         from v2v.engine.inductor.fused.autoencoder import FusedDecoder, FusedEncoder
 
         fused = FusedEncoder(network) if name == "vae_encoder" else FusedDecoder(network)
     if fused is None:
         fused = _Method(copy.deepcopy(network), plain.method)
     made: Any = fused.to(options.device, precision).requires_grad_(False).eval()
-    if options.fp8 and is_unet(name):
+    if chosen.fp8 and is_unet(name):
         from v2v.engine.inductor.fused.fp8 import quantise
 
         quantise(made)
@@ -310,10 +310,6 @@ def _check_fp8_model(model: ModelConfig) -> None:
             f"FP8 needs a UNet whose width is a multiple of {MULTIPLE}; that of {model.name} is {model.unet.width}: "
             "leave out --option fp8=yes"
         )
-
-
-def _fuse(options: BuildOptions) -> bool:
-    return options.device == "cuda" and options.extra.get("fused", "yes") != "no"
 
 
 def _sample_inputs(component: Component, model: ModelConfig, device: str) -> tuple[Tensor, ...]:
@@ -347,7 +343,7 @@ def _relative_error(found: Tensor, expected: Tensor) -> float:
 # Files ------------------------------------------------------------------------------------------------------
 
 
-def _save(component: Component, codes: list[Path], constants: Mapping[str, Tensor]) -> Path:
+def save(component: Component, codes: list[Path], constants: Mapping[str, Tensor]) -> Path:
     """Write the weights that ``codes`` ask for, in the order they name them, and what they belong to."""
     with quiet():
         names = dict.fromkeys(name for code in codes for name in open_package(code).get_constant_fqns())

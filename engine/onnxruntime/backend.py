@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-from v2v.core.components import Component, Tensor
+from v2v.core.components import Component, ComponentName, Tensor
 from v2v.core.errors import BuildError, EngineError, first_line
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import cuda_devices
-from v2v.engine.backend import BuildOptions, Compatibility, Engine
+from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Engine, Source
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -52,17 +52,17 @@ class OnnxRuntimeBackend:
             if provider in available and (device == "cpu" or cuda_devices() > 0)
         )
 
-    def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: PhaseProgress
-    ) -> list[Path]:
-        """Take the graph and its weights into ``folder`` and compare its inputs and outputs with ``component``.
+    def build(self, source: Source, folder: Path, options: BuildOptions, progress: PhaseProgress) -> Compiled:
+        """Take the graph and its weights into ``folder`` and compare its inputs and outputs with the component's.
 
         Raises:
             BuildError: ONNX Runtime does not accept the graph, or it is not the component's.
         """
+        exported = source.graph(False)
+        graph = exported.path
         progress("checking", 0.0)
         try:
-            _check_interface(_described(graph), component, graph)
+            _check_interface(_described(graph), source.component, graph)
         except EngineError as error:
             raise BuildError(str(error)) from error
         progress("checking", 1.0)
@@ -70,13 +70,13 @@ class OnnxRuntimeBackend:
             from v2v.engine.onnxruntime.rewrite import rewrite_file  # needs what only builds have
 
             rewrite_file(graph, folder / graph.name, lambda share: progress("rewriting", share))
-            return [folder / graph.name, folder / f"{graph.name}.data"]
+            return Compiled([folder / graph.name, folder / f"{graph.name}.data"], exported.error)
         sources = [graph, *sorted(p for p in graph.parent.glob(f"{graph.stem}.*") if p != graph)]
         files = []
-        for index, source in enumerate(sources):
+        for index, file in enumerate(sources):
             progress("storing", index / len(sources))
-            files.append(_link_or_copy(source, folder / source.name))
-        return files
+            files.append(_link_or_copy(file, folder / file.name))
+        return Compiled(files, exported.error)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
         """The graph is portable: only the oldest versions that have its operators matter.
@@ -84,12 +84,16 @@ class OnnxRuntimeBackend:
         Raises:
             BuildError: an option that only other backends have.
         """
-        if options.frames is not None:
+        if "frames" in options.extra:
             raise BuildError("backend onnxruntime takes one number of frames, as --frames 32, not a range")
         if options.extra:
             raise BuildError(f"backend onnxruntime has no option '{min(options.extra)}'")
         devices = ["cuda"] if _rewritten(options) else list(_MINIMUM)
         return {"minimum": {device: ".".join(map(str, _MINIMUM[device])) for device in devices}}
+
+    def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
+        """See :class:`v2v.engine.backend.Backend`."""
+        return TOLERANCE[options.precision]
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether this ONNX Runtime is new enough and has ``device``."""

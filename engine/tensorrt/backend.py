@@ -1,11 +1,6 @@
-"""TensorRT: the backend that this project exists for. ``tensorrt`` 10.14 and later, or TensorRT for RTX.
+"""What the TensorRT backend is, what its engines need to load, and whether they do.
 
-    tensorrt.py            what the backend is, what its engines need to load, and whether they do
-    tensorrt_library.py    the two libraries and everything in which they differ
-    tensorrt_builder.py    ONNX graph -> plan
-    tensorrt_runner.py     plan -> engine on a GPU
-
-A plan is for one version of the library, and (unless built as portable) for one model of GPU. Extra options
+A plan is for one version of the library, and (unless built as portable) for one model of GPU. Its options
 (``v2v-build-engines --option NAME=VALUE``):
 
 - ``library``: ``tensorrt`` or ``tensorrt_rtx``; by default whichever is installed, TensorRT first
@@ -13,6 +8,9 @@ A plan is for one version of the library, and (unless built as portable) for one
   for RTX always compiles for all RTX GPUs since Ampere
 - ``tactics``: how many candidate kernels are tried for one layer; fewer compile sooner
 - ``tactic_memory``: GiB on the GPU that a candidate may use while it is tried
+- ``workspace``: GiB of scratch that one layer may use (also ``--workspace``)
+- ``optimization_level``: the compiler's effort, 0 to 5 (also ``--optimization-level``)
+- ``frames``: a range, as 8:32, for one engine that takes so many (also ``--frames 8:32``)
 """
 
 from __future__ import annotations
@@ -23,17 +21,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from v2v.core.components import Component
+from v2v.core.components import Component, ComponentName, is_unet
 from v2v.core.errors import BuildError, EngineError
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import Gpu, find_gpu
-from v2v.engine.backend import BuildOptions, Compatibility
+from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.store import timing_cache_folder
-from v2v.engine.tensorrt.builder import build_plan, limits
+from v2v.engine.tensorrt.builder import Options, build_plan, limits
 from v2v.engine.tensorrt.library import SAME_GPU, Library, load_library, runs_on
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
-_OPTIONS = ("library", "portable", "tactics", "tactic_memory")
 _BLOCK = 1 << 24
 
 
@@ -47,10 +44,8 @@ class TensorRTBackend:
         self.version = self._library.version
         self.devices: tuple[str, ...] = ("cuda",) if _gpu_or_none() else ()
 
-    def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: PhaseProgress
-    ) -> list[Path]:
-        """Compile ``graph`` for the GPU of this machine; TensorRT for RTX needs none.
+    def build(self, source: Source, folder: Path, options: BuildOptions, progress: PhaseProgress) -> Compiled:
+        """Compile a component's graph for the GPU of this machine; TensorRT for RTX needs none.
 
         Ctrl-C stops the builder at its next step. The timing cache in the store's folder is used and updated.
 
@@ -61,15 +56,16 @@ class TensorRTBackend:
             BuildError: an unknown option, a graph that TensorRT does not take, or too little memory; the message
                 names the component, the layer where known, and what to try.
         """
-        library = self._chosen(options)
-        gpu = _gpu_or_none()
+        library, chosen = self._chosen(options)
+        gpu, component = _gpu_or_none(), source.component
+        graph = source.graph(chosen.frames is not None and is_unet(component.name))
         plan = build_plan(
             library,
             component,
-            graph,
-            options,
-            limits(gpu.memory if gpu else None, options),
-            library.portability(options.extra.get("portable")),
+            graph.path,
+            chosen,
+            limits(gpu.memory if gpu else None, chosen),
+            library.portability(chosen.portable),
             timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing",
             progress,
         )
@@ -85,12 +81,12 @@ class TensorRTBackend:
             layers=plan.layers,
         )
         record.write(record_path(path))
-        return [path, record_path(path)]
+        return Compiled([path, record_path(path)], graph.error)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
         """Library, version, GPU, compute capability, driver and portability; works without a GPU, which is None."""
-        library = self._chosen(options)
-        portability = library.portability(options.extra.get("portable"))
+        library, chosen = self._chosen(options)
+        portability = library.portability(chosen.portable)
         gpu = _gpu_or_none()
         return {
             "library": library.name,
@@ -102,6 +98,10 @@ class TensorRTBackend:
             "portability": portability,
             "label": "rtx" if library.is_rtx else _label(gpu),
         }
+
+    def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
+        """See :class:`v2v.engine.backend.Backend`."""
+        return TOLERANCE[options.precision]
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether engines built under ``facts`` load on ``device`` here and now; needs no GPU to say no."""
@@ -136,11 +136,9 @@ class TensorRTBackend:
         jit = timing_cache_folder() / f"{record.crc32:08x}-{library.version}-{_label(gpu)}.jit"
         return TensorRTEngine(component, plan, library, gpu, jit if library.is_rtx else None)
 
-    def _chosen(self, options: BuildOptions) -> Library:
+    def _chosen(self, options: BuildOptions) -> tuple[Library, Options]:
         """The library that ``options`` ask for, after a look at all of them."""
-        if unknown := sorted(set(options.extra) - set(_OPTIONS)):
-            raise BuildError(f"backend tensorrt has no option '{unknown[0]}'; it has {', '.join(_OPTIONS)}")
-        limits(None, options)  # are they numbers?
+        chosen = Options.read(options.extra)
         if options.device != "cuda":
             raise BuildError(f"backend tensorrt builds for --device cuda, not {options.device}")
         if options.precision != "fp16":
@@ -148,13 +146,12 @@ class TensorRTBackend:
                 f"backend tensorrt builds with --precision fp16, not {options.precision}: its fused attention takes "
                 "nothing wider"
             )
-        wanted = options.extra.get("library")
-        if wanted is None:
-            return self._library
+        if chosen.library is None:
+            return self._library, chosen
         try:
-            return load_library(wanted)
+            return load_library(chosen.library), chosen
         except ImportError as error:
-            raise BuildError(f"option library={wanted}: {error}") from error
+            raise BuildError(f"option library={chosen.library}: {error}") from error
 
 
 def _fits_gpu(facts: Mapping[str, Any], gpu: Gpu) -> Compatibility:

@@ -10,7 +10,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import filelock
 from v2v.core.components import Component, Tensor, is_unet
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
-from v2v.engine.backend import BuildOptions
 from v2v.engine.tensorrt.library import Library, Message, Portability
 
 GIB = 2**30
@@ -37,31 +36,70 @@ class Limits:
     optimization_level: int
 
 
-def limits(gpu_memory: int | None, options: BuildOptions) -> Limits:
+@dataclass(frozen=True)
+class Options:
+    """What TensorRT alone can be told, ``v2v-build-engines --option NAME=VALUE``; None leaves it to the backend.
+
+    ``library`` and ``portable`` are described at :mod:`v2v.engine.tensorrt.backend`.
+    """
+
+    library: str | None = None
+    portable: str | None = None
+    tactics: int | None = None  # candidate kernels that are tried for one layer
+    tactic_memory: int | None = None  # bytes on the GPU that a candidate may use while it is tried
+    workspace: int | None = None  # bytes of scratch that one layer may use when it runs
+    optimization_level: int | None = None  # 0..5
+    frames: tuple[int, int] | None = None  # fewest and most, of one optimisation profile
+
+    @classmethod
+    def read(cls, given: Mapping[str, str]) -> Options:
+        """Read them; ``tactic_memory`` and ``workspace`` are given in GiB, ``frames`` as 8:32.
+
+        Raises:
+            BuildError: one that TensorRT does not have, or not a number.
+        """
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(given) - set(names)):
+            raise BuildError(f"backend tensorrt has no option '{unknown[0]}'; it has {', '.join(names)}")
+        low, _, high = given.get("frames", "").partition(":")
+        if "frames" in given and not (low.isdecimal() and high.isdecimal()):
+            raise BuildError(f"option frames={given['frames']} must be a range, as 8:32")
+        level = given.get("optimization_level")
+        if level is not None and level not in ("0", "1", "2", "3", "4", "5"):
+            raise BuildError(f"option optimization_level={level} must be a number from 0 to 5")
+        return cls(
+            library=given.get("library"),
+            portable=given.get("portable"),
+            tactics=_number(given, "tactics"),
+            tactic_memory=_number(given, "tactic_memory", unit=GIB),
+            workspace=_number(given, "workspace", unit=GIB),
+            optimization_level=None if level is None else int(level),
+            frames=(int(low), int(high)) if high else None,
+        )
+
+
+def limits(gpu_memory: int | None, options: Options) -> Limits:
     """Limits for a card with ``gpu_memory`` bytes (None: built without one), unless ``options`` say otherwise.
 
     TensorRT compiles a network like the UNet as one region, whose whole scratch (gigabytes at full size) counts as
     workspace: so everything may be used but what the weights and the driver need, about 4 GiB. Cards of 16 and
     24 GB search at TensorRT's own level 3; from 40 GB on there is room for level 4, which tries more kernels.
-
-    Raises:
-        BuildError: an extra option is not a number.
     """
     room = None if gpu_memory is None else max(gpu_memory - 4 * GIB, gpu_memory // 2)
     large = gpu_memory is not None and gpu_memory >= 40 * GIB
     return Limits(
-        workspace=room if options.workspace_bytes is None else options.workspace_bytes,
-        tactic_memory=_number(options, "tactic_memory", unit=GIB) or room,
-        tactics=_number(options, "tactics"),
+        workspace=room if options.workspace is None else options.workspace,
+        tactic_memory=room if options.tactic_memory is None else options.tactic_memory,
+        tactics=options.tactics,
         optimization_level=(4 if large else 3)
         if options.optimization_level is None
         else options.optimization_level,
     )
 
 
-def _number(options: BuildOptions, name: str, unit: int = 1) -> int | None:
-    """A number above zero among the extra options, times ``unit``."""
-    text = options.extra.get(name)
+def _number(given: Mapping[str, str], name: str, unit: int = 1) -> int | None:
+    """A number above zero among the options given, times ``unit``."""
+    text = given.get(name)
     if text is None:
         return None
     try:
@@ -87,7 +125,7 @@ def build_plan(
     library: Library,
     component: Component,
     graph: Path,
-    options: BuildOptions,
+    options: Options,
     limit: Limits,
     portability: Portability,
     timing_cache: Path,
@@ -151,7 +189,7 @@ def _build(
     library: Library,
     component: Component,
     graph: Path,
-    options: BuildOptions,
+    options: Options,
     limit: Limits,
     portability: Portability,
     timing_cache: Path,
@@ -277,7 +315,7 @@ def _configure(
     builder: Any,
     network: Any,
     component: Component,
-    options: BuildOptions,
+    options: Options,
     limit: Limits,
     portability: Portability,
 ) -> Any:

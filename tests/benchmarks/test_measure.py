@@ -12,7 +12,7 @@ from v2v.benchmarks.machine import ceilings, host_peak, machine
 from v2v.benchmarks.measure import (
     Job,
     OpenEngineSet,
-    _build,
+    build_times,
     measure,
     standard_clip,
     variations,
@@ -153,14 +153,15 @@ def test_sets_of_several_windows_and_models_carry_both_in_their_names(small_engi
     ]
 
 
-def test_building_with_torch_compile_is_what_first_calls_take_beyond_later_ones(small_engine_set):
+def test_building_with_torch_compile_is_what_first_calls_take_beyond_later_ones(small_engine_set, tmp_path):
+    opened = OpenEngineSet("small", small_engine_set.path, "cpu").open(tmp_path)
     stages = tuple(Stage(name, 3, Figure((0.5, 0.5, 0.5)), 1.5) for name in ENGINE_STAGES.values())
     first = [Span("device", name, 0.0, 20.5) for name in ENGINE_STAGES.values()]
     later = [Span("device", name, 30.0, 0.5) for name in ENGINE_STAGES.values()]
-    build = _build("compile", small_engine_set.manifest, first + later, stages)
+    build = build_times("compile", opened, first + later, stages)
     assert build.compile == pytest.approx(dict.fromkeys(small_engine_set.manifest.components, 20.0))
     assert build.seconds == pytest.approx(80.0)
-    assert _build("eager", small_engine_set.manifest, first, stages) is None
+    assert build_times("eager", opened, first, stages) is None
 
 
 def test_ceilings_are_those_of_a_computer():

@@ -44,7 +44,7 @@ def test_fields_of_a_newer_version_are_passed_over(tmp_path):
     [
         ("not json", "not a file of v2v-bench's results"),
         ("[]", "not a file of v2v-bench's results"),
-        ('{"a": 1}', "'format' is missing"),
+        ('{"a": 1}', "missing required field `format`"),
         (f'{{"format": {FORMAT + 1}}}', "update v2v"),
         (f'{{"format": {FORMAT}}}', "is damaged"),
     ],

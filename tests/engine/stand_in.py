@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from v2v.core.components import Component, ComponentName, Window, components
+from v2v.core.components import Component, ComponentName, Precision, Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from v2v.engine.backend import BACKENDS, BuildOptions, Compatibility
+from v2v.engine.backend import BACKENDS, BuildOptions, Compatibility, Compiled, Graph, Source
 from v2v.engine.build import Built, Exporter, build_engine_set
 
 MODEL = ModelConfig(
@@ -50,7 +50,6 @@ class StandInGraph:
 
     path: Path
     error: float = 1.25e-6
-    seconds: float = 0.5
 
 
 def load_weights(source: str, model: ModelConfig, progress: Any = None) -> StandInWeights:
@@ -157,6 +156,15 @@ def onnx_model(component: Component, model: ModelConfig) -> Any:
     return made
 
 
+def source_of(
+    component: Component, graph: Graph | Path, model: ModelConfig = MODEL, window: Window = WINDOW
+) -> Source:
+    """A component whose graph is there already, and which has no network."""
+    made = StandInGraph(graph) if isinstance(graph, Path) else graph
+    precision: Precision = "fp16" if component.outputs[0].dtype == "float16" else "fp32"
+    return Source(component, model, window, precision, lambda open_frames: made, lambda: None)
+
+
 BYTES = Exporter(load_weights, export_bytes, save_safetensors)
 ONNX = Exporter(load_weights, export_onnx, save_safetensors)
 
@@ -174,16 +182,20 @@ class CopyBackend:
     compiled: Callable[[str], None] = lambda name: None
     loaded: list[str] = field(default_factory=list)
 
-    def build(
-        self, component: Component, graph: Path, folder: Path, options: BuildOptions, progress: Any
-    ) -> list[Path]:
+    def build(self, source: Source, folder: Path, options: BuildOptions, progress: Any) -> Compiled:
+        graph = source.graph(False)
         time.sleep(self.pause)
-        self.compiled(component.name)
+        self.compiled(source.component.name)
         (folder / "scratch.tmp").write_bytes(b"left behind by a careless compiler")
-        return [shutil.copyfile(path, folder / path.name) for path in sorted(graph.parent.iterdir())]
+        made_of = sorted(graph.path.parent.iterdir())
+        return Compiled([shutil.copyfile(path, folder / path.name) for path in made_of], graph.error)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
-        return {"gpu": self.gpu, "driver": self.driver, "version": self.version}
+        fp8 = {"fp8": True} if options.extra.get("fp8") == "yes" else {}
+        return {"gpu": self.gpu, "driver": self.driver, "version": self.version, **fp8}
+
+    def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
+        return 1e-3
 
     def fits(self, facts: dict[str, Any], device: str) -> Compatibility:
         if device not in self.devices:

@@ -95,11 +95,14 @@ def test_every_option_reaches_the_backend(run: Run, monkeypatch: pytest.MonkeyPa
     recipe = built.manifest.recipe
     assert recipe.weights.source == "random:7"
     assert (recipe.window.frames, recipe.window.height, recipe.window.width) == (32, 144, 128)
-    assert recipe.options.frames == (8, 32)
     assert (recipe.options.device, recipe.options.precision) == ("cuda", "fp16")
-    assert recipe.options.workspace_bytes == 2.5 * 2**30
-    assert recipe.options.optimization_level == 4
-    assert recipe.options.extra == {"tactics": "few", "library": "tensorrt"}
+    assert recipe.options.extra == {
+        "tactics": "few",
+        "library": "tensorrt",
+        "frames": "8:32",
+        "workspace": "2.5",
+        "optimization_level": "4",
+    }
 
 
 def test_the_rebuild_command_is_one_that_the_command_takes(run: Run) -> None:

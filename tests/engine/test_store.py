@@ -70,7 +70,7 @@ def test_the_manifest_holds_every_fact_of_the_build(built: EngineSet) -> None:
     }
     unet = data["components"]["unet"]
     assert unet["error"] == 1.25e-6
-    assert unet["export_seconds"] == 0.5
+    assert 0 <= unet["export_seconds"] < 1 and 0 <= unet["compile_seconds"] < 1
     assert [file["name"] for file in unet["files"]] == ["unet/unet.onnx", "unet/unet.onnx.data"]
     assert unet["files"][1]["bytes"] == 8000
     assert data["tokenizer"]["name"] == "tokenizer.json"
@@ -101,11 +101,11 @@ def test_a_set_can_be_moved(built: EngineSet, tmp_path: Path) -> None:
 
 
 def test_the_command_in_the_manifest_builds_the_same_set(backend: CopyBackend) -> None:
-    options = BuildOptions("fp16", "cpu", (2, 4), 3 << 29, 3, {"tactics": "few"})
+    options = BuildOptions("fp16", "cpu", {"tactics": "few"})
     made = build(options=options).engine_set
     assert made.rebuild_command == (
-        "v2v-build-engines stand-in --weights random:0 --size 64x80 --frames 2:4 --backend copy --device cpu "
-        "--precision fp16 --workspace 1.5 --optimization-level 3 --option tactics=few --force"
+        "v2v-build-engines stand-in --weights random:0 --size 64x80 --frames 4 --backend copy --device cpu "
+        "--precision fp16 --option tactics=few --force"
     )
 
 

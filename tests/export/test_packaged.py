@@ -7,9 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from v2v.core.components import window_for
 from v2v.core.configs import MODELS
@@ -24,16 +22,15 @@ WEIGHTS = default_weights(SMALL)
 
 def test_they_belong_to_the_model_window_and_weights_of_this_version() -> None:
     # If this fails, run `python -m training.ship export/data/small.safetensors` after changing the model or graphs.
-    assert packaged.fits(SMALL, WEIGHTS, window_for(SMALL), "fp32", "onnxruntime")
+    assert packaged.fits(SMALL, WEIGHTS, window_for(SMALL), "fp32")
 
 
 def test_anything_else_is_exported_instead() -> None:
     window = window_for(SMALL)
-    assert not packaged.fits(SMALL, "random:0", window, "fp32", "onnxruntime")
-    assert not packaged.fits(SMALL, WEIGHTS, replace(window, frames=8), "fp32", "onnxruntime")
-    assert not packaged.fits(SMALL, WEIGHTS, window, "fp16", "onnxruntime")
-    assert not packaged.fits(SMALL, WEIGHTS, window, "fp32", "tensorrt")
-    assert not packaged.fits(replace(SMALL, latent_scale=1.0), WEIGHTS, window, "fp32", "onnxruntime")
+    assert not packaged.fits(SMALL, "random:0", window, "fp32")
+    assert not packaged.fits(SMALL, WEIGHTS, replace(window, frames=8), "fp32")
+    assert not packaged.fits(SMALL, WEIGHTS, window, "fp16")
+    assert not packaged.fits(replace(SMALL, latent_scale=1.0), WEIGHTS, window, "fp32")
 
 
 def test_weights_are_identified_as_an_export_identifies_them() -> None:
@@ -42,23 +39,18 @@ def test_weights_are_identified_as_an_export_identifies_them() -> None:
     assert (ours.identity, ours.kind) == (exported.identity, exported.kind)
 
 
-def test_tensors_are_read_as_safetensors_reads_them() -> None:
-    found, expected = packaged.read_safetensors(Path(WEIGHTS)), load_file(WEIGHTS)
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
-
-
 def test_a_truncated_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     path.write_bytes(Path(WEIGHTS).read_bytes()[:1000])
+    weights = packaged.PackagedWeights(str(path), "0")
     with pytest.raises(BuildError, match="cannot be read as safetensors"):
-        packaged.read_safetensors(path)
+        packaged.export_component("unet", SMALL, weights, window_for(SMALL), "fp32", tmp_path)
 
 
 def test_an_engine_set_is_made_without_pytorch_and_onnx(tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'safetensors'):\n"
+        "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript'):\n"
         "    sys.modules[name] = None\n"
         "from v2v.engine.cli import main\n"
         f"sys.argv = ['v2v-build-engines', 'small', '--device', 'cpu', '-o', {str(tmp_path / 'set')!r}]\n"

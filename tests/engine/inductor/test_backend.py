@@ -7,25 +7,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.engine.stand_in import CopyBackend, build, install
+from tests.engine.stand_in import BYTES, CopyBackend, build, install
 
 pytest.importorskip("torch", reason="Inductor is PyTorch's compiler")
 
 from v2v.core.components import Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from v2v.core.errors import BuildError, EngineError
-from v2v.engine.backend import BuildOptions, CompiledModule, ModuleCompiler
+from v2v.core.errors import EngineError
+from v2v.engine.backend import BuildOptions, Compiled, Source
 from v2v.engine.inductor import backend as inductor
 from v2v.engine.inductor import runner
 from v2v.engine.inductor.backend import InductorBackend
 from v2v.engine.inductor.runner import InductorEngine
 from v2v.engine.verify import random_inputs
+from v2v.export.graphs import plain_network
 from v2v.export.weights import load_weights
 
 MODEL = ModelConfig(
@@ -39,15 +41,25 @@ CPU = BuildOptions(precision="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> CompiledModule:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     """A text encoder: the smallest component there is, since a C++ compiler takes its time."""
     folder = tmp_path_factory.mktemp("inductor")
+    return InductorBackend().build(network_source(), folder, CPU, lambda phase, share: None)
+
+
+def network_source() -> Source:
+    """The component's network with random weights, and no graph."""
     weights = load_weights("random:0", MODEL)
-    return InductorBackend().build_module(COMPONENT, MODEL, weights, folder, CPU, lambda phase, share: None)
+
+    def no_graph(open_frames: bool) -> Any:
+        raise AssertionError("no graph is needed")
+
+    network = partial(plain_network, COMPONENT.name, MODEL, weights)
+    return Source(COMPONENT, MODEL, Window(4, 80, 64), "fp32", no_graph, network)
 
 
 @pytest.fixture
-def engine(compiled: CompiledModule) -> InductorEngine:
+def engine(compiled: Compiled) -> InductorEngine:
     return InductorBackend().load(COMPONENT, compiled.files, "cpu")
 
 
@@ -58,27 +70,27 @@ def run(engine: InductorEngine, ids: np.ndarray) -> np.ndarray:
     return context
 
 
-def test_builds_ask_it_for_modules() -> None:
-    assert isinstance(InductorBackend(), ModuleCompiler)
-
-
 class NetworkBackend(CopyBackend):
     """Compiles networks, in name."""
 
-    def build_module(
-        self, component: Any, model: Any, weights: Any, folder: Path, *rest: Any
-    ) -> CompiledModule:
+    def build(self, source: Source, folder: Path, options: BuildOptions, progress: Any) -> Compiled:
         (folder / "scratch.tmp").touch()
         code = folder / "code"
-        code.write_text(f"{component.name} {weights.source}")
-        return CompiledModule([code], error=1e-3, export_seconds=0.0)
+        code.write_text(f"{source.component.name} {source.network()}")
+        return Compiled([code], error=1e-3)
 
 
-def test_a_build_gives_such_a_backend_the_weights_and_exports_no_graph(
+def test_a_backend_that_asks_for_networks_gets_them_and_no_graph_is_exported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def no_graph(*arguments: Any) -> Any:
+        raise AssertionError("no graph is needed")
+
     install(NetworkBackend(name="networks"), monkeypatch)
-    built = build(backend="networks").engine_set
+    exporter = replace(
+        BYTES, export_component=no_graph, plain_network=lambda name, model, weights: weights.source
+    )
+    built = build(backend="networks", exporter=exporter).engine_set
     (file,) = built.manifest.components["unet"].files
     assert (built.path / file.name).read_text() == "unet random:0"
     assert built.manifest.components["unet"].error == 1e-3
@@ -86,12 +98,7 @@ def test_a_build_gives_such_a_backend_the_weights_and_exports_no_graph(
     assert not (built.path / "graphs").exists()
 
 
-def test_it_refuses_graphs(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"networks, not graphs such as unet\.onnx"):
-        InductorBackend().build(COMPONENT, Path("unet.onnx"), tmp_path, CPU, lambda phase, share: None)
-
-
-def test_what_it_compiles_is_checked_against_pytorch(compiled: CompiledModule) -> None:
+def test_what_it_compiles_is_checked_against_pytorch(compiled: Compiled) -> None:
     assert 0 < compiled.error < 1e-5
     assert all(file.exists() for file in compiled.files)
 
@@ -111,9 +118,7 @@ def test_it_computes_the_network_into_the_callers_arrays(engine: InductorEngine)
         np.testing.assert_allclose(run(engine, ids), expected, atol=1e-5)
 
 
-def test_loading_and_running_compile_nothing(
-    compiled: CompiledModule, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loading_and_running_compile_nothing(compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import cpu_vec_isa
 
     def refuse(*arguments: Any, **options: Any) -> None:
@@ -139,7 +144,7 @@ def in_own_process(script: str, *arguments: Path, **environment: str) -> subproc
     )
 
 
-def test_loading_and_running_leave_pytorchs_compiler_alone(compiled: CompiledModule) -> None:
+def test_loading_and_running_leave_pytorchs_compiler_alone(compiled: Compiled) -> None:
     """Importing it takes seconds of the time to the first step."""
     script = """
 import sys
@@ -169,14 +174,13 @@ exec g++ "$@"
 import sys
 from pathlib import Path
 import torch
-from tests.engine.inductor.test_backend import COMPONENT, MODEL, BuildOptions, InductorBackend, load_weights
+from tests.engine.inductor.test_backend import CPU, InductorBackend, network_source
 """
     build = """
-weights, options = load_weights("random:0", MODEL), BuildOptions(precision="fp32")
-InductorBackend().build_module(COMPONENT, MODEL, weights, Path(sys.argv[1]), options, print)
+InductorBackend().build(network_source(), Path(sys.argv[1]), CPU, print)
 """
     load = """
-InductorBackend().load(COMPONENT, [Path(file) for file in sys.argv[1:]], "cpu")
+InductorBackend().load(network_source().component, [Path(file) for file in sys.argv[1:]], "cpu")
 """
     environment = {
         "CXX": str(compiler),
@@ -191,7 +195,7 @@ InductorBackend().load(COMPONENT, [Path(file) for file in sys.argv[1:]], "cpu")
 
 
 class EagerCode:
-    """What :func:`inductor._open` returns, without a compiler: a method of a network, and how often it was called."""
+    """What ``open_package`` returns, without a compiler: a method of a network, and how often it was called."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call, self.calls = call, 0
@@ -223,9 +227,10 @@ def test_prompts_share_what_none_of_them_changes(monkeypatch: pytest.MonkeyPatch
         "unet.unprompted.pt2": EagerCode(network.unprompted),
         "unet.prompted.pt2": EagerCode(lambda *tensors: network.prompted(tensors[:-2], *tensors[-2:])),
     }
-    monkeypatch.setattr(runner, "open_package", lambda path: codes[path.name])
+    for module in (inductor, runner):
+        monkeypatch.setattr(module, "open_package", lambda path: codes[path.name])
     paths = [tmp_path / name for name in codes]
-    engine = InductorBackend().load(component, [*paths, inductor._save(component, paths, {})], "cpu")
+    engine = InductorBackend().load(component, [*paths, inductor.save(component, paths, {})], "cpu")
 
     rng = np.random.default_rng(0)
     latents, *contexts = (
@@ -244,13 +249,13 @@ def test_prompts_share_what_none_of_them_changes(monkeypatch: pytest.MonkeyPatch
         np.testing.assert_array_equal(found, alone)
 
 
-def test_weights_of_another_component_are_refused(compiled: CompiledModule) -> None:
+def test_weights_of_another_component_are_refused(compiled: Compiled) -> None:
     other = replace(COMPONENT, name="unet")
     with pytest.raises(EngineError, match="is not the unet expected"):
         InductorBackend().load(other, compiled.files, "cpu")
 
 
-def test_damaged_weights_are_refused(compiled: CompiledModule, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused(compiled: Compiled, tmp_path: Path) -> None:
     code, weights = compiled.files
     damaged = tmp_path / weights.name
     damaged.write_bytes(weights.read_bytes()[:-100])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.engine.stand_in import CopyBackend, build, install
+from tests.engine.stand_in import CopyBackend, build, install, source_of
 
 pytest.importorskip("torch")
 
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from v2v.core.configs import MODELS, UNetConfig
 from v2v.core.errors import BuildError
-from v2v.engine.backend import FP8_TOLERANCE, BuildOptions
-from v2v.engine.inductor.backend import InductorBackend
+from v2v.engine.backend import BuildOptions
+from v2v.engine.inductor.backend import FP8_TOLERANCE, InductorBackend
 from v2v.engine.inductor.fused import fp8
 from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.operations import E4M3
@@ -197,7 +198,7 @@ def test_a_gpu_without_fp8_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.facts(BuildOptions("fp16", "cuda"))["label"] == "sm86"
 
 
-def test_a_model_without_norms_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_norms_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from v2v.core.components import Window, components
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
@@ -206,7 +207,7 @@ def test_a_model_without_norms_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     model = MODELS["small"]
     component = components(model, Window(4, 80, 64, levels=2), "fp16")["text_encoder"]
     with pytest.raises(BuildError, match="model small has no norms"):
-        backend.build_module(component, model, None, None, FP8, lambda phase, share: None)  # type: ignore[arg-type]
+        backend.build(source_of(component, tmp_path, model), tmp_path, FP8, lambda phase, share: None)
 
 
 def test_sets_say_that_they_hold_fp8_and_come_after_those_that_do_not(
@@ -218,6 +219,6 @@ def test_sets_say_that_they_hold_fp8_and_come_after_those_that_do_not(
     fast = build(options=BuildOptions(extra={"fp8": "yes"})).engine_set
     assert "-fp8-" in fast.name
     assert "-fp8-" not in accurate.name
-    assert fast.manifest.recipe.options.fp8
+    assert fast.manifest.recipe.fp8
     assert "--option fp8=yes" in fast.rebuild_command
     assert find(Wanted()) == accurate

@@ -15,12 +15,12 @@ import torch
 from v2v.benchmarks.studies.onnxruntime_evaluation import Array
 from v2v.core.components import Component, ComponentName, Window, components
 from v2v.core.configs import MODELS, ModelConfig, UNetConfig
-from v2v.engine.backend import FP8_TOLERANCE, BuildOptions
-from v2v.engine.inductor.backend import FP8_CAPABILITY, InductorBackend
+from v2v.engine.backend import BuildOptions, Source
+from v2v.engine.inductor.backend import FP8_CAPABILITY, FP8_TOLERANCE, InductorBackend
 from v2v.engine.inductor.fused import fp8
 from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.runner import InductorEngine
-from v2v.export.graphs import sample_inputs
+from v2v.export.graphs import plain_network, sample_inputs
 from v2v.export.weights import load_weights
 
 pytestmark = [
@@ -52,9 +52,10 @@ def build(
 ) -> tuple[Component, Any]:
     component = components(model, window, "fp16")[name]
     weights = load_weights("random:0", model)
-    return component, InductorBackend().build_module(
-        component, model, weights, folder, options, lambda phase, share: None
+    source = Source(
+        component, model, window, "fp16", lambda _: None, lambda: plain_network(name, model, weights)
     )
+    return component, InductorBackend().build(source, folder, options, lambda phase, share: None)
 
 
 def milliseconds(work: Any, repeats: int = 7) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.engine.stand_in import MODEL, ONNX, WINDOW, build, onnx_model
+from tests.engine.stand_in import MODEL, ONNX, WINDOW, build, onnx_model, source_of
 from v2v.core.components import COMPONENTS, ComponentName, Precision, Tensor, components
 from v2v.core.errors import BuildError, EngineError
 from v2v.engine.backend import Backend, BuildOptions, Engine, backend
@@ -71,7 +71,9 @@ def test_a_set_does_not_hold_its_weights_twice_on_the_disk(tmp_path: Path) -> No
     (tmp_path / "set").mkdir()
     made = OnnxRuntimeBackend()
     component = components(MODEL, WINDOW, "fp32")["unet"]
-    (file,) = made.build(component, graph, tmp_path / "set", BuildOptions(), lambda phase, share: None)
+    (file,) = made.build(
+        source_of(component, graph), tmp_path / "set", BuildOptions(), lambda phase, share: None
+    ).files
     assert file.stat().st_ino == graph.stat().st_ino
 
 
@@ -110,7 +112,10 @@ def test_a_graph_that_does_not_load_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     with pytest.raises(BuildError, match="does not load"):
         OnnxRuntimeBackend().build(
-            component, tmp_path / "unet.onnx", tmp_path / "set", BuildOptions(), lambda phase, share: None
+            source_of(component, tmp_path / "unet.onnx"),
+            tmp_path / "set",
+            BuildOptions(),
+            lambda phase, share: None,
         )
 
 
@@ -175,7 +180,7 @@ def test_an_onnxruntime_without_the_operators_is_named(version: str, fits: bool)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (BuildOptions(frames=(8, 32)), "takes one number of frames, as --frames 32, not a range"),
+        (BuildOptions(extra={"frames": "8:32"}), "takes one number of frames, as --frames 32, not a range"),
         (BuildOptions(extra={"tactics": "few"}), "has no option 'tactics'"),
     ],
 )

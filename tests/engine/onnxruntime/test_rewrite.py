@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.engine.inductor import cuda_operations
+from tests.engine.stand_in import source_of
 from v2v.core.components import COMPONENTS, ComponentName, Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import BuildError
@@ -63,9 +64,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> dict[Co
             module = graphs._load(name, TINY, weights, "fp16")
             graphs._write(graph, module, folder / f"{name}.onnx", lambda share: None)
             component = components(TINY, WINDOW, "fp16")[name]
-            files = OnnxRuntimeBackend().build(
-                component, folder / f"{name}.onnx", folder / "set", options, lambda phase, share: None
-            )
+            source = source_of(component, folder / f"{name}.onnx")
+            files = OnnxRuntimeBackend().build(source, folder / "set", options, lambda *_: None).files
             assert sorted(files) == sorted((folder / "set").iterdir())
             made[name] = files[0]
     return made

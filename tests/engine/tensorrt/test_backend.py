@@ -20,13 +20,14 @@ from tests.engine import stand_in
 from tests.engine.tensorrt import graphs
 from v2v.core.components import COMPONENTS, Component, Tensor, components
 from v2v.core.errors import BuildError, EngineError
+from v2v.device import gpus
 from v2v.device.gpus import Gpu
 from v2v.engine.backend import BuildOptions, backend
 from v2v.engine.store import EngineSet, engines_root, timing_cache_folder
 from v2v.engine.tensorrt import backend as backend_module
 from v2v.engine.tensorrt import runner
 from v2v.engine.tensorrt.backend import TensorRTBackend
-from v2v.engine.tensorrt.builder import GIB, explain, limits
+from v2v.engine.tensorrt.builder import GIB, Options, explain, limits
 from v2v.engine.tensorrt.library import Library, Message, load_library
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
@@ -48,7 +49,7 @@ def build(folder: Path, component: Component, graph: Path, options: BuildOptions
     """Build into ``folder/<component>``, as a set lies on the disk."""
     target = folder / component.name
     target.mkdir()
-    return TensorRTBackend().build(component, graph, target, options, quiet)
+    return TensorRTBackend().build(stand_in.source_of(component, graph), target, options, quiet).files
 
 
 def use_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
@@ -110,8 +111,7 @@ def test_progress_grows_from_0_to_1(tensorrt: ModuleType, tmp_path: Path) -> Non
     component = TOYS["vae_encoder"]
     told: list[tuple[str, float]] = []
     TensorRTBackend().build(
-        component,
-        graphs.toy(tmp_path, component),
+        stand_in.source_of(component, graphs.toy(tmp_path, component)),
         tmp_path,
         FP16,
         lambda phase, share: told.append((phase, share)),
@@ -129,7 +129,8 @@ def test_ctrl_c_stops_the_builder_and_leaves_no_plan(tensorrt: ModuleType, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        TensorRTBackend().build(component, graphs.toy(tmp_path, component), tmp_path, FP16, press)
+        source = stand_in.source_of(component, graphs.toy(tmp_path, component))
+        TensorRTBackend().build(source, tmp_path, FP16, press)
     assert not any(thread.name == "tensorrt-builder" for thread in threading.enumerate())
     assert not list(tmp_path.glob("*.plan"))
 
@@ -146,8 +147,8 @@ def test_a_cancelled_compilation_ends_before_it_is_done(tensorrt: ModuleType, tm
             library,
             component,
             graphs.toy(tmp_path, component),
-            FP16,
-            limits(None, FP16),
+            Options(),
+            limits(None, Options()),
             "same_gpu",
             tmp_path / "cache",
             state,
@@ -172,7 +173,7 @@ def test_the_timing_cache_lies_beside_the_sets_and_survives_damage(
 
 def test_a_range_of_frames_becomes_an_optimisation_profile(tensorrt: ModuleType, tmp_path: Path) -> None:
     component = TOYS["unet"]
-    options = replace(FP16, frames=(2, 6))
+    options = replace(FP16, extra={"frames": "2:6"})
     plan, _ = build(tmp_path, component, graphs.toy(tmp_path, component, frames="frames"), options)
     assert plan.stat().st_size > 0
 
@@ -193,7 +194,7 @@ def test_ranges_that_cannot_be_are_refused(
     said: str,
 ) -> None:
     component = TOYS["unet"]
-    options = replace(FP16, frames=frames)
+    options = FP16 if frames is None else replace(FP16, extra={"frames": "{}:{}".format(*frames)})
     with pytest.raises(BuildError, match=said):
         build(tmp_path, component, graphs.toy(tmp_path, component, frames=open_axis), options)
 
@@ -203,16 +204,15 @@ def test_ranges_that_cannot_be_are_refused(
 
 @pytest.mark.parametrize(("gib", "workspace", "level"), [(16, 12, 3), (24, 20, 3), (80, 76, 4)])
 def test_limits_leave_room_for_the_weights(gib: int, workspace: int, level: int) -> None:
-    limit = limits(gib * GIB, FP16)
+    limit = limits(gib * GIB, Options())
     assert limit.workspace == limit.tactic_memory == workspace * GIB
     assert limit.optimization_level == level
     assert limit.tactics is None
 
 
 def test_options_override_the_defaults() -> None:
-    extra = {"tactics": "10", "tactic_memory": "1.5"}
-    options = BuildOptions(workspace_bytes=GIB, optimization_level=0, extra=extra)
-    limit = limits(80 * GIB, options)
+    given = {"tactics": "10", "tactic_memory": "1.5", "workspace": "1", "optimization_level": "0"}
+    limit = limits(80 * GIB, Options.read(given))
     assert (limit.workspace, limit.tactic_memory) == (GIB, 1.5 * GIB)
     assert (limit.tactics, limit.optimization_level) == (10, 0)
 
@@ -220,7 +220,7 @@ def test_options_override_the_defaults() -> None:
 @pytest.mark.parametrize("text", ["none", "-1", "0", "1.5", "nan"])
 def test_an_option_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(BuildError, match=f"tactics={text} must be a whole number above 0"):
-        limits(None, BuildOptions(extra={"tactics": text}))
+        Options.read({"tactics": text})
 
 
 def test_an_unknown_option_is_named(tensorrt: ModuleType) -> None:
@@ -432,7 +432,7 @@ def test_a_manifest_cannot_make_us_import_anything_else(tensorrt: ModuleType) ->
 
 
 def test_without_a_gpu_the_reason_is_that(tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(gpus, "cuda_devices", lambda: 0)
     made = TensorRTBackend()
     assert made.devices == ()
     assert "no NVIDIA GPU" in made.fits(made.facts(FP16), "cuda").reason
@@ -461,7 +461,7 @@ def test_the_manifest_and_the_name_tell_version_gpu_and_portability(engine_set: 
 def test_a_set_is_moved_and_judged_without_a_gpu(
     engine_set: EngineSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(gpus, "cuda_devices", lambda: 0)
     moved = engine_set.path.rename(tmp_path / "moved")
     fits = EngineSet.open(moved).runs_on("cuda")
     assert not fits.fits and "no NVIDIA GPU" in fits.reason

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_WINDOW
+from tests.engine.stand_in import source_of
 from v2v.core.components import COMPONENTS, Component, ComponentName, Window, components, window_for
 from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.engine.backend import BuildOptions
@@ -33,7 +34,7 @@ GB = 10**9
 
 def build(component: Component, graph: Path, folder: Path) -> PlanRecord:
     """Compile, and return what the record says; the plan itself goes, it may have gigabytes."""
-    plan, record = TensorRTBackend().build(component, graph, folder, FP16, lambda phase, share: None)
+    plan, record = TensorRTBackend().build(source_of(component, graph), folder, FP16, lambda *_: None).files
     plan.unlink()
     return PlanRecord.read(record)
 
@@ -133,10 +134,9 @@ def test_a_graph_with_an_open_frame_axis_serves_any_number_of_frames(
         found = session.run(None, inputs)[0].astype(np.float32)
         assert np.linalg.norm(found - exact.numpy()) < 1e-2 * np.linalg.norm(exact.numpy())
 
-    options = replace(FP16, frames=(1, 8))
-    plan, record = TensorRTBackend().build(
-        components(model, window, "fp16")["unet"], graph.path, tmp_path, options, lambda phase, share: None
-    )
+    options = replace(FP16, extra={"frames": "1:8"})
+    source = source_of(components(model, window, "fp16")["unet"], graph.path)
+    plan, record = TensorRTBackend().build(source, tmp_path, options, lambda *_: None).files
     assert plan.exists()
     check_layers(PlanRecord.read(record), operators(graph.path))
 
