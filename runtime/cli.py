@@ -15,8 +15,7 @@ from v2v.core.console import messages, new_app, run_app, seconds_text, takes
 from v2v.engine.choose import choose_engines
 from v2v.runtime.display import Display, warnings_shown
 from v2v.runtime.films import batch
-from v2v.runtime.films.compare_page import check_page, write_page
-from v2v.runtime.films.enhance import Crew, Enhanced, Request, enhance, hire
+from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire
 from v2v.runtime.media.stdio import input_path, output_path
 from v2v.runtime.media.time_range import is_time
 from v2v.runtime.options import PREVIEW_SECONDS, Options
@@ -72,17 +71,9 @@ def _enhance_one(
     """The single video of the command line, and the page that compares it with its source."""
     source = opened.enter_context(input_path(Path(options.inputs[0])))
     output = opened.enter_context(output_path(Path(options.output)))
-    if options.compare is not None:
-        check_page(options.compare, overwrite=options.overwrite)
-    enhanced = enhance(request, source, output, crew, partial(display.following, ""))
+    paths = Paths(source, output, options.compare)
+    enhanced = enhance(request, paths, crew, partial(display.following, ""))
     assert enhanced is not None
-    if options.compare is not None:
-        shown = {
-            **enhanced.settings,
-            "seconds": round(enhanced.seconds, 1),
-            "frames": enhanced.frames,
-        }
-        write_page(options.compare, source, output, shown, request.time_range)
     return enhanced
 
 
@@ -94,7 +85,7 @@ def _enhance_many(options: Options, request: Request, crew: Crew, display: Displ
 
     def attempt(job: batch.Job) -> batch.Outcome:
         asked, follow = request.with_prompt(job.prompt), partial(display.following, job.source.name)
-        enhanced = enhance(asked, job.source, job.output, crew, follow, keep_if_same=True)
+        enhanced = enhance(asked, Paths(job.source, job.output), crew, follow, keep_if_same=True)
         return (
             batch.Outcome(job, "done", enhanced.as_json()) if enhanced else batch.Outcome(job, "done before")
         )

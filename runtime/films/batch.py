@@ -21,6 +21,7 @@ import av
 
 from v2v.core.console import messages, seconds_text
 from v2v.core.errors import UsageError, V2VError
+from v2v.runtime.films.places import Place, check_places
 from v2v.runtime.media.encoding import CODECS
 from v2v.runtime.media.image_sequence import PICTURES, SETTINGS
 from v2v.runtime.media.stdio import PIPE
@@ -80,6 +81,9 @@ def plan_jobs(
         if source.resolve() in made_here and source.resolve() not in named:
             del outputs[source]
     _check_names(outputs)
+    read = [Place(source, "the input") for source in outputs]
+    read += [Place(prompt_file, "the prompt file")] if prompt_file else []
+    check_places([Place(output, "-o") for output in outputs.values()], read)
     prompts = _prompts(prompt_file, list(outputs)) if prompt_file else {}
     jobs = [Job(source, output, prompts.get(source, prompt)) for source, output in outputs.items()]
     try:
