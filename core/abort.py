@@ -1,4 +1,4 @@
-"""Ctrl-C and ``kill`` end a command within two seconds and leave nothing half-written.
+"""Ctrl-C, ``kill`` and a closed terminal end a command within two seconds and leave nothing half-written.
 
 Python raises KeyboardInterrupt only between its own instructions, and one call into a compiler or an engine
 can take minutes. So a thread that waits for the signal gives the main thread a moment to leave in the regular
@@ -21,6 +21,8 @@ from types import FrameType
 PATIENCE = 1.0
 """Seconds that the main thread has to leave by itself."""
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _unfinished: set[Path] = set()
 _received: list[int] = []
 
@@ -41,15 +43,16 @@ def removed_on_abort(path: Path) -> Iterator[None]:
 
 
 def watch() -> None:
-    """From now on SIGINT and SIGTERM raise KeyboardInterrupt, and end the process if that takes too long.
+    """From now on SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, and end the process if that takes too long.
 
-    For commands; call it in the main thread, once.
+    One that is ignored already stays so, as ``nohup`` wants it. For commands; call it in the main thread, once.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _raise)
+    for number in _SIGNALS:
+        if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
     threading.Thread(target=_end_late, args=(reader,), daemon=True, name="v2v-abort").start()
 
 
@@ -61,7 +64,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 def _end_late(reader: int) -> None:
     while True:
         number = os.read(reader, 1)[0]
-        if number in (signal.SIGINT, signal.SIGTERM):
+        if number in _SIGNALS:
             break
     time.sleep(PATIENCE)
     for path in tuple(_unfinished):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import rich.console
 import typer
 
-from v2v.core.console import messages, new_app, run_app, seconds_text, takes
+from v2v.core.console import messages, new_app, print_result, run_app, seconds_text, takes
 from v2v.engine.choose import choose_engines
 from v2v.runtime.display import Display, warnings_shown
 from v2v.runtime.films import batch
@@ -21,7 +19,6 @@ from v2v.runtime.media.time_range import is_time
 from v2v.runtime.options import PREVIEW_SECONDS, Options
 
 app = new_app()
-results = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 def main() -> NoReturn:
@@ -96,7 +93,7 @@ def _enhance_many(options: Options, request: Request, crew: Crew, display: Displ
 def _report_one(options: Options, enhanced: Enhanced, told: list[str]) -> None:
     if options.as_json:
         files = {"input": options.inputs[0], "output": options.output}
-        results.print_json(json.dumps({**files, **enhanced.as_json(), "warnings": told}))
+        print_result({**files, **enhanced.as_json(), "warnings": told})
     elif not options.quiet:
         size, seconds = enhanced.settings["size"], seconds_text(enhanced.seconds)
         messages.print(f"{options.output}: {enhanced.frames} frames of {size} in {seconds}", markup=False)
@@ -105,7 +102,7 @@ def _report_one(options: Options, enhanced: Enhanced, told: list[str]) -> None:
 def _report_many(options: Options, outcomes: list[batch.Outcome], told: list[str]) -> None:
     if options.as_json:
         videos = [outcome.as_json() for outcome in outcomes]
-        results.print_json(json.dumps({"videos": videos, "warnings": told}))
+        print_result({"videos": videos, "warnings": told})
     elif not options.quiet:
         batch.tell(outcomes)
     batch.check(outcomes)

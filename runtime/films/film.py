@@ -277,7 +277,8 @@ _NAMES = {"made_with": "version of v2v", "engines": "engine set", "model": "mode
 def journal_facts(source: Path, described: Mapping[str, Any]) -> dict[str, str]:
     """The same by the names of flags, and the source's fingerprint: what a journal is held against."""
     flags = {_NAMES.get(name, f"--{name.replace('_', '-')}"): str(value) for name, value in described.items()}
-    return {"input": fingerprint(source), **flags}
+    facts = {"input": fingerprint(source), **flags}
+    return {name: value.encode("utf-8", "backslashreplace").decode() for name, value in facts.items()}
 
 
 def fingerprint(path: Path) -> str:
