@@ -13,10 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 PATIENCE = 1.0
 """Seconds that the main thread has to leave by itself."""
@@ -25,6 +26,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _unfinished: set[Path] = set()
 _received: list[int] = []
+_watching: list[threading.Thread] = []
 
 
 def exit_code() -> int | None:
@@ -45,15 +47,30 @@ def removed_on_abort(path: Path) -> Iterator[None]:
 def watch() -> None:
     """From now on SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, and end the process if that takes too long.
 
-    One that is ignored already stays so, as ``nohup`` wants it. For commands; call it in the main thread, once.
+    One that is ignored already stays so, as ``nohup`` wants it. For commands; call it in the main thread.
     """
+    if _watching:
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in _SIGNALS:
         if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)
-    threading.Thread(target=_end_late, args=(reader,), daemon=True, name="v2v-abort").start()
+    _watching.append(threading.Thread(target=_end_late, args=(reader,), daemon=True, name="v2v-abort"))
+    _watching[0].start()
+
+
+def start(load: Callable[[], Callable[[], NoReturn]]) -> NoReturn:
+    """Import a command, which takes a second, and run it; a signal ends it as quietly then as later."""
+    watch()
+    try:
+        main = load()
+    except BaseException:
+        if (code := exit_code()) is not None:
+            os._exit(code)
+        raise
+    main()
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -72,5 +89,8 @@ def _end_late(reader: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")  # a progress bar hides the cursor
+            sys.stderr.flush()
     os._exit(128 + number)

@@ -143,7 +143,7 @@ class Pool:
         self._changed = threading.Condition()
         self._closed = False
         self.ready = 0  # workers that have loaded their engines, so far
-        self._given_up: list[V2VError] = []  # why each worker that is not there any more went
+        self._given_up: list[Exception] = []  # why each worker that is not there any more went
         self._threads = [
             threading.Thread(target=self._serve, args=(place,), name=f"v2v-worker-{place}", daemon=True)
             for place in range(len(start))
@@ -211,8 +211,8 @@ class Pool:
                 self.lost += not self._closed  # whom close() ends, perhaps before it was ready, is not lost
                 if in_a_row < _LOSSES or self._closed:
                     continue
-                error: V2VError = WorkerError(f"worker {place + 1} has ended {in_a_row} times: {loss}")
-            except V2VError as refused:
+                error: Exception = WorkerError(f"worker {place + 1} has ended {in_a_row} times: {loss}")
+            except Exception as refused:  # whatever it is, nobody may wait for this worker
                 error = refused
             else:
                 return
@@ -263,7 +263,7 @@ class Pool:
             self._orders.appendleft(order)
             self._changed.notify_all()
 
-    def _give_up(self, error: V2VError) -> None:
+    def _give_up(self, error: Exception) -> None:
         with self._changed:
             self._given_up.append(error)
             alone = len(self._given_up) == len(self._threads)
@@ -273,7 +273,7 @@ class Pool:
         elif not self._closed:
             warnings.warn(f"going on with one worker less: {error}", stacklevel=2)
 
-    def _fail_all(self, error: V2VError) -> None:
+    def _fail_all(self, error: Exception) -> None:
         with self._changed:
             orders = list(self._orders)
             self._orders.clear()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from v2v.runtime.diffusion.pipeline import VideoToVideo
     from v2v.runtime.diffusion.settings import Settings
 
-# Nothing that v2v uses reports to anyone. ONNX Runtime would write an identifier of the machine into the user's cache and
-# ask the network where to send it. Each library looks when it is imported, so this comes before all of v2v.
+# Nothing that v2v uses reports to anyone. ONNX Runtime would write an identifier of the machine into the user's cache
+# and ask the network where to send it. Each library looks when it is imported, so this comes before all of v2v.
 os.environ.update(
     ORT_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_TELEMETRY="1",

@@ -63,7 +63,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
 
 def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
     """Start the command in a process of its own."""
-    script = "from v2v.runtime.cli import main; main()"
+    script = "from v2v.runtime.start import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},

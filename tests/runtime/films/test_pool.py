@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -255,3 +256,39 @@ def test_more_workers_than_gpus_are_refused(engine_set, monkeypatch):
     assert gpus.visible_gpus() == ["0", "1"]
     with pytest.raises(WorkerError, match="--workers 3: only 2"):
         local_pool(engine_set, 3, "cuda", "high")
+
+
+def test_a_worker_that_cannot_even_be_started_ends_the_run(engine_set):
+    def start():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with pytest.raises(BlockingIOError), Pool(engine_set, [start] * 2):
+        pass
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    text = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in text.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 0.8])
+def test_a_signal_to_all_processes_at_the_start_is_quiet(
+    stand_in_engines: Path, film: Path, tmp_path: Path, seconds: float
+) -> None:
+    script = "from v2v.runtime.start import main; main()"
+    output = ("-o", tmp_path / "out.mp4", "--workers", 2, "--engines", stand_in_engines)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, (film, *output))],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while not catches(process.pid, signal.SIGTERM):  # from then on a signal is seen to
+            time.sleep(0.005)
+        time.sleep(seconds)
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 128 + number
+        assert "Traceback" not in err
