@@ -1,4 +1,4 @@
-"""Ctrl-C and ``kill`` end a command within two seconds and leave nothing half-written.
+"""Ctrl-C, ``kill`` and a closed terminal end a command within two seconds and leave nothing half-written.
 
 Python raises KeyboardInterrupt only between its own instructions, and one call into a compiler or an engine
 can take minutes. So a thread that waits for the signal gives the main thread a moment to leave in the regular
@@ -13,16 +13,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 PATIENCE = 1.0
 """Seconds that the main thread has to leave by itself."""
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _unfinished: set[Path] = set()
 _received: list[int] = []
+_watching: list[threading.Thread] = []
 
 
 def exit_code() -> int | None:
@@ -41,16 +45,32 @@ def removed_on_abort(path: Path) -> Iterator[None]:
 
 
 def watch() -> None:
-    """From now on SIGINT and SIGTERM raise KeyboardInterrupt, and end the process if that takes too long.
+    """From now on SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, and end the process if that takes too long.
 
-    For commands; call it in the main thread, once.
+    One that is ignored already stays so, as ``nohup`` wants it. For commands; call it in the main thread.
     """
+    if _watching:
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _raise)
-    threading.Thread(target=_end_late, args=(reader,), daemon=True, name="v2v-abort").start()
+    for number in _SIGNALS:
+        if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
+    _watching.append(threading.Thread(target=_end_late, args=(reader,), daemon=True, name="v2v-abort"))
+    _watching[0].start()
+
+
+def start(load: Callable[[], Callable[[], NoReturn]]) -> NoReturn:
+    """Import a command, which takes a second, and run it; a signal ends it as quietly then as later."""
+    watch()
+    try:
+        main = load()
+    except BaseException:
+        if (code := exit_code()) is not None:
+            os._exit(code)
+        raise
+    main()
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -61,7 +81,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 def _end_late(reader: int) -> None:
     while True:
         number = os.read(reader, 1)[0]
-        if number in (signal.SIGINT, signal.SIGTERM):
+        if number in _SIGNALS:
             break
     time.sleep(PATIENCE)
     for path in tuple(_unfinished):
@@ -69,5 +89,8 @@ def _end_late(reader: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write("\x1b[?25h" if sys.stderr.isatty() else "")  # a progress bar hides the cursor
+            sys.stderr.flush()
     os._exit(128 + number)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
+import io
+import json
 import os
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, cast, get_type_hints
 
 import rich.console
 import rich.progress
 import typer
 
 from v2v.core.abort import exit_code, watch
+from v2v.core.crash import unforeseen
 from v2v.core.errors import UsageError, V2VError
 from v2v.core.progress import BuildProgress
 
@@ -26,16 +32,108 @@ if TYPE_CHECKING:
 ERROR = 2
 """Exit code of everything that a person can put right."""
 
+BUG = 70
+"""Exit code of what nobody foresaw (EX_SOFTWARE)."""
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 Choice = TypeVar("Choice", bound=str)
 Options = TypeVar("Options", bound="DataclassInstance")
 
-messages = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Console(rich.console.Console):
+    """Shows text as it was typed, control characters as their codes: a name must not steer the terminal."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, emoji=False, **given)
+
+    def print(self, *objects: Any, **given: Any) -> None:
+        """As Rich's."""
+        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **given)
+
+
+class _Stderr(io.TextIOBase):
+    """The standard error as it is now; that nobody reads it, or that it is full, is no reason to stop."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    @property
+    def _stream(self) -> IO[str]:
+        stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # while a progress bar is shown
+        return cast(IO[str], io.StringIO() if stream is None else stream)
+
+
+messages = Console(file=_Stderr())
 """Where progress, warnings and errors go; results go to stdout."""
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters, and bytes that are no text, as their codes; lines stay lines."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+class _EndOfFile(Exception):
+    """Stands for its cause."""
+
+
+class _App(typer.Typer):
+    """Gives each of its commands ``--debug``."""
+
+    def command(self, *given: Any, **options: Any) -> Callable[[Any], Any]:
+        """As Typer's."""
+        register = super().command(*given, **options)
+        return lambda function: register(_with_debug(function))
 
 
 def new_app() -> typer.Typer:
     """An empty command whose usage errors :func:`run_app` can word."""
-    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    return _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def _with_debug(function: Callable[..., Any]) -> Callable[..., None]:
+    """``function`` with an option that shows where an error comes from."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters = [
+        each.replace(annotation=hints[each.name]) for each in inspect.signature(function).parameters.values()
+    ]
+    wanted = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters.append(inspect.Parameter("debug", kind, default=False, annotation=wanted))
+
+    def command(debug: bool, **given: Any) -> None:
+        try:
+            function(**given)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            if isinstance(error, EOFError):  # which Click would take for Ctrl-D
+                raise _EndOfFile from error
+            raise
+
+    command.__doc__, command.__name__ = function.__doc__, function.__name__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
@@ -66,41 +164,113 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Calla
 def run_app(app: typer.Typer) -> NoReturn:
     """Run a command to its end and leave the process.
 
-    An error that a person can put right is one line on stderr and exit code 2. Ctrl-C and SIGTERM end the
-    command within two seconds with exit code 130 or 143. Anything else is a bug and keeps its traceback.
+    An error that a person can put right is one line on stderr and exit code 2. Ctrl-C, SIGTERM and SIGHUP end the
+    command within two seconds with exit code 130, 143 or 129, whatever they make fail on the way. Anything else is a
+    bug: one line that names a file with the traceback, and exit code 70.
     """
     watch()
-    code: int | None = None
+    _prepare_streams()
+    code = _outcome(app)
+    if (stopped := exit_code()) is not None:
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        os._exit(stopped)  # taking down a compiler's libraries in good order can take seconds
+    sys.exit(code)
+
+
+def _outcome(app: typer.Typer) -> int:
+    """Run a command, say what went wrong, and return the exit code."""
     try:
         code = app(standalone_mode=False)
-    except V2VError as error:
-        fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except BrokenPipeError:  # "| head" has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except OSError as error:
-        if error.filename is None or error.strerror is None:
-            raise
-        fail(f"{error.filename}: {error.strerror}")
-    except Exception as error:
-        # Click's usage errors. Some versions of Typer bring their own Click, so no class names them all.
-        wording = getattr(error, "format_message", None)
-        if wording is None:
-            raise
-        fail(f"{wording()} (--help lists the options)")
-    if (stopped := exit_code()) is not None:
+        if sys.stdout is not None:
+            _write_results("")
+        return code or 0
+    except BaseException as error:
+        if exit_code() is not None:
+            return 0  # the signal has its own
+        return _explain(error)
+
+
+def _explain(error: BaseException) -> int:
+    if isinstance(error, _EndOfFile) and error.__cause__ is not None:
+        error = error.__cause__
+    # Click's usage errors. Some versions of Typer bring their own Click, so no class names them all.
+    wording = getattr(error, "format_message", None)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else ERROR
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130
+    if isinstance(error, BrokenPipeError):  # "| head" has seen enough
+        _drop_results()
+        return 1
+    if isinstance(error, V2VError):
+        _say_error(str(error))
+    elif isinstance(error, OSError) and error.errno in _DISK and error.filename is None:
+        _drop_results()
+        _say_error(f"what was made cannot be written: {error.strerror}; free space, or write elsewhere")
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        _say_error(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    elif isinstance(error, MemoryError):
+        _say_error("there is not enough memory; end other programs, or ask for smaller pictures")
+    elif wording is not None:
+        _say_error(f"{wording()} (--help lists the options)")
+    else:
+        _say_error(unforeseen(error))
+        return BUG
+    return ERROR
+
+
+def _prepare_streams() -> None:
+    """Nothing that is opened from here on gets the number of a standard stream, or fails for an odd character."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # it was closed by whoever started this
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def show(failure: threading.ExceptHookArgs) -> None:
+        if failure.exc_value is not None and exit_code() is None:
+            _say_error(unforeseen(failure.exc_value))
+
+    threading.excepthook = show
+
+
+def print_result(facts: Any) -> None:
+    """Print ``facts`` as JSON on the standard output.
+
+    Raises:
+        UsageError: it is closed or full.
+        BrokenPipeError: nobody reads it any more.
+    """
+    if sys.stdout is None:
+        raise UsageError("the standard output is closed, so there is no place for what --json prints")
+    text = json.dumps(facts, indent=2, ensure_ascii=False)
+    shown = (each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+    _write_results("".join(shown) + "\n")
+
+
+def _write_results(text: str) -> None:
+    try:
+        sys.stdout.write(text)
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(stopped)  # taking down a compiler's libraries in good order can take seconds
-    sys.exit(code or 0)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_results()
+        raise UsageError(f"the standard output takes no more: {error.strerror}") from error
 
 
-def fail(message: str) -> NoReturn:
-    """Say what is wrong in one line and leave with exit code 2."""
+def _drop_results() -> None:
+    """What is left in the buffer of the standard output goes nowhere, so that Python can end in peace."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_error(message: str) -> None:
     messages.print(f"error: {' '.join(message.split())}", style="red", markup=False)
-    sys.exit(ERROR)
 
 
 def warn(message: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+
+_LONGEST = 255  # bytes of a name, on every file system of note
 
 
 def sync(path: Path) -> None:
@@ -26,3 +29,16 @@ def umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def hidden_sibling(path: Path, ending: str) -> Path:
+    """``.NAME`` + ``ending`` beside ``path``, for what belongs to it; a name too long for that is cut and made unique.
+
+    The same path gives the same sibling.
+    """
+    name, ending_bytes = os.fsencode(path.name), os.fsencode(ending)
+    if 1 + len(name) + len(ending_bytes) > _LONGEST:
+        mark = b"-" + hashlib.sha256(name).hexdigest()[:16].encode()
+        kept = name[: _LONGEST - 1 - len(mark) - len(ending_bytes)]
+        name = kept.decode(errors="ignore").encode() + mark  # no half characters
+    return path.with_name(os.fsdecode(b"." + name + ending_bytes))

@@ -45,11 +45,22 @@ class _Pipe(Generic[T]):
 
 
 def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
-    """Give out ``items`` while a thread takes up to ``depth`` more of them; its exception is raised here, in order."""
+    """Give out ``items`` while a thread takes up to ``depth`` more of them; its exception is raised here, in order.
+
+    Once this is closed nobody takes any more, even if Ctrl-C came while the thread was being started: whoever made
+    ``items`` may close the file that they come from.
+    """
     pipe: _Pipe[T] = _Pipe(depth)
     failure: list[BaseException] = []
+    at_work = threading.Lock()
 
     def work() -> None:
+        with at_work:
+            take()
+
+    def take() -> None:
+        if pipe.closed.is_set():
+            return
         try:
             for item in items:
                 if not pipe.put(item):
@@ -60,14 +71,15 @@ def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             pipe.put(_END)
 
     thread = threading.Thread(target=work, name="v2v-ahead", daemon=True)
-    thread.start()
     try:
+        thread.start()
         yield from pipe
         if failure:
             raise failure[0]
     finally:
         pipe.closed.set()
-        thread.join()
+        with at_work:  # not a join, which would not wait for a thread that is about to begin
+            pass
 
 
 class Behind:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import rich.console
 import typer
 
-from v2v.core.console import messages, new_app, run_app, seconds_text, takes
+from v2v.core.console import messages, new_app, print_result, run_app, seconds_text, takes
 from v2v.engine.choose import choose_engines
 from v2v.runtime.display import Display, warnings_shown
 from v2v.runtime.films import batch
-from v2v.runtime.films.compare_page import check_page, write_page
-from v2v.runtime.films.enhance import Crew, Enhanced, Request, enhance, hire
+from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire
 from v2v.runtime.media.stdio import input_path, output_path
 from v2v.runtime.media.time_range import is_time
 from v2v.runtime.options import PREVIEW_SECONDS, Options
 
 app = new_app()
-results = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 def main() -> NoReturn:
@@ -72,17 +68,9 @@ def _enhance_one(
     """The single video of the command line, and the page that compares it with its source."""
     source = opened.enter_context(input_path(Path(options.inputs[0])))
     output = opened.enter_context(output_path(Path(options.output)))
-    if options.compare is not None:
-        check_page(options.compare, overwrite=options.overwrite)
-    enhanced = enhance(request, source, output, crew, partial(display.following, ""))
+    paths = Paths(source, output, options.compare)
+    enhanced = enhance(request, paths, crew, partial(display.following, ""))
     assert enhanced is not None
-    if options.compare is not None:
-        shown = {
-            **enhanced.settings,
-            "seconds": round(enhanced.seconds, 1),
-            "frames": enhanced.frames,
-        }
-        write_page(options.compare, source, output, shown, request.time_range)
     return enhanced
 
 
@@ -94,7 +82,7 @@ def _enhance_many(options: Options, request: Request, crew: Crew, display: Displ
 
     def attempt(job: batch.Job) -> batch.Outcome:
         asked, follow = request.with_prompt(job.prompt), partial(display.following, job.source.name)
-        enhanced = enhance(asked, job.source, job.output, crew, follow, keep_if_same=True)
+        enhanced = enhance(asked, Paths(job.source, job.output), crew, follow, keep_if_same=True)
         return (
             batch.Outcome(job, "done", enhanced.as_json()) if enhanced else batch.Outcome(job, "done before")
         )
@@ -105,7 +93,7 @@ def _enhance_many(options: Options, request: Request, crew: Crew, display: Displ
 def _report_one(options: Options, enhanced: Enhanced, told: list[str]) -> None:
     if options.as_json:
         files = {"input": options.inputs[0], "output": options.output}
-        results.print_json(json.dumps({**files, **enhanced.as_json(), "warnings": told}))
+        print_result({**files, **enhanced.as_json(), "warnings": told})
     elif not options.quiet:
         size, seconds = enhanced.settings["size"], seconds_text(enhanced.seconds)
         messages.print(f"{options.output}: {enhanced.frames} frames of {size} in {seconds}", markup=False)
@@ -114,7 +102,7 @@ def _report_one(options: Options, enhanced: Enhanced, told: list[str]) -> None:
 def _report_many(options: Options, outcomes: list[batch.Outcome], told: list[str]) -> None:
     if options.as_json:
         videos = [outcome.as_json() for outcome in outcomes]
-        results.print_json(json.dumps({"videos": videos, "warnings": told}))
+        print_result({"videos": videos, "warnings": told})
     elif not options.quiet:
         batch.tell(outcomes)
     batch.check(outcomes)

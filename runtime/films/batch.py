@@ -8,9 +8,10 @@ Names are settled before any work. One video that fails does not stop the others
 from __future__ import annotations
 
 import csv
+import functools
 import glob
 import json
-import traceback
+import mimetypes
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,14 +21,60 @@ from typing import Any, Literal
 import av
 
 from v2v.core.console import messages, seconds_text
+from v2v.core.crash import unforeseen
 from v2v.core.errors import UsageError, V2VError
+from v2v.runtime.films.places import Place, check_places
 from v2v.runtime.media.encoding import CODECS
-from v2v.runtime.media.image_sequence import PICTURES, SETTINGS
-from v2v.runtime.media.stdio import PIPE
-from v2v.runtime.media.streams import open_media
+from v2v.runtime.media.image_sequence import SETTINGS, is_picture
+from v2v.runtime.media.stdio import PIPE, check_input, is_pipe
+from v2v.runtime.media.streams import open_media, picture_stream
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv")
-"""Endings of the files that are taken from a folder; any other is taken if it is named."""
+# What is surely meant to be a video: one that cannot be read is told as a failure, not passed over.
+_VIDEOS = (
+    *(
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".wmv",
+        ".flv",
+    ),
+    *(
+        ".3gp",
+        ".3g2",
+        ".vob",
+        ".mxf",
+        ".dv",
+        ".ogv",
+        ".asf",
+        ".rm",
+        ".rmvb",
+        ".divx",
+        ".f4v",
+        ".m2v",
+        ".mod",
+        ".tod",
+    ),
+)
+_NO_VIDEOS = (
+    ".json",
+    ".pdf",
+    ".zip",
+    ".m3u",
+    ".m3u8",
+    ".mpd",
+    ".sdp",
+)  # and what Python knows as text or the like
+_TYPES = mimetypes.MimeTypes()  # those that Python knows, not those of the machine
+# Text and bytes, which FFmpeg shows as letters, pictures of unknown size, and single ones.
+_NO_FILMS = ("tty", "bin", "xbin", "adf", "idf", "rawvideo", "image2")
 
 
 @dataclass(frozen=True)
@@ -80,6 +127,9 @@ def plan_jobs(
         if source.resolve() in made_here and source.resolve() not in named:
             del outputs[source]
     _check_names(outputs)
+    read = [Place(source, "the input") for source in outputs]
+    read += [Place(prompt_file, "the prompt file")] if prompt_file else []
+    check_places([Place(output, "-o") for output in outputs.values()], read)
     prompts = _prompts(prompt_file, list(outputs)) if prompt_file else {}
     jobs = [Job(source, output, prompts.get(source, prompt)) for source, output in outputs.items()]
     try:
@@ -95,10 +145,15 @@ def _sources(given: str) -> list[Path]:
         found = [Path(name) for name in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207 (absolute too)
         if not found:
             raise UsageError(f"INPUT {given}: nothing has such a name")
-        videos = [path for path in found if path.suffix.lower() in VIDEOS or _holds_pictures(path)]
+        videos = [path for path in found if is_video(path) or _holds_pictures(path)]
         return videos or [path for path in found if path.is_file()]
     if not path.exists():
         raise UsageError(f"INPUT {given}: no such file or folder")
+    if is_pipe(path):
+        raise UsageError(
+            f"INPUT {given} is a pipe, which stands for a single video; name files when there are several"
+        )
+    check_input(path)
     if path.is_dir() and (videos := _videos_in(path)):
         if _holds_pictures(path):
             raise UsageError(
@@ -113,11 +168,37 @@ def _is_pattern(given: str) -> bool:
 
 
 def _videos_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS and p.is_file())
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_video(path))
+
+
+def is_video(path: Path) -> bool:
+    """Whether ``path`` is a file that holds a video, or is meant to by its name but cannot be read.
+
+    What surely is something else by its name is not opened.
+    """
+    if not path.is_file():
+        return False
+    ending = path.suffix.lower()
+    meant = ending in _VIDEOS
+    kind = _TYPES.guess_type(path.name)[0] or ""
+    if not meant and (ending in _NO_VIDEOS or kind.startswith(("text/", "image/", "audio/", "font/"))):
+        return False
+    found = path.stat()
+    return _holds_video(path, found.st_mtime_ns, found.st_size, meant=meant)
+
+
+@functools.lru_cache(1 << 16)  # asked twice: whether there are many, and which
+def _holds_video(path: Path, changed: int, size: int, *, meant: bool) -> bool:
+    try:
+        with open_media(path) as opened:
+            name = opened.format.name
+            return picture_stream(opened) is not None and name not in _NO_FILMS and not name.endswith("_pipe")
+    except (OSError, av.FFmpegError):
+        return meant
 
 
 def _holds_pictures(path: Path) -> bool:
-    return path.is_dir() and any(child.suffix.lower() in PICTURES for child in path.iterdir())
+    return path.is_dir() and any(map(is_picture, path.iterdir()))
 
 
 def _output(source: Path, folder: Path, codec: str) -> Path:
@@ -214,8 +295,7 @@ def run_jobs(
         except (V2VError, OSError) as error:
             outcome = Outcome(job, "failed", error=" ".join(str(error).split()))
         except Exception as error:  # a bug on one video, which must not cost the others their night
-            messages.print(traceback.format_exc(), markup=False)
-            outcome = Outcome(job, "failed", error=f"{type(error).__name__}: {error}")
+            outcome = Outcome(job, "failed", error=unforeseen(error))
         messages.print(f"{job.source}: {outcome.error}", style="red", markup=False)
         return outcome
 

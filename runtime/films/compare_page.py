@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import string
 import tempfile
 import warnings
@@ -18,10 +17,13 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from v2v.core.abort import removed_on_abort
+from v2v.core.files import hidden_sibling, sync
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.media import hdr
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.errors import MediaError, MediaWarning
+from v2v.runtime.media.names import file_url
 from v2v.runtime.media.pixels import Colors
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import WHOLE, TimeRange
@@ -79,14 +81,16 @@ def write_page(
             ),
             **videos,
         )
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-            Path(partial).chmod(0o644)
-            Path(partial).replace(path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        partial = hidden_sibling(path, ".v2v-part")
+        partial.unlink(missing_ok=True)  # of a run that was killed here
+        with removed_on_abort(partial):
+            try:
+                with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
+                    file.write(page)
+                sync(partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
 
 
 def _playable(video: Path, wanted: TimeRange, size: tuple[int, int], target: Path) -> bytes:
@@ -95,7 +99,7 @@ def _playable(video: Path, wanted: TimeRange, size: tuple[int, int], target: Pat
     even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
     image = device.empty((1, 3, *even), np.float32)
     pixels: npt.NDArray[np.uint8] = device.empty((*even, 3), np.uint8)
-    with VideoReader(video, wanted=wanted) as reader, av.open(str(target), "w") as container:
+    with VideoReader(video, wanted=wanted) as reader, av.open(file_url(target), "w") as container:
         info = reader.info
         is_hdr = info.colors.transfer in (
             hdr.PQ,

@@ -17,8 +17,10 @@ from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo, can_reuse, chec
 from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.films.batch import was_made_before
-from v2v.runtime.films.film import Target, describe, enhance_film
-from v2v.runtime.films.journal import settle
+from v2v.runtime.films.compare_page import check_page, write_page
+from v2v.runtime.films.film import Target, describe, enhance_film, journal_facts
+from v2v.runtime.films.journal import clear_up, digest_of, finished_run, journal_folder
+from v2v.runtime.films.places import Place, check_places, link_target
 from v2v.runtime.films.pool import Alone, Team
 from v2v.runtime.films.processes import local_pool
 from v2v.runtime.media.encoding import Encoding
@@ -96,48 +98,103 @@ class Enhanced:
     engine_set: Path
     settings: dict[str, Any]  # all that decides what it looks like, as kept in the output's comment
 
+    def shown(self) -> dict[str, Any]:
+        """For the page that compares before and after."""
+        return {**self.settings, "seconds": round(self.seconds, 1), "frames": self.frames}
+
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         told = {"frames": self.frames, "seconds": round(self.seconds, 3)}
         return {**told, "engine_set": str(self.engine_set), "settings": self.settings}
 
 
+@dataclass(frozen=True)
+class Paths:
+    """What one video is read from and written to."""
+
+    source: Path
+    output: Path
+    page: Path | None = None  # that compares both
+    read_too: tuple[Place, ...] = ()  # what else the run reads, so that nothing is written there
+
+    def check(self, engine_set: Path | None = None) -> None:
+        """Raises UsageError if something would be written where something else is read or written."""
+        journal = journal_folder(self.output)
+        written = [Place(self.output, "-o"), Place(journal, "the folder of what is finished")]
+        written += [Place(self.page, "--compare")] if self.page else []
+        read = [Place(self.source, "the input"), *self.read_too]
+        read += [Place(engine_set, "the engine set")] if engine_set else []
+        check_places(written, read)
+
+    def followed(self) -> Paths:
+        """The same with links among what is written resolved."""
+        page = None if self.page is None else link_target(Place(self.page, "--compare"))
+        return replace(self, output=link_target(Place(self.output, "-o")), page=page)
+
+
 def enhance(
     request: Request,
-    source: Path,
-    output: Path,
+    paths: Paths,
     crew: Crew,
     follow: Callable[[], AbstractContextManager[Callable[[Progress], None]]],
     *,
     keep_if_same: bool = False,
 ) -> Enhanced | None:
-    """Enhance ``source`` into ``output``, after all that could stop it has been looked at.
+    """Enhance one video, after all that could stop it has been looked at, and write its page if there is to be one.
 
     ``follow`` lends a function that is told how far the work is. With ``keep_if_same`` an output that was made of the
-    same settings is left as it is; the result is then None.
+    same settings is left as it is; the result is then None. What a run has made that was ended before it had cleared
+    up, or written its page, is not made again.
 
     Raises:
         V2VError: the source cannot be read, the output not written, the request cannot be met, or the work failed.
     """
-    settled = settle(output)  # a run that was ended after its last step
-    keep_if_same = keep_if_same or settled is not None
-    if not (keep_if_same and output.exists()):
-        check_place(output, source, request.codec, overwrite=request.overwrite)
-    with request.open(source) as reader:
+    paths.check()
+    paths = paths.followed()
+    output, before = paths.output, finished_run(paths.output)
+    if paths.page is not None:
+        check_page(paths.page, overwrite=request.overwrite)
+    if not ((keep_if_same or before) and output.exists()):
+        check_place(output, paths.source, request.codec, overwrite=request.overwrite)
+    with request.open(paths.source) as reader:
         encoding = request.encoding(reader)
         made = plan_for(reader, request.settings, crew.engine_set)
-        target = Target(output, encoding, request.overwrite, request.restart)
+        paths.check(crew.engine_set.path)
         facts = describe(reader, made, crew.engine_set, encoding)
-        if keep_if_same and output.exists():
-            if not request.overwrite and was_made_before(output, facts):
-                return None if settled is None else Enhanced(settled, 0.0, crew.engine_set.path, facts)
-            check_place(output, source, request.codec, overwrite=request.overwrite)
+        work = _Work(request, paths, crew.engine_set.path, facts)
+        if before is not None:
+            same = before.facts == digest_of(journal_facts(paths.source, facts))
+            if same and not request.restart:
+                work.finish(before.frames)
+            clear_up(output)
+            if work.done is not None:
+                return work.done
+        if output.exists():
+            if keep_if_same and not request.overwrite and was_made_before(output, facts):
+                return None
+            check_place(output, paths.source, request.codec, overwrite=request.overwrite)
         encoding.check(output, *made.size)
-        team = crew.team
-        started = time.monotonic()
+        team, target = crew.team, Target(output, encoding, request.overwrite, request.restart)
+        work.started = time.monotonic()
         with follow() as show:
-            frames = enhance_film(team, reader, target, made, show)
-    return Enhanced(frames, time.monotonic() - started, crew.engine_set.path, facts)
+            enhance_film(team, reader, target, made, show, work.finish)
+    return work.done
+
+
+class _Work:
+    """What is left to do when the film is there."""
+
+    def __init__(self, request: Request, paths: Paths, engine_set: Path, facts: dict[str, Any]) -> None:
+        self._request, self._paths, self._engine_set, self._facts = request, paths, engine_set, facts
+        self.started = time.monotonic()
+        self.done: Enhanced | None = None
+
+    def finish(self, frames: int) -> None:
+        """Write the page, if there is to be one."""
+        done = Enhanced(frames, time.monotonic() - self.started, self._engine_set, self._facts)
+        if (page := self._paths.page) is not None:
+            write_page(page, self._paths.source, self._paths.output, done.shown(), self._request.time_range)
+        self.done = done
 
 
 def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> None:

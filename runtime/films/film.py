@@ -55,8 +55,12 @@ def enhance_film(
     target: Target,
     plan: Plan,
     progress: Callable[[Progress], None] = lambda told: None,
+    afterwards: Callable[[int], None] = lambda frames: None,
 ) -> int:
     """Enhance what ``reader`` gives into ``target``; returns the number of frames.
+
+    ``afterwards`` is called with it when the film is there; if the run is ended before that is done, the journal tells
+    the next run (:func:`v2v.runtime.films.journal.finished_run`).
 
     Raises:
         MediaError: the output cannot be written.
@@ -89,6 +93,7 @@ def enhance_film(
             target, json.dumps(described), reader, journal, len(stamps), parity=plan.parity
         ) as writer:
             writer.join(journal.segments(), stamps)
+        afterwards(len(stamps))
         journal.discard()
     return len(stamps)
 
@@ -272,7 +277,8 @@ _NAMES = {"made_with": "version of v2v", "engines": "engine set", "model": "mode
 def journal_facts(source: Path, described: Mapping[str, Any]) -> dict[str, str]:
     """The same by the names of flags, and the source's fingerprint: what a journal is held against."""
     flags = {_NAMES.get(name, f"--{name.replace('_', '-')}"): str(value) for name, value in described.items()}
-    return {"input": fingerprint(source), **flags}
+    facts = {"input": fingerprint(source), **flags}
+    return {name: value.encode("utf-8", "backslashreplace").decode() for name, value in facts.items()}
 
 
 def fingerprint(path: Path) -> str:

@@ -4,43 +4,99 @@
     .film.mp4.v2v/          beside it, while the run lasts
     ├── journal.json        every fact that decides the result: input, settings, engine set
     ├── 00000.mov           pictures of a finished segment, encoded
-    ├── 00000.npz           what the next segment needs of it; written first: the pictures count only with it
+    ├── 00000.carry         what the next segment needs of it (safetensors)
+    ├── 00000.json          sizes and SHA-256 of both; written last: a segment counts only with it
     ├── joined.part         the output while segments are joined
-    ├── complete.json       what the output will be known by, written before it gets its name
+    ├── complete.json       what the output is known by, written before it gets its name
     └── lock                held by the process that works here
 
 A segment's bytes depend on its frames, the facts and the carry alone, so a resumed run gives the same file.
 
 Power may fail at any moment, so each thing is on the disk before the next one relies on it: a file's content before
-its name, the carry before the pictures, the joined film before ``complete.json``, that before the output's name, and
-the output's name before the journal goes.
+its name, carry and pictures before their record, the joined film before ``complete.json``, that before the output's
+name, and the output's name before the journal goes.
+
+Nothing in the folder is trusted. A segment is taken over if its record names its place and the facts of this run, and
+both files are what the record says; else it is made again. A JSON file holds the SHA-256 of its content. No link is
+followed, and nothing is removed or replaced that has not the name and the kind of what a run puts here.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import re
 import shutil
+import stat
+import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, TypeVar
 
 import filelock
+import msgspec
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from v2v.core.abort import removed_on_abort
 from v2v.core.errors import V2VError
-from v2v.core.files import sync
+from v2v.core.files import hidden_sibling, sync
 from v2v.runtime.diffusion.segments import Carry
 from v2v.runtime.films.task import Done
 from v2v.runtime.media.encoding import EncodedSegment
 
-_FACTS = "journal.json"
-_COMPLETE = "complete.json"
+_FACTS, _COMPLETE, _JOINED, _LOCK = "journal.json", "complete.json", "joined.part", "lock"
+# Of every version: what an earlier one has left is removed too.
+_OURS = re.compile(
+    r"(?:journal\.json|complete\.json|\d{5,9}\.(?:mov|carry|json|npz))(?:\.part)?|joined\.part|lock", re.ASCII
+)
+_RECORD = re.compile(r"(\d{5,9})\.json", re.ASCII)
+_UNVERIFIABLE = re.compile(r"\d{5,9}\.npz", re.ASCII)  # carries of versions that kept no digests
+_LARGEST_JSON = 1 << 24  # bytes
+
+T = TypeVar("T")
 
 
 class JournalError(V2VError):
     """The journal of an earlier run does not fit this one; the message says which fact differs and what to do."""
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """A file as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """A finished segment; ``order`` is that of :class:`EncodedSegment`."""
+
+    segment: int
+    facts: str
+    pictures: _Kept
+    carry: _Kept
+    order: tuple[int, ...]
+
+
+class FinishedRun(msgspec.Struct, frozen=True):
+    """A run whose output has its name, but which was ended before it had cleared up."""
+
+    frames: int
+    facts: str  # :func:`digest_of` those that decided the result
+    output: tuple[int, int]  # what the file or folder is known by
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    """How a JSON file is kept: a damaged one tells itself."""
+
+    sha256: str
+    content: msgspec.Raw
+
+
+class _Damaged(Exception):
+    """A file of the journal is not what was written; the message says how."""
 
 
 class Journal:
@@ -55,19 +111,25 @@ class Journal:
         restart: throw away what an earlier run has left.
 
     Raises:
-        JournalError: another process works on this output, or an earlier run left a journal with other facts.
+        JournalError: another process works on this output, an earlier run left a journal with other facts, or what is
+            there was not made by a run.
     """
 
-    def __init__(self, output: Path, facts: dict[str, str], *, restart: bool = False) -> None:
-        self.output, self.facts = output, facts
-        self.folder = _folder(output)
+    def __init__(self, output: Path, facts: Mapping[str, str], *, restart: bool = False) -> None:
+        self.output, self.facts = output, dict(facts)
+        self.folder = journal_folder(output)
+        self._digest = digest_of(facts)
         self._restart = restart
-        self._lock = filelock.FileLock(self.folder / "lock")
+        self._finished: dict[int, _Record] = {}
+        self._discarded = False
+        self._lock = filelock.FileLock(self.folder / _LOCK)
         self._worthless = ExitStack()  # as long as nothing is finished, an abort leaves nothing behind
 
     def __enter__(self) -> Journal:
         try:
-            self.folder.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                self.folder.mkdir(mode=0o700)
+            _check_folder(self.folder)
             sync(self.folder.parent)
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -87,26 +149,47 @@ class Journal:
         except BaseException:
             self.discard()
             raise
-        if not self._anything_finished():
+        if not self._finished and len(_names(self.folder)) == len(os.listdir(self.folder)):  # noqa: PTH208
             self._worthless.enter_context(removed_on_abort(self.folder))
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            if not self._anything_finished():
+            if not self._finished:
                 self.discard()
         finally:
             self._worthless.close()
             self._lock.release()
 
     def _begin(self) -> None:
+        """Take over what an earlier run has finished, as far as it is what it should be."""
         if self._restart:
             self._empty()
-        written = _read(self.folder / _FACTS)
-        if written is None or not self._anything_finished():
+        if any(_UNVERIFIABLE.fullmatch(name) for name in _names(self.folder)):
+            self._tell(
+                "was begun by an earlier version of v2v, whose work cannot be verified: it is made again"
+            )
             self._empty()
-            self._write(_FACTS, json.dumps(self.facts, indent=2).encode())
-            return
+        names = _names(self.folder)
+        records = [int(found[1]) for name in names if (found := _RECORD.fullmatch(name))]
+        records = [index for index in records if _record(index) in names]  # one name each
+        if records:
+            self._compare_facts()
+        for index in records:
+            try:
+                self._finished[index] = self._verified(index)
+            except (_Damaged, OSError) as error:
+                self._tell(
+                    f"is unfinished, and what was kept of its segment {index} {error}: it is made again"
+                )
+        self._remove(*(name for name in _names(self.folder) if not self._is_wanted(name)))
+        self._write(_FACTS, _sealed(self.facts))
+
+    def _compare_facts(self) -> None:
+        try:
+            written = _read_json(self.folder / _FACTS, dict[str, str])
+        except (_Damaged, OSError):
+            return  # each segment's record tells whether it is of this run
         for name in sorted(self.facts.keys() | written.keys()):
             then, now = written.get(name), self.facts.get(name)
             if then != now:
@@ -115,110 +198,231 @@ class Journal:
                     "go on with what it was, or begin anew with --restart"
                 )
 
-    def _empty(self) -> None:
-        """Remove everything of ours from the folder; what somebody else put there stays."""
-        for pattern in ("*.mov", "*.npz", "*.part", _FACTS):
-            for path in self.folder.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+    def _verified(self, index: int) -> _Record:
+        record = _read_json(self.folder / _record(index), _Record)
+        if (record.segment, record.facts) != (index, self._digest):
+            raise _Damaged(f"is of another run or place ({_record(index)})")
+        if sorted(record.order) != [*range(len(record.order))]:
+            raise _Damaged(f"holds something else ({_record(index)})")
+        for name, kept in ((_pictures(index), record.pictures), (_carry(index), record.carry)):
+            with _opened(self.folder / name) as file:
+                _check_size(file, kept, name)
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != kept.sha256:
+                raise _Damaged(f"is damaged ({name})")
+        return record
 
-    def _anything_finished(self) -> bool:
-        return any(self.finished(int(file.stem)) for file in self.folder.glob("[0-9]*.mov"))
+    def _is_wanted(self, name: str) -> bool:
+        """Whether a file of ours is of a segment that was taken over, or of no segment."""
+        index = re.match(r"\d{5,9}(?=\.)", name, re.ASCII)
+        of_this = index is not None and int(index[0]) in self._finished and not name.endswith(".part")
+        return of_this or name in (_LOCK, _COMPLETE, _FACTS)
+
+    def _tell(self, what: str) -> None:
+        warnings.warn(f"{self.output} {what}", stacklevel=2)
+
+    def _empty(self) -> None:
+        """Remove everything of ours from the folder but the lock; what somebody else put there stays."""
+        self._finished.clear()
+        self._remove(*(name for name in _names(self.folder) if name not in (_LOCK, _COMPLETE)))
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            path = self.folder / name
+            if name == _JOINED and path.is_dir():  # of pictures
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def finished(self, index: int) -> bool:
         """Whether segment ``index`` is done."""
-        return self.pictures(index).exists() and self._carry(index).exists()
-
-    def pictures(self, index: int) -> Path:
-        """The file with the encoded pictures of segment ``index``."""
-        return self.folder / f"{index:05d}.mov"
+        return index in self._finished
 
     def finish(self, index: int, done: Done) -> None:
         """Keep what was made of segment ``index``."""
-        with (self.folder / f"{index:05d}.npz.part").open("wb") as file:
-            np.savez(file, latents=done.carry.latents, ahead=done.carry.ahead, order=np.array(done.order))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(self._carry(index))
+        carry = safetensors.numpy.save({"latents": done.carry.latents, "ahead": done.carry.ahead})
+        kept = {}
+        for name, content in ((_carry(index), carry), (_pictures(index), done.pictures)):
+            self._write(name, content)
+            kept[name] = _Kept(len(content), hashlib.sha256(content).hexdigest())
+        record = _Record(index, self._digest, kept[_pictures(index)], kept[_carry(index)], done.order)
         self._worthless.close()
-        self._write(self.pictures(index).name, done.pictures)
+        self._write(_record(index), _sealed(record))
+        self._finished[index] = record
 
     def carry(self, index: int) -> Carry:
-        """What the finished segment ``index`` hands to the next."""
-        with np.load(self._carry(index)) as stored:
-            return Carry(stored["latents"], stored["ahead"])
+        """What the finished segment ``index`` hands to the next.
+
+        Raises:
+            JournalError: it was damaged while the run lasted.
+        """
+        kept = self._finished[index].carry
+        try:
+            with _opened(self.folder / _carry(index)) as file:
+                _check_size(file, kept, _carry(index))
+                content = file.read()
+            if hashlib.sha256(content).hexdigest() != kept.sha256:
+                raise _Damaged(f"is damaged ({_carry(index)})")
+            tensors = safetensors.numpy.load(content)
+            latents, ahead = tensors["latents"], tensors["ahead"]
+            if {latents.ndim, ahead.ndim} != {4} or {latents.dtype, ahead.dtype} != {np.dtype(np.float32)}:
+                raise _Damaged(f"holds something else ({_carry(index)})")
+        except (_Damaged, OSError, KeyError, safetensors.SafetensorError) as error:
+            raise self._damage(index, error) from error
+        return Carry(latents, ahead)
 
     def segments(self) -> list[EncodedSegment]:
-        """All finished segments, as far as they follow one another from the first."""
+        """All finished segments, as far as they follow one another from the first.
+
+        Raises:
+            JournalError: one was damaged while the run lasted.
+        """
         found: list[EncodedSegment] = []
-        while self.finished(len(found)):
-            with np.load(self._carry(len(found))) as stored:
-                order = tuple(int(picture) for picture in stored["order"])
-            found.append(EncodedSegment(self.pictures(len(found)), order))
+        while (index := len(found)) in self._finished:
+            try:
+                record = self._verified(index)
+            except (_Damaged, OSError) as error:
+                raise self._damage(index, error) from error
+            found.append(EncodedSegment(self.folder / _pictures(index), record.order))
         return found
+
+    def _damage(self, index: int, error: Exception) -> JournalError:
+        return JournalError(
+            f"{self.folder}: what was kept of segment {index} {error}; run the command again, which makes it anew"
+        )
 
     @property
     def joined(self) -> Path:
         """Where the output lies, a file or a folder, until it gets its name."""
-        return self.folder / "joined.part"
+        return self.folder / _JOINED
 
     def complete(self, frames: int) -> None:
-        """:attr:`joined` is whole and on the disk, and will get its name now: if the run ends, :func:`settle` knows."""
-        self._write(_COMPLETE, json.dumps({"frames": frames, "output": _identity(self.joined)}).encode())
+        """:attr:`joined` is whole and on the disk, and will get its name now: see :func:`finished_run`."""
+        self._write(_COMPLETE, _sealed(FinishedRun(frames, self._digest, _identity(self.joined))))
 
     def discard(self) -> None:
         """Remove the journal: the output is complete, or nothing worth keeping was made."""
+        if self._discarded:
+            return
+        self._discarded = True
         self._empty()
         self._lock.release()
         with suppress(OSError):
-            (self.folder / "lock").unlink(missing_ok=True)
+            (self.folder / _LOCK).unlink(missing_ok=True)
             (self.folder / _COMPLETE).unlink(
                 missing_ok=True
             )  # last: until then the next run knows what to do
             self.folder.rmdir()
 
-    def _carry(self, index: int) -> Path:
-        return self.folder / f"{index:05d}.npz"
-
     def _write(self, name: str, content: bytes) -> None:
         partial = self.folder / f"{name}.part"
-        partial.write_bytes(content)
-        sync(partial)
+        partial.unlink(missing_ok=True)
+        # New, so that it is a file, whatever anybody puts there at this moment.
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self.folder / name)
         sync(self.folder)
 
 
-def settle(output: Path) -> int | None:
-    """Clear up after a run that was ended when its output had its name already; returns its number of frames.
+def finished_run(output: Path) -> FinishedRun | None:
+    """The run that was ended when ``output`` had its name already, or None if there was no such run."""
+    try:
+        told = _read_json(journal_folder(output) / _COMPLETE, FinishedRun)
+        return told if told.output == _identity(output) else None
+    except (_Damaged, OSError):
+        return None
 
-    None if there was no such run.
+
+def clear_up(output: Path) -> None:
+    """Remove what a :func:`finished_run` has left.
 
     Raises:
-        JournalError: the run has not ended, but is about to.
+        JournalError: it has not ended, but is about to.
     """
-    told = _read(_folder(output) / _COMPLETE)
-    if told is None or not output.exists() or told.get("output") != _identity(output):
-        return None
-    with Journal(output, _read(_folder(output) / _FACTS) or {}) as journal:
+    with Journal(output, {}, restart=True) as journal:
         journal.discard()
-    return int(told["frames"])
 
 
-def _folder(output: Path) -> Path:
-    return output.with_name(f".{output.name}.v2v")
+def journal_folder(output: Path) -> Path:
+    """Where the work on ``output`` is kept until it is complete."""
+    return hidden_sibling(output, ".v2v")
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def digest_of(facts: Mapping[str, str]) -> str:
+    """One word for all of ``facts``."""
+    return hashlib.sha256(msgspec.json.encode(sorted(facts.items()))).hexdigest()
+
+
+def _record(index: int) -> str:
+    return f"{index:05d}.json"
+
+
+def _pictures(index: int) -> str:
+    return f"{index:05d}.mov"
+
+
+def _carry(index: int) -> str:
+    return f"{index:05d}.carry"
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in ``folder`` under a name of ours."""
+    return sorted(name for name in os.listdir(folder) if _OURS.fullmatch(name))  # noqa: PTH208 (names alone)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that no run has made, or in which something has a name of ours and is of another kind."""
+    expected = {_JOINED: (stat.S_ISREG, stat.S_ISDIR)}
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise JournalError(f"{folder} is in the way, and not a folder that a run has made; move it away")
+    for name in _names(folder):
+        mode = (folder / name).lstat().st_mode
+        if not any(is_kind(mode) for is_kind in expected.get(name, (stat.S_ISREG,))):
+            kind = "a link" if stat.S_ISLNK(mode) else "no file"
+            raise JournalError(f"{folder / name} is {kind}, which no run puts there; move it away")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A regular file, opened without following a link or waiting for a pipe."""
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return facts if isinstance(facts, dict) else None
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise _Damaged(f"is gone ({path.name})") from None
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise _Damaged(f"is no file ({path.name})")
+    return file
 
 
-def _identity(path: Path) -> list[int]:
+def _check_size(file: BinaryIO, kept: _Kept, name: str) -> None:
+    if (size := os.fstat(file.fileno()).st_size) != kept.bytes:
+        raise _Damaged(f"has {size} bytes instead of {kept.bytes} ({name})")
+
+
+def _sealed(content: object) -> bytes:
+    raw = msgspec.json.format(msgspec.json.encode(content), indent=2)
+    return msgspec.json.encode(_Sealed(hashlib.sha256(raw).hexdigest(), msgspec.Raw(raw)))
+
+
+def _read_json(path: Path, kind: type[T]) -> T:
+    with _opened(path) as file:
+        content = file.read(_LARGEST_JSON)
+    try:
+        sealed = msgspec.json.decode(content, type=_Sealed)
+        if hashlib.sha256(sealed.content).hexdigest() != sealed.sha256:
+            raise _Damaged(f"is damaged ({path.name})")
+        return msgspec.json.decode(sealed.content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _Damaged(f"is damaged ({path.name})") from error
+
+
+def _identity(path: Path) -> tuple[int, int]:
     """What a file or folder keeps when it gets another name."""
     found = path.stat()
-    return [found.st_ino, found.st_mtime_ns]
+    return found.st_ino, found.st_mtime_ns

@@ -36,17 +36,17 @@ class Room:
     """How many bytes of frames wait or are at work, in all films together."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._taken, self._lock = limit, 0, threading.Lock()
+        self._limit, self.taken, self._lock = limit, 0, threading.Lock()
 
     @property
     def full(self) -> bool:
         """Whether no more frames should be read."""
-        return self._taken >= self._limit
+        return self.taken >= self._limit
 
     def take(self, count: int) -> None:
         """``count`` bytes have been read; negative: are no longer needed."""
         with self._lock:
-            self._taken += count
+            self.taken += count
 
 
 class Team(Protocol):
@@ -142,8 +142,8 @@ class Pool:
         self._orders: deque[_Order] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._ready = 0
-        self._given_up: list[V2VError] = []  # why each worker that is not there any more went
+        self.ready = 0  # workers that have loaded their engines, so far
+        self._given_up: list[Exception] = []  # why each worker that is not there any more went
         self._threads = [
             threading.Thread(target=self._serve, args=(place,), name=f"v2v-worker-{place}", daemon=True)
             for place in range(len(start))
@@ -154,9 +154,9 @@ class Pool:
             thread.start()
         try:
             with self._changed:
-                while not self._ready and len(self._given_up) < len(self._threads):
+                while not self.ready and len(self._given_up) < len(self._threads):
                     self._changed.wait()
-                if not self._ready:
+                if not self.ready:
                     raise self._given_up[0]
         except BaseException:
             self.close()
@@ -211,8 +211,8 @@ class Pool:
                 self.lost += not self._closed  # whom close() ends, perhaps before it was ready, is not lost
                 if in_a_row < _LOSSES or self._closed:
                     continue
-                error: V2VError = WorkerError(f"worker {place + 1} has ended {in_a_row} times: {loss}")
-            except V2VError as refused:
+                error: Exception = WorkerError(f"worker {place + 1} has ended {in_a_row} times: {loss}")
+            except Exception as refused:  # whatever it is, nobody may wait for this worker
                 error = refused
             else:
                 return
@@ -226,7 +226,7 @@ class Pool:
             worker = self.workers[place] = self._start[place]()
         worker.wait_until_ready()
         with self._changed:
-            self._ready += 1
+            self.ready += 1
             self._changed.notify_all()
         return worker
 
@@ -263,7 +263,7 @@ class Pool:
             self._orders.appendleft(order)
             self._changed.notify_all()
 
-    def _give_up(self, error: V2VError) -> None:
+    def _give_up(self, error: Exception) -> None:
         with self._changed:
             self._given_up.append(error)
             alone = len(self._given_up) == len(self._threads)
@@ -273,7 +273,7 @@ class Pool:
         elif not self._closed:
             warnings.warn(f"going on with one worker less: {error}", stacklevel=2)
 
-    def _fail_all(self, error: V2VError) -> None:
+    def _fail_all(self, error: Exception) -> None:
         with self._changed:
             orders = list(self._orders)
             self._orders.clear()

@@ -49,7 +49,13 @@ class Process:
         self.process = context.Process(
             target=_work, args=(theirs, engine_set, device, memory, gpu), daemon=True
         )
-        self.process.start()
+        # Ctrl-C reaches all processes, and the first one ends the others: from its first moment on a worker does not
+        # hear it, for it inherits what this thread lets through.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def wait_until_ready(self) -> None:
@@ -91,9 +97,7 @@ class Process:
 
 def _work(pipe: Any, engine_set: Path, device: str, memory: Memory, gpu: str | None) -> None:
     """A worker's process: load the engines, then answer task after task."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
     if gpu is not None:

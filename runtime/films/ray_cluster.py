@@ -70,7 +70,6 @@ def connect(address: str, cores: int | None) -> bool:
     if ray.is_initialized():
         return False
     _check_reachable(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked to report to anyone
     # GPUs are given by --workers alone: without this, later versions hide them from tasks that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     here: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores or 1}

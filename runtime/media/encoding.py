@@ -20,6 +20,7 @@ import av
 from v2v.core.errors import V2VError
 from v2v.device import Frame
 from v2v.runtime.media import hdr, pixels
+from v2v.runtime.media.names import file_url
 from v2v.runtime.media.pixels import REFERENCE_COLORS, Colors
 
 
@@ -270,7 +271,7 @@ class EncodedSegment:
 
     def open(self) -> av.container.InputContainer:
         """The file, for reading."""
-        return av.open(str(self.path))
+        return av.open(file_url(self.path))
 
     @staticmethod
     def packets(container: av.container.InputContainer) -> Iterator[Any]:

@@ -23,6 +23,7 @@ from v2v.core.errors import V2VError
 from v2v.core.files import sync
 from v2v.runtime.media.encoding import EncodedSegment
 from v2v.runtime.media.errors import warn
+from v2v.runtime.media.names import numbered_url
 from v2v.runtime.media.streams import open_media
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -34,6 +35,11 @@ class FolderError(V2VError):
     """A folder of pictures cannot be read or written; the message names it, the cause and the way out."""
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is one by its name; hidden ones are none, as what macOS puts beside each (``._frame.png``)."""
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
+
+
 def pictures_in(folder: Path, *, tell: bool = False) -> list[Path]:
     """The pictures in ``folder``, frame 2 before frame 10; of several kinds the one that there is most of.
 
@@ -42,7 +48,7 @@ def pictures_in(folder: Path, *, tell: bool = False) -> list[Path]:
     Raises:
         FolderError: there are none.
     """
-    found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file()]
+    found = [path for path in folder.iterdir() if is_picture(path)]
     if not found:
         raise FolderError(
             f"{folder} is a folder without pictures; give a video file, or a folder of {', '.join(PICTURES)}"
@@ -70,7 +76,9 @@ def opened_folder(folder: Path, rate: Fraction) -> Iterator[av.container.InputCo
         ):  # FFmpeg reads numbered files in order, whatever they are named
             (Path(made) / f"{number:08d}{ending}").symlink_to(path.resolve())
         options = {"framerate": f"{rate.numerator}/{rate.denominator}", "start_number": "0"}
-        with av.open(str(Path(made) / f"%08d{ending}"), format="image2", options=options) as container:
+        with av.open(
+            numbered_url(Path(made), f"%08d{ending}"), format="image2", options=options
+        ) as container:
             yield container
 
 

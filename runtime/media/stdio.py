@@ -1,16 +1,19 @@
-"""``-`` for a file: the standard input, kept in a temporary file while it is needed, and the standard output.
+"""Pipes in the place of files: ``-`` is the standard input or output, and an input may be a pipe that has a name.
 
-For the rest of the program both are whole files: one cannot go back and forth in a pipe.
+For the rest of the program all are whole files, kept in a temporary one while it is needed: one cannot go back and
+forth in a pipe.
 """
 
 from __future__ import annotations
 
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from v2v.core.abort import removed_on_abort
 from v2v.core.errors import UsageError
@@ -21,21 +24,47 @@ _STREAMED = "stdout.mkv"  # Matroska can be played while it is still coming in
 
 @contextmanager
 def input_path(given: Path) -> Iterator[Path]:
-    """The file to read: ``given``, or what comes in by the standard input where that is "-".
+    """The file to read: ``given``, or what comes in by a pipe, where that is "-" or the name of one.
 
     Raises:
-        UsageError: the standard input is a terminal.
+        UsageError: nothing can come in: the standard input is a terminal or closed, or the name is that of a device; or
+            there is no room to keep it.
     """
-    if str(given) != PIPE:
+    if str(given) == PIPE:
+        if sys.stdin is None:
+            raise UsageError("INPUT is -, but the standard input is closed; give a file, or pipe one in")
+        if sys.stdin.isatty():
+            raise UsageError("INPUT is -, but nothing is piped in; give a file, or pipe one in")
+        with _kept(sys.stdin.buffer, "stdin") as spooled:
+            yield spooled
+    elif is_pipe(given):
+        with given.open("rb") as pipe, _kept(pipe, given.name) as spooled:
+            yield spooled
+    else:
+        check_input(given)
         yield given
-        return
-    if sys.stdin.isatty():
-        raise UsageError("INPUT is -, but nothing is piped in; give a file, or pipe one in")
-    with _temporary_folder() as folder:
-        spooled = folder / "stdin"
-        with spooled.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-        yield spooled
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether ``path`` is a pipe that has a name: a FIFO, ``/dev/stdin`` or ``/dev/fd/63`` where that is one."""
+    try:
+        return stat.S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def check_input(path: Path) -> None:
+    """Refuse what is neither file nor folder, and would be read for ever or not at all.
+
+    Raises:
+        UsageError: ``path`` is a terminal, a disk, a socket or another device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # whoever opens it says why it cannot
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UsageError(f"INPUT {path} is a device, not a file; give a file, or pipe one in as -")
 
 
 @contextmanager
@@ -43,11 +72,14 @@ def output_path(given: Path) -> Iterator[Path]:
     """The file to write: ``given``, or one that goes out by the standard output, as Matroska, where that is "-".
 
     Raises:
-        UsageError: the standard output is a terminal.
+        UsageError: the standard output is a terminal or closed, or takes no more.
+        BrokenPipeError: nobody reads it any more.
     """
     if str(given) != PIPE:
         yield given
         return
+    if sys.stdout is None:
+        raise UsageError("-o is -, but the standard output is closed; name a file with -o")
     if sys.stdout.isatty():
         raise UsageError(
             "-o is -, but the standard output is a terminal; redirect it, or name a file with -o"
@@ -55,8 +87,30 @@ def output_path(given: Path) -> Iterator[Path]:
     with _temporary_folder() as folder:
         yield folder / _STREAMED
         with (folder / _STREAMED).open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
-        sys.stdout.buffer.flush()
+            try:
+                shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise UsageError(
+                    f"-o -: the standard output takes no more: {error.strerror}; name a file with -o"
+                ) from error
+
+
+@contextmanager
+def _kept(pipe: BinaryIO, name: str) -> Iterator[Path]:
+    with _temporary_folder() as folder:
+        spooled = folder / name
+        try:
+            with spooled.open("wb") as file:
+                shutil.copyfileobj(pipe, file, 1 << 20)
+        except OSError as error:
+            raise UsageError(
+                f"what comes in by the pipe cannot be kept in {folder.parent}: {error.strerror}; free space there, or "
+                "set TMPDIR to a folder that has it"
+            ) from error
+        yield spooled
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import av
 import av.container
 
 from v2v.runtime.media.errors import warn
+from v2v.runtime.media.names import file_url
 from v2v.runtime.media.time_range import SEEKABLE, Part, before, chapters_of
 
 # What describes the file that was read, not the film in it.
@@ -32,7 +33,7 @@ _APART = 10  # seconds by which packets of different streams may lie apart in a 
 def open_media(path: Path) -> av.container.InputContainer:
     """Open a file for reading. Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced."""
     lenient: Any = {} if _PYAV >= 19 else {"metadata_errors": "replace"}
-    opened: av.container.InputContainer = av.open(str(path), **lenient)
+    opened: av.container.InputContainer = av.open(file_url(path), **lenient)
     return opened
 
 

@@ -19,6 +19,7 @@ from v2v.device import Frame
 from v2v.runtime.media import hdr
 from v2v.runtime.media.encoding import CODECS, EncodedSegment, Encoding
 from v2v.runtime.media.errors import MediaError, warn
+from v2v.runtime.media.names import file_url
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.streams import StreamCopier, copy_stream_tags
 from v2v.runtime.media.timestamps import Timestamp
@@ -75,7 +76,7 @@ class VideoWriter:
             options = {"movflags": "+faststart"} if self._format in ("mp4", "mov") else {}
             # bitexact leaves out what differs from run to run, such as Matroska's random identifiers
             self._output = av.open(
-                str(self._partial),
+                file_url(self._partial),
                 "w",
                 format=self._format,
                 container_options={"fflags": "+bitexact", **options},

@@ -13,6 +13,7 @@ may change from one version to the next.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from v2v.core.version import __version__
     from v2v.runtime.diffusion.pipeline import VideoToVideo
     from v2v.runtime.diffusion.settings import Settings
+
+# Nothing that v2v uses reports to anyone. ONNX Runtime would write an identifier of the machine into the user's cache
+# and ask the network where to send it. Each library looks when it is imported, so this comes before all of v2v.
+os.environ.update(
+    ORT_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    GRADIO_ANALYTICS_ENABLED="False",
+    RAY_USAGE_STATS_ENABLED="0",
+)
 
 __all__ = ["Settings", "V2VError", "VideoToVideo", "__version__"]
 

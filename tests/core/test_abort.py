@@ -37,7 +37,7 @@ run_app(app)
 
 
 @pytest.mark.parametrize("how", ["in-python", "outside-python"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_command_stops_and_takes_its_unfinished_work_along(
     how: str, number: signal.Signals, tmp_path: Path
 ) -> None:

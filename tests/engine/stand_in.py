@@ -131,8 +131,24 @@ def onnx_model(component: Component, model: ModelConfig) -> Any:
             helper.make_node("Conv", ["means", "kernel", "bias"], [result]),
         ]
     elif component.name == "unet":
-        constants = {"share": np.full((1, z, 1, 1, component.inputs[0].shape[-1]), 0.1, real)}
-        nodes = [helper.make_node("Mul", [source, "share"], [result])]
+        # Of all that it is given: what a neighbouring frame, a prompt or a step changes can be seen in every picture.
+        constants = {
+            "share": np.full((1, z, 1, 1, component.inputs[0].shape[-1]), 0.1, real),
+            "frames": np.array([2]),
+            "part": np.array(0.05, real),
+            "steps": np.array(0.0001, real),
+        }
+        nodes = [
+            helper.make_node("Mul", [source, "share"], ["own"]),
+            helper.make_node("ReduceMean", [source, "frames"], ["mean"]),
+            helper.make_node("ReduceMean", ["context"], ["words"], keepdims=0),
+            helper.make_node("Add", ["mean", "words"], ["others"]),
+            helper.make_node("Mul", ["others", "part"], ["little"]),
+            helper.make_node("Cast", ["timestep"], ["time"], to=types[real]),
+            helper.make_node("Mul", ["time", "steps"], ["late"]),
+            helper.make_node("Add", ["own", "little"], ["sum"]),
+            helper.make_node("Add", ["sum", "late"], [result]),
+        ]
     else:
         kernel = np.zeros((3, z, 1, 1), real)
         kernel[:, :3, 0, 0] = np.eye(3)

@@ -14,7 +14,6 @@ import pytest
 from tests.engine.stand_in import MODEL, ONNX, CopyBackend, build, install
 from v2v.core.components import COMPONENTS
 from v2v.core.configs import MODELS
-from v2v.core.console import run_app
 from v2v.core.errors import BuildError, V2VError
 from v2v.engine import cli
 from v2v.engine.build import Exporter
@@ -235,21 +234,6 @@ def test_without_pytorch_it_says_what_to_install(tmp_path: Path) -> None:
 def test_listing_needs_neither_torch_nor_onnx() -> None:
     script = "import sys; import v2v.engine.cli; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from v2v.core.console import new_app
-
-    app = new_app()
-
-    @app.command()
-    def broken() -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("v2v.core.console.watch", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["broken"])
-    with pytest.raises(ZeroDivisionError):
-        run_app(app)
 
 
 def test_errors_of_a_person_are_all_one_kind() -> None:

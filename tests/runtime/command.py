@@ -49,8 +49,7 @@ def build_engines(folder: Path, window: Window = WINDOW) -> Path:
 def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Lend a function that runs the command with its arguments."""
     monkeypatch.setattr(v2v.core.console, "watch", lambda: None)
-    for console in (cli.results, cli.messages):
-        monkeypatch.setattr(console, "width", 300)
+    monkeypatch.setattr(v2v.core.console.messages, "width", 300)
 
     def call(*arguments: Any) -> Result:
         monkeypatch.setattr(sys, "argv", ["v2v-run", *map(str, arguments)])
@@ -64,7 +63,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
 
 def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
     """Start the command in a process of its own."""
-    script = "from v2v.runtime.cli import main; main()"
+    script = "from v2v.runtime.start import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},

@@ -106,3 +106,28 @@ def test_leaving_by_an_exception_drops_what_waits():
             thread.hand_over(slow, 1)
         raise KeyboardInterrupt
     assert len(done) < 10
+
+
+def test_nothing_is_read_any_more_when_ctrl_c_came_while_the_thread_was_being_started(monkeypatch):
+    """The file may be closed by then, and reading a closed one ends the process."""
+    taken, begin = [], threading.Event()
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        run = thread.run
+        thread.run = lambda: (begin.wait(), run())
+        start(thread)
+        raise KeyboardInterrupt
+
+    def items():
+        taken.append("one")
+        yield 1
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(ahead(items(), 1))
+    begin.set()
+    for thread in threading.enumerate():
+        if thread.name == "v2v-ahead":
+            thread.join(10)
+    assert taken == []

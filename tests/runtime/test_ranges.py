@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 from tests.runtime.clips import make_video, packets, picture, pixels_of, times
 from tests.runtime.command import Run, start
 from v2v.core.errors import UsageError
+from v2v.runtime.diffusion.segments import Carry
+from v2v.runtime.films.journal import Journal
+from v2v.runtime.films.task import Done
 from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import TimeRange, clock, parse_time
@@ -294,12 +297,10 @@ def test_a_shot_inside_a_range_is_enhanced_as_in_the_whole_film(
 def test_an_unfinished_range_is_not_taken_for_another(
     run: Run, stand_in_engines: Path, two_shots: Path
 ) -> None:
-    from v2v.runtime.films.journal import Journal
-
     output = two_shots.with_name("out.mkv")
     with Journal(output, {"--start": "not given"}) as journal:
-        journal._write("00000.mov", b"")
-        journal._write("00000.npz", b"")
+        nothing = np.zeros((1, 1, 1, 1), np.float32)
+        journal.finish(0, Done(b"", (), Carry(nothing, nothing)))
     done = run(two_shots, "-o", output, "--start", 2, "--engines", stand_in_engines, *FAST)
     assert done.code == 2
     assert "was None when it was begun" in done.err or "--start was not given" in done.err

@@ -165,3 +165,23 @@ def test_an_existing_page_is_not_replaced_unasked(tmp_path):
     check_page(tmp_path / "page.html", overwrite=True)
     with pytest.raises(MediaError, match="no folder"):
         check_page(tmp_path / "missing" / "page.html", overwrite=True)
+
+
+def test_what_a_person_has_typed_is_no_markup(tmp_path):
+    name = "<i>a&b.mkv"
+    before = make_video(tmp_path / name, pictures=flat((200, 30, 30), 2, 48, 64))
+    write_page(tmp_path / "page.html", before, before, {"prompt": "<script>alert('x')</script> & \"y\""})
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "&lt;i&gt;a&amp;b.mkv before and after" in page
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;y&quot;" in page
+    assert name not in page
+    assert "alert('" not in page
+
+
+def test_what_a_killed_run_has_left_of_a_page_is_replaced_and_a_link_not_followed(tmp_path):
+    before = make_video(tmp_path / "in.mkv", pictures=flat((200, 30, 30), 2, 48, 64))
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".page.html.v2v-part").symlink_to(tmp_path / "victim")
+    write_page(tmp_path / "page.html", before, before, {})
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "page.html", "victim"]

@@ -299,14 +299,16 @@ def test_each_thing_is_on_the_disk_before_the_next_relies_on_it(engines, source,
     here, journal = tmp_path.name, ".out.mp4.v2v"
     in_order(("fsync", here), ("fsync", "journal.json.part"))
     for number in range(4):
-        carry, pictures = f"{number:05d}.npz", f"{number:05d}.mov"
+        carry, pictures, record = (f"{number:05d}.{ending}" for ending in ("carry", "mov", "json"))
         in_order(
             ("fsync", f"{carry}.part"),
             ("os.rename", f"{carry}.part", carry),
             ("fsync", f"{pictures}.part"),
             ("os.rename", f"{pictures}.part", pictures),
+            ("fsync", f"{record}.part"),
+            ("os.rename", f"{record}.part", record),
         )
-        assert ("fsync", journal) in did[did.index(("os.rename", f"{pictures}.part", pictures)) :]
+        assert ("fsync", journal) in did[did.index(("os.rename", f"{record}.part", record)) :]
     in_order(
         ("fsync", "joined.part"),
         ("fsync", "complete.json.part"),
@@ -324,6 +326,6 @@ def test_what_was_begun_but_of_which_nothing_is_finished_does_not_stand_in_the_w
     journal = tmp_path / ".out.mp4.v2v"
     journal.mkdir()
     (journal / "journal.json").write_text('{"--seed": "5"}')
-    (journal / "00000.npz.part").write_bytes(b"torn")
+    (journal / "00000.carry.part").write_bytes(b"torn")
     enhance(engines, source, tmp_path / "out.mp4")
     assert left_beside(tmp_path / "out.mp4", source) == []

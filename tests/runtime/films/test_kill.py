@@ -22,7 +22,10 @@ from tests.runtime.command import Run, start
 
 FRAMES = 70  # four segments
 JOURNAL = ".{}.v2v"
-APPEARING = ("joined.part", "00001.npz", "complete.json", "00002.mov.part", "journal.json", "00003.mov", "")
+APPEARING = (
+    *("joined.part", "00001.carry", "complete.json", "00002.mov.part", "journal.json", "00003.mov"),
+    *("00000.json", ""),
+)
 PATIENCE = 60
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -18,14 +19,14 @@ import pytest
 from tests.runtime.clips import make_video, picture
 from tests.runtime.command import start as start_command
 from v2v.core.errors import EngineError
+from v2v.device import gpus
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Settings, plan
-from v2v.runtime.films import pool as workers
 from v2v.runtime.films.film import Target, enhance_film
 from v2v.runtime.films.pool import Alone, Pool, Room, WorkerLost
 from v2v.runtime.films.processes import Process, local_pool
-from v2v.runtime.films.task import Done, Task, WorkerError
+from v2v.runtime.films.task import Done, Job, Task, WorkerError, enhance_task
 from v2v.runtime.media.encoding import EncodingError
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
@@ -63,7 +64,7 @@ def enhance(team, film: Path, output: Path, progress=lambda told: None) -> bytes
     with VideoReader(film, find_cuts=True) as reader:
         made = plan(
             Settings(prompt="a fox", steps=2, scale=1.0),
-            team.engine_set.manifest.recipe.model.defaults,
+            team.engines.model.defaults,
             (reader.info.height, reader.info.width),
         )
         enhance_film(team, reader, Target(output, encoding_for(reader.info)), made, progress)
@@ -95,7 +96,7 @@ def test_two_workers_one_killed_in_mid_run_make_the_same_bytes(engine_set, film,
             victim.process.kill()
 
     with local_pool(engine_set, 2, "cpu", "high") as pool:
-        while pool._ready < 2:
+        while pool.ready < 2:
             time.sleep(0.01)
         os.kill(pool.workers[0].process.pid, signal.SIGSTOP)  # so that it cannot finish what it has in hand
         made = enhance(pool, film, tmp_path / "out.mp4", kill_one)
@@ -165,7 +166,7 @@ class Scripted:
     def enhance(self, task: Task) -> Done:
         if task.segment.index in self.ends_at:
             raise WorkerLost("scripted")
-        return workers.enhance_task(self.v2v, task)
+        return enhance_task(self.v2v, task)
 
     def end(self):
         pass
@@ -207,7 +208,7 @@ def test_one_worker_less_is_told_and_the_others_go_on(engine_set, film, expected
 
 def test_an_error_in_a_worker_is_the_error_of_the_run(engine_set, film, tmp_path):
     with local_pool(engine_set, 1, "cpu", "high") as pool, VideoReader(film) as reader:
-        made = plan(Settings(steps=2, scale=1.0), engine_set.manifest.recipe.model.defaults, (48, 64))
+        made = plan(Settings(steps=2, scale=1.0), engine_set.model.defaults, (48, 64))
         encoding = dataclasses.replace(encoding_for(reader.info), codec="h264_nvenc")
         with pytest.raises(EncodingError, match=r"--codec h264_nvenc: .* machine"):
             enhance_film(pool, reader, Target(tmp_path / "out.mp4", encoding), made)
@@ -218,7 +219,7 @@ class Slow:
     """A team that finishes the newest segment first, and remembers how much it was given."""
 
     def __init__(self, engine_set, limit):
-        self.engine_set, self.room, self.size = engine_set, Room(limit), 1
+        self.engines, self.room, self.size = engine_set, Room(limit), 1
         self.alone = Alone(VideoToVideo.load(engine_set))
         self.most = 0
         self.orders: list[tuple[Task, Future]] = []
@@ -228,14 +229,14 @@ class Slow:
         future: Future = Future()
         with self.lock:
             self.orders.append((task, future))
-            self.most = max(self.most, self.room._taken)
+            self.most = max(self.most, self.room.taken)
         threading.Timer(0.2, self.finish_newest).start()
-        return workers.Job(future)
+        return Job(future)
 
     def finish_newest(self):
         with self.lock:
             task, future = self.orders.pop()
-            future.set_result(workers.enhance_task(self.alone.v2v, task))
+            future.set_result(enhance_task(self.alone.v2v, task))
 
 
 def test_segments_may_be_finished_in_any_order_in_bounded_memory(engine_set, film, expected, tmp_path):
@@ -244,14 +245,50 @@ def test_segments_may_be_finished_in_any_order_in_bounded_memory(engine_set, fil
     team = Slow(engine_set, limit)
     assert enhance(team, film, tmp_path / "out.mp4") == expected
     assert team.most < limit + segment
-    assert team.room._taken == 0
+    assert team.room.taken == 0
 
 
 def test_more_workers_than_gpus_are_refused(engine_set, monkeypatch):
-    monkeypatch.setattr(workers, "cuda_devices", lambda: 2)
+    monkeypatch.setattr(gpus, "cuda_devices", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-abc")
-    assert workers.visible_gpus() == ["5", "GPU-abc"]
+    assert gpus.visible_gpus() == ["5", "GPU-abc"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert workers.visible_gpus() == ["0", "1"]
+    assert gpus.visible_gpus() == ["0", "1"]
     with pytest.raises(WorkerError, match="--workers 3: only 2"):
         local_pool(engine_set, 3, "cuda", "high")
+
+
+def test_a_worker_that_cannot_even_be_started_ends_the_run(engine_set):
+    def start():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with pytest.raises(BlockingIOError), Pool(engine_set, [start] * 2):
+        pass
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    text = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in text.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 0.8])
+def test_a_signal_to_all_processes_at_the_start_is_quiet(
+    stand_in_engines: Path, film: Path, tmp_path: Path, seconds: float
+) -> None:
+    script = "from v2v.runtime.start import main; main()"
+    output = ("-o", tmp_path / "out.mp4", "--workers", 2, "--engines", stand_in_engines)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, (film, *output))],
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while not catches(process.pid, signal.SIGTERM):  # from then on a signal is seen to
+            time.sleep(0.005)
+        time.sleep(seconds)
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 128 + number
+        assert "Traceback" not in err

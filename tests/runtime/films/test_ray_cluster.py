@@ -47,7 +47,7 @@ def test_a_cluster_that_loses_a_worker_in_mid_run_makes_the_same_bytes(
     expected = enhance(Alone(VideoToVideo.load(engine_set)), film, tmp_path / "alone.mp4")
     killed = []
     with cluster.cluster_pool(cluster.LOCAL, engine_set, 2, "cpu", "high") as pool:
-        while pool._ready < 2:
+        while pool.ready < 2:
             time.sleep(0.01)
         victim = pool.workers[0].process_id()
         os.kill(victim, signal.SIGSTOP)  # so that it cannot finish what it has in hand
