@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -235,16 +236,21 @@ def place(cast: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[str]:
-    """The address of a cluster on this machine that has room for one worker."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: no wheel for this Python, or left out")
+def ray_cluster(installations: Callable[[Collection[str]], Installation]) -> Iterator[dict[str, str]]:
+    """A cluster on this machine that has room for one worker; gives the variables by which a command finds it."""
+    pytest.importorskip("ray", reason="Ray is not installed: no wheel for this Python, or left out")
+    installation = installations(["ray"])
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
     start = "import ray; c = ray.init('local', num_cpus=1, include_dashboard=False)"
-    started = f"{start}; print(c.address_info['gcs_address'], flush=True); input()"
     cluster = subprocess.Popen(
-        [sys.executable, "-c", started], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [installation.python, "-c", f"{start}; print(c.address_info['gcs_address'], flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=installation.environment(**own),
     )
-    assert ray and cluster.stdout and cluster.stdin
-    yield cluster.stdout.readline().strip()
+    assert cluster.stdout is not None
+    yield {**own, "RAY_ADDRESS": cluster.stdout.readline().strip()}
     cluster.communicate("\n", timeout=60)
 
 
@@ -270,7 +276,7 @@ def test_a_command_runs(
         V2V_ENGINES=str(store),
     )
     if "--ray" in command.text:
-        environment["RAY_ADDRESS"] = request.getfixturevalue("ray_cluster")
+        environment |= request.getfixturevalue("ray_cluster")
     done = subprocess.run(
         [BASH, "-o", "pipefail", "-ec", command.text],
         cwd=place,
