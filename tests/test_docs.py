@@ -48,6 +48,7 @@ DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
     (ROOT / "docs").glob("*.md")
 )
 NOTES = ROOT / "benchmarks" / "NOTES.md"
+PAGES = [*DOCS, NOTES, *(ROOT / name / "README.md" for name in ("assets", "engine/data", "training"))]
 LANGUAGES = {"sh", "python", "text"}  # of code blocks; text is not run
 BASH = shutil.which("bash") or "bash"
 PLAIN: frozenset[str] = frozenset()
@@ -96,7 +97,8 @@ def code(file: Path) -> Iterator[Code]:
             extras = PLAIN
 
 
-ALL = [found for file in DOCS for found in code(file)]
+ALL = list({(c.text, c.extras): c for file in reversed(DOCS) for c in code(file)}.values())
+"""What two pages show is run once."""
 
 
 def programs(folder: Path, python: Path, engines: Path) -> Path:
@@ -369,7 +371,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("file", [*DOCS, NOTES], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_files_that_are_mentioned_exist(file: Path) -> None:
     places = [
         ROOT,
@@ -378,7 +380,7 @@ def test_files_that_are_mentioned_exist(file: Path) -> None:
         ROOT / "benchmarks" / "results",
         *(ROOT / "src").iterdir(),
     ]
-    own = {"old.json", "new.json", "manifest.json", "films/", "enhanced/", "frames/"}
+    own = {"old.json", "new.json", "manifest.json", "tokenizer.json", "films/", "enhanced/", "frames/"}
     for mention in MENTION.findall(file.read_text(encoding="utf-8")):
         if PATH.fullmatch(mention) and mention not in own:
             there = mention in FILES or any((place / mention).exists() for place in places)
@@ -394,7 +396,7 @@ def anchors(file: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("file", [*DOCS, NOTES], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_links_lead_somewhere(file: Path) -> None:
     for link in LINK.findall(file.read_text(encoding="utf-8")):
         if link.startswith("https://"):
