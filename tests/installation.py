@@ -64,8 +64,7 @@ def install(folder: Path, extras: Collection[str] = (), packages: Path | None = 
     venv.create(folder, symlinks=True)
     made = Installation(folder)
     library = next((folder / "lib").glob("python*/site-packages"))
-    for distribution in closure(extras):
-        _link_files(distribution, library)
+    _link(closure(extras), library)
     (library / "v2v.pth").write_text(f"{packages or _tree(folder / 'tree')}\n")
     for name, entry in PROJECT["project"]["scripts"].items():
         module, _, function = entry.partition(":")
@@ -106,13 +105,23 @@ def _needs(lines: Iterable[str], extras: Collection[str]) -> list[str]:
     return held
 
 
-def _link_files(distribution: importlib.metadata.Distribution, library: Path) -> None:
-    for file in distribution.files or ():
-        if ".." in file.parts:  # a program or a manual page
-            continue
-        link = library / file
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(str(file.locate())))
+def _link(distributions: Collection[importlib.metadata.Distribution], library: Path) -> None:
+    """Link what the distributions consist of: whole folders, file by file where one is shared with what is left out."""
+    names = {distribution.name for distribution in distributions}
+    shared = {
+        folder
+        for folder, owners in importlib.metadata.packages_distributions().items()
+        if set(owners) - names
+    }
+    for distribution in distributions:
+        for file in distribution.files or ():
+            if ".." in file.parts:  # a program or a manual page
+                continue
+            part = file if file.parts[0] in shared else Path(file.parts[0])
+            link = library / part
+            if not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(Path(str(distribution.locate_file(part))))
 
 
 def _tree(folder: Path) -> Path:
