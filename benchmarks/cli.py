@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -54,10 +54,25 @@ _BASELINES: tuple[Kind, ...] = ("eager", "compile")
 _NO_BASELINE = "none"
 _DEVICES = ("cpu", "cuda")
 
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Quick:
+    """What ``--quick`` measures with the small model on the CPU where nothing else is said."""
+
+    windows: Sequence[str]  # none: the one that the model has graphs for in the package
+    steps: int
+    baselines: Sequence[str]
+    sweeps: Sequence[str]
+    repeats: int
+
+
 # What two cores do in well under two minutes, building included: a tiny window, and no torch.compile, which alone
 # takes a minute.
-_QUICK_WINDOW, _QUICK_STEPS = "80x72x4", 2
-_QUICK_BASELINES, _QUICK_SWEEPS = ["eager"], ["steps", "frames"]
+QUICK = Quick(["80x72x4"], 2, ["eager"], ["steps", "frames"], _REPEATS)
+# Without PyTorch only the packaged graphs can be measured, whose window has 160 times as many pixels.
+QUICK_PACKAGED = Quick([], 1, [_NO_BASELINE], [], 1)
 
 
 def main() -> NoReturn:
@@ -96,9 +111,16 @@ def command(
         typer.Option(help="Also the engine sets' cost against frames, pixels or steps; may be repeated."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=998, help="Default: the model's.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Whole runs; medians are taken.")] = 3,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, max=1000, help=f"Whole runs; medians are taken. Default: {_REPEATS}.")
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The small model on the CPU in a tiny window: under two minutes.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="The small model on the CPU in a tiny window: under two minutes. Without PyTorch, one run of what "
+            "comes with the package.",
+        ),
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the report; default: named by the date.")
@@ -128,15 +150,17 @@ def command(
             "name engine sets, or say with --backend, --window or --quick which to measure, not both"
         )
     if quick:
-        model, window, device = "small", [_QUICK_WINDOW], "cpu"
-        steps, baseline, sweep = steps or _QUICK_STEPS, baseline or _QUICK_BASELINES, sweep or _QUICK_SWEEPS
+        default = quick_here()
+        model, window, device = "small", [*default.windows], "cpu"
+        baseline, sweep = baseline or [*default.baselines], sweep or [*default.sweeps]
+        steps, repeats = steps or default.steps, repeats or default.repeats
     config = MODELS[one_of("--model", model, tuple(MODELS))]
     chosen = one_of("--device", device, _DEVICES) if device else None
     baselines = choose_baselines(baseline)
     sweeps = tuple(dict.fromkeys(one_of("--sweep", axis, _AXES) for axis in sweep or ()))
     # Building comes last: no one should wait for it to learn of a misspelt option.
     sets = tuple(map(EngineSet.open, named)) or sets_for(config, window, backend, chosen, weights)
-    plan = Plan(sets, baselines, chosen, weights, repeats, steps, sweeps)
+    plan = Plan(sets, baselines, chosen, weights, repeats or _REPEATS, steps, sweeps)
     kept = False
 
     def keep(so_far: Results) -> None:
@@ -159,6 +183,17 @@ def command(
 def _command_line() -> str:
     """What was typed, for the report."""
     return shlex.join(["v2v-bench", *sys.argv[1:]])
+
+
+def quick_here() -> Quick:
+    """The quick session that this installation can do; says so if it is the lesser one."""
+    if all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript")):
+        return QUICK
+    warn(
+        "PyTorch and ONNX are not installed, so the packaged graphs are measured, without baselines and sweeps; "
+        "all of it: pip install 'v2v[export]'"
+    )
+    return QUICK_PACKAGED
 
 
 def choose_baselines(given: Sequence[str] | None) -> tuple[Kind, ...]:

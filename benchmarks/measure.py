@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import av
 import numpy as np
 
 from v2v.benchmarks.machine import GpuMemory, host_peak
@@ -45,6 +44,8 @@ from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.diffusion.settings import Settings
+from v2v.runtime.media.encoding import Encoding, SegmentEncoder
+from v2v.runtime.media.pixels import Colors
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import VideoWriter
 
@@ -300,15 +301,13 @@ def write_clip(path: Path, frames: int, height: int, width: int) -> None:
     tiles = generator.integers(0, 256, (height // 8 + 5, width // 8 + 5, 3), dtype=np.uint8)
     hard = tiles.repeat(8, axis=0).repeat(8, axis=1)
     rows, columns = np.mgrid[0:height, 0:width]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=_RATE)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    encoding = Encoding(Colors().resolved(width, height), _RATE, 1 / _RATE)
+    with path.open("wb") as file, SegmentEncoder(file, encoding) as encoder:
         for number in range(frames):
             step = number % 32
             soft = np.sin((rows + 3 * number) / 17) * np.cos((columns - 2 * number) / 23)
             picture = 0.5 * hard[step : step + height, step : step + width] + 63 * (soft[..., None] + 1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.astype(np.uint8), "rgb24")))
-        container.mux(stream.encode(None))
+            encoder.write(picture.astype(np.uint8))
 
 
 def build_times(kind: Kind, opened: Opened, first: list[Span], stages: tuple[Stage, ...]) -> Build | None:
