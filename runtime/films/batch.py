@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import av
-
 from v2v.core.console import messages, seconds_text
 from v2v.core.crash import unforeseen
 from v2v.core.errors import UsageError, V2VError
 from v2v.runtime.films.places import Place, check_places
 from v2v.runtime.media.encoding import CODECS
+from v2v.runtime.media.errors import FFmpegError
 from v2v.runtime.media.image_sequence import SETTINGS, is_picture
 from v2v.runtime.media.stdio import PIPE, check_input, is_pipe
 from v2v.runtime.media.streams import open_media, picture_stream
@@ -193,7 +192,7 @@ def _holds_video(path: Path, changed: int, size: int, *, meant: bool) -> bool:
         with open_media(path) as opened:
             name = opened.format.name
             return picture_stream(opened) is not None and name not in _NO_FILMS and not name.endswith("_pipe")
-    except (OSError, av.FFmpegError):
+    except (OSError, FFmpegError):
         return meant
 
 
@@ -319,7 +318,7 @@ def was_made_before(output: Path, facts: Mapping[str, Any]) -> bool:
             return (output / SETTINGS).read_text(encoding="utf-8").strip() == note
         with open_media(output) as made:
             return any(note in value for value in made.metadata.values())
-    except (OSError, av.FFmpegError):
+    except (OSError, FFmpegError):
         return False
 
 

@@ -8,23 +8,14 @@ import string
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
-import numpy.typing as npt
-
 from v2v.core.abort import removed_on_abort
 from v2v.core.files import hidden_sibling, sync
-from v2v.device.cpu import CpuDevice
-from v2v.runtime.media import hdr
-from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.errors import MediaError, MediaWarning
-from v2v.runtime.media.names import file_url
-from v2v.runtime.media.pixels import Colors
+from v2v.runtime.media.playable import playable
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import WHOLE, TimeRange
 from v2v.runtime.media.writer import writing
@@ -32,8 +23,6 @@ from v2v.runtime.media.writer import writing
 # A page holds the videos as text: more than this would be slow to open.
 LONGEST = Fraction(60)
 """Seconds of video that a page shows at most."""
-
-_BT601 = 6
 
 
 def check_page(path: Path, *, overwrite: bool) -> None:
@@ -67,7 +56,7 @@ def write_page(
         warnings.simplefilter("ignore", MediaWarning)  # all of it was told when the source was enhanced
         videos = {
             name: base64.b64encode(
-                _playable(video, part, (height, width), Path(folder) / f"{name}.mp4")
+                playable(video, part, (height, width), Path(folder) / f"{name}.mp4", LONGEST)
             ).decode()
             for name, video, part in (("before", source, wanted), ("after", result, WHOLE))
         }
@@ -91,35 +80,3 @@ def write_page(
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
-
-
-def _playable(video: Path, wanted: TimeRange, size: tuple[int, int], target: Path) -> bytes:
-    """The pictures of ``video`` resized to ``size``, as bytes of an MP4 that starts at 0."""
-    device = CpuDevice()
-    even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
-    image = device.empty((1, 3, *even), np.float32)
-    pixels: npt.NDArray[np.uint8] = device.empty((*even, 3), np.uint8)
-    with VideoReader(video, wanted=wanted) as reader, av.open(file_url(target), "w") as container:
-        info = reader.info
-        is_hdr = info.colors.transfer in (
-            hdr.PQ,
-            hdr.HLG,
-        )  # which a browser shows as such, or as well as it can
-        colors = replace(info.colors, full_range=False) if is_hdr else Colors(matrix=_BT601)
-        encoding = Encoding(colors, info.frame_rate, info.time_base, crf=18)
-        stream = encoding.add_stream(container, *even)
-        first: int | None = None
-        for frame in reader.frames():
-            stamp = reader.timestamps.popleft()
-            first = stamp.start if first is None else first
-            if (stamp.start - first) * info.time_base > LONGEST:
-                break
-            if frame.shape[:2] != even:
-                device.prepare_frame(frame, size, image, offset=(0, 0), antialias=True)
-                device.image_to_bytes(image, pixels, truncate=False)
-                frame = pixels
-            picture = encoding.picture(frame, stream)
-            picture.pts, picture.time_base = stamp.start - first, info.time_base
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return target.read_bytes()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import Interpolation
+
+from v2v.runtime.media.pixels import scaled
 
 GAP = 4
 """Columns of black between the two, an even number as chroma wants it."""
@@ -17,9 +17,6 @@ def side_by_side(source: npt.NDArray[Any], result: npt.NDArray[Any]) -> npt.NDAr
     """``source [H0, W0, 3]`` scaled bicubically beside ``result [H, W, 3]``: ``[H, 2 W + GAP, 3]``."""
     height, width = result.shape[:2]
     both = np.zeros((height, 2 * width + GAP, 3), result.dtype)
-    kind = "rgb24" if source.dtype == np.uint8 else "rgb48le"
-    frame = av.VideoFrame.from_ndarray(source, format=kind)
-    kind = "rgb24" if result.dtype == np.uint8 else "rgb48le"
-    both[:, :width] = frame.reformat(width, height, kind, interpolation=Interpolation.BICUBIC).to_ndarray()
+    both[:, :width] = scaled(source, (height, width), result.dtype)
     both[:, width + GAP :] = result
     return both

@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-import av
-
 from v2v.core.errors import V2VError
 from v2v.device import Frame
 from v2v.runtime.background import Behind
@@ -20,6 +18,7 @@ from v2v.runtime.diffusion.segments import Carry, Segment
 from v2v.runtime.diffusion.settings import Plan
 from v2v.runtime.films.preview import side_by_side
 from v2v.runtime.media.encoding import Encoding, EncodingError, SegmentEncoder
+from v2v.runtime.media.errors import FFmpegError
 
 _BEHIND = 256 << 20  # bytes of enhanced frames that wait for the encoder
 
@@ -130,7 +129,7 @@ class _Encoder:
             return
         try:
             work()
-        except av.FFmpegError as error:  # in memory, where no disk can be full
+        except FFmpegError as error:  # in memory, where no disk can be full
             self._failure = EncodingError(
                 f"--codec {self._codec}: its encoder does not work on this machine ({error.strerror}); "
                 "choose another codec"

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import warnings
 
+import av
+
 from v2v.core.errors import V2VError
+
+FFmpegError = av.FFmpegError
+"""What FFmpeg's library raises, as PyAV hands it on; those about files are also :class:`OSError`."""
 
 
 class MediaError(V2VError):

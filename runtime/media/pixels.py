@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from v2v.core.errors import V2VError
 from v2v.device import Frame
@@ -392,3 +392,13 @@ def _yuv_of(
             code = (component - y) * np.float32(chroma / (2 * (1 - weight) * _WHITE)) + grey
             plane[rows] = np.rint(np.clip(code, 0, top))
     return luma, blue, red
+
+
+def scaled(picture: Frame, size: tuple[int, int], levels: npt.DTypeLike) -> Frame:
+    """``picture [H, W, 3]`` at ``size`` (height, width), bicubically, as uint8 or uint16 ``levels``."""
+    kinds = {np.dtype(np.uint8): "rgb24", np.dtype(np.uint16): "rgb48le"}
+    frame = av.VideoFrame.from_ndarray(picture, format=kinds[picture.dtype])
+    height, width = size
+    kind = kinds[np.dtype(levels)]
+    found: Frame = frame.reformat(width, height, kind, interpolation=Interpolation.BICUBIC).to_ndarray()
+    return found
