@@ -400,5 +400,6 @@ def scaled(picture: Frame, size: tuple[int, int], levels: npt.DTypeLike) -> Fram
     frame = av.VideoFrame.from_ndarray(picture, format=kinds[picture.dtype])
     height, width = size
     kind = kinds[np.dtype(levels)]
-    found: Frame = frame.reformat(width, height, kind, interpolation=Interpolation.BICUBIC).to_ndarray()
-    return found
+    found: Any = frame.reformat(width, height, kind, interpolation=Interpolation.BICUBIC).to_ndarray()
+    result: Frame = found
+    return result
