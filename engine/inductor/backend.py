@@ -29,9 +29,14 @@ from v2v.core.errors import BuildError, first_line
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import cuda_devices
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
-from v2v.engine.inductor.fused.twins import in_packages
 from v2v.engine.inductor.runner import InductorEngine
-from v2v.engine.inductor.torch_internals import open_package, quiet, remembered_analyses
+from v2v.engine.inductor.torch_internals import (
+    compile_package,
+    in_packages,
+    open_package,
+    quiet,
+    remembered_analyses,
+)
 
 _BUILD_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Relative L2 error, against the plain network in FP32, past which a component is refused."""
@@ -250,9 +255,7 @@ def _compile(
         progress("tracing", number / len(pieces))
         program = torch.export.export(piece.module, piece.inputs, strict=False)
         progress("compiling", number / len(pieces))
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(piece.path), inductor_configs=chosen
-        )
+        compile_package(program, piece.path, chosen)
         named = {**program.state_dict, **program.constants}
         constants |= {name: value for name, value in named.items() if isinstance(value, Tensor)}
     return [piece.path for piece in pieces], constants

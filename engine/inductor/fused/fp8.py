@@ -24,6 +24,7 @@ from torch.library import triton_op
 from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused import unet
 from v2v.engine.inductor.fused.operations import E4M3, E4M3_MAX
+from v2v.engine.inductor.torch_internals import fp8_product
 
 MULTIPLE = 16
 """The network's width must be a multiple of this: what tiles and cuBLAS ask of rows of bytes."""
@@ -96,9 +97,7 @@ class Linear(unet.Weights):
     def forward(self, x: Tensor) -> Tensor:
         """``[F * R, I]`` e4m3 -> ``[F * R, O]``."""
         if x.is_cuda:
-            return torch._scaled_mm(
-                x, self.weight.t(), self.one, self.scale, out_dtype=self.dtype, use_fast_accum=True
-            )
+            return fp8_product(x, self.weight, self.one, self.scale, self.dtype)
         return (F.linear(x.float(), self.weight.float()) * self.scale).to(self.dtype)
 
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._library.triton import is_wrap_triton_enabled
 from torch.library import triton_op
 
 from v2v.engine.inductor.fused.convolution import convolution as convolution_operator
 from v2v.engine.inductor.fused.convolution import convolve
+from v2v.engine.inductor.torch_internals import being_traced, traced_with_tiles
 
 LOG2_E = 1.4426950408889634
 
@@ -59,8 +59,8 @@ def _launch(
     from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-not-found, unused-ignore]
 
     kernel = _tuned(name, warps, stages)
-    if is_wrap_triton_enabled():
-        _traced(kernel, grid, tiles or {}, arguments)
+    if being_traced():
+        traced_with_tiles(kernel, grid, tiles or {}, arguments)
         return
     if arguments.get("TWIN"):
         from v2v.engine.inductor.fused import twins
@@ -70,28 +70,6 @@ def _launch(
     for tensor, tile in (tiles or {}).items():
         arguments[tensor] = TensorDescriptor.from_tensor(arguments[tensor], tile)
     kernel[grid](**arguments)
-
-
-def _traced(
-    kernel: Any, grid: tuple[int, ...], tiles: Mapping[str, list[int]], arguments: dict[str, Any]
-) -> None:
-    """What ``wrap_triton(kernel)[grid](**arguments)`` does, with tiles, which it does not take as of PyTorch 2.13."""
-    from torch._higher_order_ops import triton_kernel_wrap as wrap
-
-    class Tracer(wrap.TracingTritonHOPifier):
-        def call_HOP(self, variable: Any, grids: Any, combined_args: dict[str, Any], tx: None) -> None:
-            graphable, constants = self.store_non_graphable_args(combined_args)
-            wrap.triton_kernel_wrapper_mutation(
-                kernel_idx=variable.kernel_idx,
-                constant_args_idx=constants,
-                grid=grids,
-                tma_descriptor_metadata={
-                    tensor: wrap.create_tma_stable_metadata([*tile]) for tensor, tile in tiles.items()
-                },
-                kwargs=graphable,
-            )
-
-    Tracer().call_triton_kernel(wrap.TraceableTritonKernelWrapper(kernel, None, grid), [], arguments, None)
 
 
 _general_only = False

@@ -55,7 +55,7 @@ def test_twins_have_the_same_parameters(name: str) -> None:
 def test_attention_is_called_in_the_same_way() -> None:
     constants = {"factor": 0.125, "SIZE": 64, "BLOCK_M": 64, "BLOCK_N": 128, "STAGES": 2, "TWIN": 3}
     kinds = signature("spatial_attention", {"queries": [64, 64], "kv": [128, 64]}, constants)
-    special = translate(twins.translated("spatial_attention", kinds, constants))
+    special = translate(torch_internals.translated("spatial_attention", kinds, constants))
     general = translate(triton.compiler.ASTSource(kernels.spatial_attention, kinds, constants))
     assert parameters(special) == parameters(general)
     assert special.metadata.num_warps == 16  # three consumers, the producer's warp, padding to a warpgroup
@@ -85,7 +85,9 @@ def test_attention_is_called_in_the_same_way() -> None:
 )
 def test_products_fit_into_shared_memory(tiles: dict[str, list[int]], constants: dict[str, Any]) -> None:
     constants = {**constants, **FLAGS}
-    kernel = translate(twins.translated("product", signature("product", tiles, constants), constants))
+    kernel = translate(
+        torch_internals.translated("product", signature("product", tiles, constants), constants)
+    )
     assert kernel.metadata.shared <= 232448
     assert kernel.metadata.num_warps == 12
 
@@ -95,7 +97,7 @@ def test_the_compiler_gets_hoppers_form_of_what_was_traced_for_it() -> None:
     before = heuristics.ASTSource
     constants = {"factor": 0.125, "SIZE": 64, "BLOCK_M": 64, "BLOCK_N": 128, "STAGES": 2, "TWIN": 3}
     kinds = signature("spatial_attention", {"queries": [64, 64], "kv": [128, 64]}, constants)
-    with twins.in_packages():
+    with torch_internals.in_packages():
         special = heuristics.ASTSource(kernels.spatial_attention, kinds, constants, {})
         general = heuristics.ASTSource(kernels.spatial_attention, kinds, {**constants, "TWIN": 0}, {})
     assert isinstance(special, GluonASTSource)
