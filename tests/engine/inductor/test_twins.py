@@ -11,6 +11,7 @@ pytest.importorskip("triton.experimental.gluon")
 import torch
 import triton
 
+from v2v.engine.inductor import torch_internals
 from v2v.engine.inductor.fused import kernels, twins
 
 if not triton.__version__.startswith(twins.TRITON):
