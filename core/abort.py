@@ -22,10 +22,12 @@ from typing import NoReturn
 PATIENCE = 1.0
 """Seconds that the main thread has to leave by itself."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that end a command."""
 
 _unfinished: set[Path] = set()
 _received: list[int] = []
+_handled: list[signal.Signals] = []
 _watching: list[threading.Thread] = []
 
 
@@ -54,11 +56,20 @@ def watch() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in _SIGNALS:
-        if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _raise)
+    _handled.extend(
+        number
+        for number in SIGNALS
+        if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN
+    )
+    take_signals()
     _watching.append(threading.Thread(target=_end_late, args=(reader,), daemon=True, name="v2v-abort"))
     _watching[0].start()
+
+
+def take_signals() -> None:
+    """Take them back from a library that has put handlers of its own in their place; nothing before :func:`watch`."""
+    for number in _handled:
+        signal.signal(number, _raise)
 
 
 def start(load: Callable[[], Callable[[], NoReturn]]) -> NoReturn:
@@ -81,7 +92,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
 def _end_late(reader: int) -> None:
     while True:
         number = os.read(reader, 1)[0]
-        if number in _SIGNALS:
+        if number in SIGNALS:
+            _received.append(number)  # here too: a library may have a handler of its own in the place of ours
             break
     time.sleep(PATIENCE)
     for path in tuple(_unfinished):

@@ -186,6 +186,8 @@ def _outcome(app: typer.Typer) -> int:
             _write_results("")
         return code or 0
     except BaseException as error:
+        if isinstance(error, SystemExit):  # as a library's own handler makes of a signal
+            time.sleep(0.05)  # until it is known
         if exit_code() is not None:
             return 0  # the signal has its own
         return _explain(error)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from v2v.core.abort import start
+from v2v.runtime import supervisor
 
 
 def main() -> NoReturn:
     """Entry point of ``v2v-run``."""
+    if supervisor.is_wanted(sys.argv[1:]):
+        sys.exit(supervisor.supervise([sys.executable, "-m", "v2v.runtime.start", *sys.argv[1:]]))
+    supervisor.end_with_supervisor()
     start(_load)
 
 
@@ -17,3 +22,8 @@ def _load() -> Callable[[], NoReturn]:
     from v2v.runtime.cli import main
 
     return main
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "v2v-run"
+    main()

@@ -15,10 +15,12 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from v2v.core.errors import V2VError
+from v2v.core.abort import take_signals
+from v2v.core.errors import V2VError, first_line
 from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo
@@ -30,6 +32,8 @@ try:
     import ray.exceptions
 except ImportError as error:
     raise WorkerError("--ray needs Ray, which is not installed here; pip install 'v2v[ray]'") from error
+except Exception as error:  # it does not go together with another library that is here
+    raise WorkerError(f"--ray: Ray cannot be imported here ({type(error).__name__}: {error})") from error
 
 LOCAL = "local"
 _START = 600.0  # seconds that a worker may take until its engines are loaded
@@ -80,8 +84,12 @@ def connect(address: str, cores: int | None) -> bool:
             logging_level=logging.ERROR,
             **(here if address == LOCAL else {}),
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise WorkerError(f"--ray {address}: no cluster answers there ({error})") from error
+    except Exception as error:  # Ray's own, those of its network, of its processes and of its files
+        with suppress(Exception):
+            ray.shutdown()  # what has begun to run
+        what = "no cluster could be started here" if address == LOCAL else "no cluster answers there"
+        raise WorkerError(f"--ray {address}: {what} ({type(error).__name__}: {first_line(error)})") from error
+    take_signals()  # Ray has handlers that print where they were called
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -11,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.runtime.command import Run
-from tests.runtime.films.test_pool import enhance, in_hand, make_film
+from tests.runtime.command import Run, start
+from tests.runtime.films.test_pool import alive, enhance, in_hand, make_film
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.films.pool import Alone
@@ -78,3 +79,67 @@ def test_the_command_runs_on_a_cluster(
 def test_a_cluster_too_small_is_told(cluster: ModuleType, stand_in_engines: Path) -> None:
     with pytest.raises(WorkerError, match=r"the cluster has 0 GPUs, too few for 1 workers"):
         cluster.cluster_pool(cluster.LOCAL, EngineSet.open(stand_in_engines), 1, "cuda", "high")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("refused"), TimeoutError("slow"), OSError(28, "No space left"), AttributeError("x")],
+)
+def test_a_cluster_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    from v2v.runtime.films import ray_cluster
+
+    def fails(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_cluster.ray, "init", fails)
+    monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: None)
+    with pytest.raises(
+        WorkerError, match=f"--ray local: no cluster could be started here .{type(error).__name__}"
+    ):
+        ray_cluster.connect("local", 1)
+
+
+def family(mark: str) -> dict[int, str]:
+    """Processes that live and have inherited ``mark``, and what each is called."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if f"V2V_TEST={mark}".encode() in (entry / "environ").read_bytes() and alive(int(entry.name)):
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accident", ["SIGTERM", "SIGTERM at the start", "SIGKILL", "a killed raylet"])
+def test_no_process_of_a_cluster_made_here_outlives_the_run(
+    stand_in_engines: Path, tmp_path: Path, accident: str
+) -> None:
+    film, mark = make_film(tmp_path / "in.mkv"), str(tmp_path)
+    process = start(
+        *(film, "-o", tmp_path / "out.mp4", "--engines", stand_in_engines, "--scale", 4, "--steps", 900),
+        *("--ray", "local", "--workers", 2),
+        env={**os.environ, "V2V_TEST": mark},
+    )
+    awaited = "gcs_server" if accident.endswith("start") else "ray::_Actor.enhance"
+    while not any(awaited in called for called in family(mark).values()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    if accident == "a killed raylet":
+        os.kill(
+            next(each for each, called in family(mark).items() if "/raylet/raylet" in called), signal.SIGKILL
+        )
+    else:
+        process.send_signal(signal.Signals[accident.split()[0]])
+    _, err = process.communicate(timeout=120)
+    expected = {"SIGKILL": -9, "a killed raylet": 2}.get(accident, 143)
+    assert process.returncode == expected, err
+    assert ("Ray has ended this run" in err) == (expected == 2)
+    assert "Traceback" not in err
+    assert "***" not in err  # what Ray prints of a signal
+    if accident == "SIGKILL":  # nobody is left to clear up at once
+        deadline = time.monotonic() + 60
+        while family(mark) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert family(mark) == {}
+    assert not (tmp_path / "out.mp4").exists()
