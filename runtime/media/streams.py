@@ -13,7 +13,9 @@ from typing import Any
 import av
 import av.container
 
+from v2v.runtime.media.clock import FilmClock, Packet
 from v2v.runtime.media.errors import warn
+from v2v.runtime.media.formats import takes_equal_times
 from v2v.runtime.media.names import file_url
 from v2v.runtime.media.time_range import SEEKABLE, Part, before, chapters_of
 
@@ -23,9 +25,10 @@ _OF_THE_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encod
 # Statistics of the stream that was enhanced, which are no longer true.
 _OF_THE_ENCODING = re.compile(r"(BPS|DURATION|NUMBER_OF_|_STATISTICS|encoder|timecode|rotate)", re.IGNORECASE)
 _PYAV = int(av.__version__.split(".")[0])
-Packet = Any  # of any stream: PyAV's class is generic over its kind
 
-_DAMAGED_PACKETS = 50  # in a row, after which a copy gives up
+_DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
+_LEAD_IN = Fraction(1, 10)  # seconds of sound that decoders take to begin
+_NOTICED = Fraction(1, 100)  # seconds
 _BACK = 30  # seconds before a part to look for subtitles that are still shown when it begins
 _APART = 10  # seconds by which packets of different streams may lie apart in a file
 
@@ -34,6 +37,9 @@ def open_media(path: Path) -> av.container.InputContainer:
     """Open a file for reading. Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced."""
     lenient: Any = {} if _PYAV >= 19 else {"metadata_errors": "replace"}
     opened: av.container.InputContainer = av.open(file_url(path), **lenient)
+    # PyAV asks FFmpeg to make up stamps that are missing, which it gets wrong for H.264 with B-frames in AVI.
+    make_up: Any = av.container.Flags.gen_pts.value
+    opened.flags &= ~make_up
     return opened
 
 
@@ -52,6 +58,32 @@ def packets(
         appeared()
 
 
+def all_packets(
+    container: av.container.InputContainer,
+    clock: FilmClock,
+    damaged: Callable[[], None] = lambda: None,
+    appeared: Callable[[], None] = lambda: None,
+) -> Iterator[Packet]:
+    """The packets of all streams under the film's time stamps; the demuxer goes on behind what it cannot read.
+
+    Whoever reads a file so, however often, gets the same stamps. ``damaged`` is called for each error.
+    """
+
+    def read() -> Iterator[Packet]:
+        in_a_row = 0
+        while in_a_row < _DAMAGED_PACKETS:
+            try:
+                for packet in packets(container, list(container.streams), appeared):
+                    in_a_row = 0
+                    yield packet
+                return
+            except av.FFmpegError:
+                damaged()
+                in_a_row += 1
+
+    return clock.film(read())
+
+
 def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """The stream that plays as the film: the first one that is no cover picture."""
     return next((stream for stream in container.streams.video if not is_cover(stream)), None)
@@ -63,16 +95,28 @@ def is_cover(stream: Any) -> bool:
 
 
 def copy_tags(
-    source: av.container.InputContainer, output: av.container.OutputContainer, part: Part | None = None
+    source: av.container.InputContainer,
+    output: av.container.OutputContainer,
+    clock: FilmClock,
+    part: Part | None = None,
 ) -> None:
-    """Copy title, artist and the like, and the chapters, cut to ``part``."""
+    """Copy title, artist and the like, and the chapters at their places in the film, cut to ``part``."""
     unwanted = _OF_THE_CONTAINER | (_OF_THE_WHOLE if part else set())
     output.metadata.update({k: v for k, v in source.metadata.items() if k not in unwanted})
-    chapters: Any = source.chapters()
+    told: Any = source.chapters()
+    chapters: Any = [
+        {**chapter, **{edge: _in_film(chapter, edge, clock) for edge in ("start", "end")}} for chapter in told
+    ]
+    chapters = [chapter for chapter in chapters if chapter["end"] > chapter["start"]]
     if part:
         chapters = chapters_of(part, chapters)
     if chapters:
         output.set_chapters(chapters)
+
+
+def _in_film(chapter: dict[str, Any], edge: str, clock: FilmClock) -> int:
+    tick: Fraction = chapter["time_base"]
+    return max(round(clock.seconds(chapter[edge] * tick) / tick), 0)
 
 
 def copy_stream_tags(source: Any, output: Any) -> None:
@@ -101,6 +145,7 @@ class StreamCopier:
     ) -> None:
         self._output, self._source, self._part = output, source, part
         self._input = open_media(source)
+        self._clock = FilmClock.of(self._input)
         self._copies: dict[int, Any] = {}
         for stream in self._input.streams:
             if stream.index == skip:
@@ -112,12 +157,15 @@ class StreamCopier:
                 )
                 continue
             self._copies[stream.index] = _add_copy(output, stream, whole=part is None)
-        copy_tags(self._input, output, part)
+        copy_tags(self._input, output, self._clock, part)
         if part and part.shift > _BACK and self._input.format.name.startswith(SEEKABLE):
-            self._input.seek(math.floor((part.shift - _BACK) * av.time_base))
+            place = part.shift - _BACK + (self._clock.zero or 0)
+            self._input.seek(math.floor(place * av.time_base))
+            self._clock.moved()
         self._packets = self._read()
         self._next: Packet | None = None
-        self._told: set[int] = set()
+        self._order = {index: _InOrder(output) for index in self._copies}
+        self._lost: dict[int, tuple[int, str]] = {}  # packets that could not be written, and why
 
     def advance(self, seconds: Fraction | None) -> None:
         """Write all packets that start no later than ``seconds``; None writes the rest."""
@@ -128,6 +176,19 @@ class StreamCopier:
                 return
             self._next = None
             self._write(packet)
+
+    def tell_losses(self) -> None:
+        """Tell of packets that were moved or lost, once all is written."""
+        for index, order in self._order.items():
+            if order.moved:
+                warn(
+                    f"{self._source}: {order.moved} packets of stream {index} have time stamps that run backwards; "
+                    "they are moved to where the one before ends"
+                )
+        for index, (count, reason) in self._lost.items():
+            warn(
+                f"{self._source}: {count} packets of stream {index} could not be written ({reason}); the others are"
+            )
 
     def close(self) -> None:
         """Close the input."""
@@ -162,32 +223,80 @@ class StreamCopier:
             yield packet
 
     def _read_all(self) -> Iterator[Packet]:
-        streams = [s for s in self._input.streams if s.index in self._copies and s.type != "attachment"]
-        if not streams:
+        if all(stream.type == "attachment" for stream in self._copies.values()):
             return
-        damaged = 0
-        while damaged < _DAMAGED_PACKETS:
-            try:
-                for packet in packets(self._input, streams):
-                    if packet.size == 0:  # the mark of the end
-                        continue
-                    damaged = 0
-                    if packet.pts is None and packet.dts is None:  # a cover picture
-                        packet.pts = packet.dts = 0
-                    yield packet
-                return
-            except av.FFmpegError:
-                damaged += 1
+        begun: set[int] = set()  # streams of which something is shown
+        for packet in all_packets(self._input, self._clock):
+            if not packet.size or packet.stream.index not in self._copies:
+                continue
+            stream = packet.stream
+            if is_cover(stream):
+                packet.pts = packet.dts = 0
+            elif stream.type in ("audio", "video"):
+                if packet.is_discard and self._is_cut_away(packet):
+                    continue
+                if stream.type == "video" and stream.index not in begun and not packet.is_keyframe:
+                    continue
+            else:
+                _begin_at_zero(packet)
+            begun.add(stream.index)
+            yield packet
+
+    def _is_cut_away(self, packet: Packet) -> bool:
+        """Whether an edit list cuts a packet away, and decoders do not need it to begin."""
+        length = (packet.duration or 0) * packet.time_base
+        end = (packet.dts if packet.pts is None else packet.pts) * packet.time_base + length
+        # MP4 says what not to play; in Matroska it is heard, and all else moves behind it
+        lead_in: Fraction = length if self._output.format.name == "matroska" else _LEAD_IN
+        return bool(end <= -lead_in)
 
     def _write(self, packet: Packet) -> None:
         index = packet.stream.index
         packet.stream = self._copies[index]
+        self._output.start_encoding()  # from here on the time base of the copy is known
+        self._order[index](packet)
         try:
             self._output.mux_one(packet)
-        except ValueError:  # time stamps that run backwards, which no container takes
-            if index not in self._told:
-                self._told.add(index)
-                warn(f"{self._source}: stream {index} is damaged; what is left of it is copied")
+        except ValueError as error:
+            count, _ = self._lost.get(index, (0, ""))
+            self._lost[index] = (count + 1, getattr(error, "strerror", None) or str(error))
+
+
+class _InOrder:
+    """Puts a stream's packets into the time base of their copy, where decoding times only grow, as muxers need them.
+
+    Where formats allow for it, they may stay the same.
+    """
+
+    def __init__(self, output: av.container.OutputContainer) -> None:
+        self._step = 0 if takes_equal_times(output) else 1
+        self._last: int | None = None
+        self.moved = 0
+        """Packets so far that were moved by a time one could notice."""
+
+    def __call__(self, packet: Packet) -> None:
+        tick = packet.stream.time_base
+        ratio = Fraction(packet.time_base) / tick
+        pts, dts = (None if time is None else round(time * ratio) for time in (packet.pts, packet.dts))
+        if dts is None:
+            dts = pts or 0
+        if self._last is not None and dts < self._last + self._step:
+            moved = self._last + self._step
+            self.moved += (moved - dts) * tick > _NOTICED
+            dts = moved
+        self._last = dts
+        packet.dts, packet.pts = dts, dts if pts is None else max(pts, dts)
+        packet.duration = round((packet.duration or 0) * ratio)
+        packet.time_base = tick
+
+
+def _begin_at_zero(packet: Packet) -> None:
+    """A subtitle that is on the screen when the film begins, or data from before it, belongs to its beginning."""
+    start = packet.dts if packet.pts is None else packet.pts
+    if start < 0:
+        if packet.duration:
+            packet.duration = max(packet.duration + start, 1)
+        packet.pts = packet.dts = 0
 
 
 def _cut(packet: Packet, part: Part) -> bool:

@@ -189,6 +189,7 @@ class VideoWriter:
                 self._output.mux(self._encoder.encode(None))
             if self._copier:
                 self._copier.advance(None)
+                self._copier.tell_losses()
             self._output.close()
             sync(self._partial)
             self._publish()

@@ -36,6 +36,7 @@ def make_video(
     pts: Sequence[int] | None = None,
     time_base: Fraction = SECOND,
     sounds: int = 0,
+    sound: str = "aac",
     colors: dict[str, int] | None = None,
     aspect: Fraction | None = None,
     rotation: int = 0,
@@ -61,7 +62,7 @@ def make_video(
             context.sample_aspect_ratio = aspect
         if rotation:
             video.set_display_rotation(rotation)  # PyAV 18
-        tracks = [output.add_stream("aac", rate=48000, layout="mono") for _ in range(sounds)]
+        tracks = [output.add_stream(sound, rate=48000, layout="mono") for _ in range(sounds)]
         output.metadata.update(metadata or {})
         if chapters:
             output.set_chapters(chapters)
