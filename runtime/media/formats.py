@@ -1,11 +1,23 @@
-"""What there is to know of container formats."""
+"""What there is to know of container formats, and what FFmpeg says when one refuses something."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import av
 import av.container
 import av.format
+import av.logging
+
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+"""Endings of files that are written -> FFmpeg's names of their formats."""
+
+
+def ending_of(container_format: str) -> str:
+    """The usual ending of a format that is written."""
+    return next(ending for ending, name in FORMATS.items() if name == container_format)
 
 
 def may_jump(container: av.container.InputContainer) -> bool:
@@ -21,3 +33,25 @@ def takes_equal_times(container: av.container.OutputContainer) -> bool:
 def _has(container: av.container.Container, flag: av.format.Flags) -> bool:
     bits: Any = flag.value
     return bool(container.format.flags & bits)
+
+
+@contextlib.contextmanager
+def reasons_kept() -> Iterator[None]:
+    """Inside, FFmpeg's errors say in words what was wrong, for :func:`reason_of`.
+
+    Only while no other thread uses FFmpeg: what it says there would go to Python's log.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture():
+            yield
+    finally:
+        av.logging.set_level(level)
+
+
+def reason_of(error: Exception) -> str:
+    """Why FFmpeg or PyAV refused something, in words."""
+    log = getattr(error, "log", None)
+    said = " ".join(str(log[2]).split()) if log else ""
+    return said or getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -32,10 +32,12 @@ from v2v.runtime.media.shots import ShotDetector
 from v2v.runtime.media.streams import all_packets, open_media, picture_stream
 from v2v.runtime.media.time_range import NOT_GIVEN, SEEKABLE, WHOLE, Part, TimeRange, before
 from v2v.runtime.media.time_range import clock as clock_text
+from v2v.runtime.media.timecode import timecode_of
 from v2v.runtime.media.timestamps import PictureTimes, Timestamp
 
 _SHARED_LENGTH = ("asf",)  # formats whose streams are all said to be as long as the longest
 _TORN = 3  # usual steps between pictures above which some are missing, where frames may be dropped while recording
+_FASTEST = 1000  # pictures a second; more is the tick of a clock
 _EARLY = Fraction(1)  # second by which a file may end before it says
 _REORDERED = 32  # pictures that a decoder may hold back to put them in order
 _SUSPICIOUS_FORMATS = {"tty"}  # FFmpeg draws any text file as a film of a terminal
@@ -114,6 +116,8 @@ class VideoReader:
             if not wanted.whole:
                 self._first, self.first_number = self._enter(wanted, self._first)
             self.info, self._to_rgb = self._describe(self._first, parity)
+            self.timecode = timecode_of(self._container, self._stream)
+            """SMPTE time code of the file's first picture, if it says one."""
         except BaseException:
             self._opened.close()
             raise
@@ -304,7 +308,8 @@ class VideoReader:
         return info, to_rgb
 
     def _frame_rate(self) -> Fraction:
-        return Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
+        told = (self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate)
+        return next((Fraction(rate) for rate in told if rate and rate <= _FASTEST), folders.RATE)
 
     def _announced(self, rate: Fraction) -> int | None:
         """How many pictures there will be, as far as the file tells."""

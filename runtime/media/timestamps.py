@@ -35,6 +35,12 @@ class Timestamps(Sequence[Timestamp]):
         return Timestamp(self._starts[place], self._durations[place])
 
 
+def is_constant(stamps: Sequence[Timestamp], time_base: Fraction, rate: Fraction) -> bool:
+    """Whether pictures follow each other at ``rate``, as exactly as the time base can tell."""
+    step, first = 1 / (rate * time_base), stamps[0].start
+    return all(abs(stamp.start - first - n * step) <= 1 for n, stamp in enumerate(stamps))
+
+
 class PictureTimes:
     """Time stamps of pictures that only ever grow from 0, as muxers need them; kept wherever they are sane."""
 
