@@ -41,13 +41,19 @@ def reasons_kept() -> Iterator[None]:
 
     Only while no other thread uses FFmpeg: what it says there would go to Python's log.
     """
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.ERROR)
+    with log_at(av.logging.ERROR), av.logging.Capture():
+        yield
+
+
+@contextlib.contextmanager
+def log_at(level: int) -> Iterator[None]:
+    """Inside, FFmpeg's messages from ``level`` on go to whoever captures them."""
+    before = av.logging.get_level()
+    av.logging.set_level(level)
     try:
-        with av.logging.Capture():
-            yield
+        yield
     finally:
-        av.logging.set_level(level)
+        av.logging.set_level(before)
 
 
 def reason_of(error: Exception) -> str:

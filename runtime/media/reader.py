@@ -13,9 +13,10 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -29,6 +30,7 @@ from v2v.runtime.media.deinterlacing import Deinterlacer
 from v2v.runtime.media.errors import MediaError, warn
 from v2v.runtime.media.pixels import Colors
 from v2v.runtime.media.shots import ShotDetector
+from v2v.runtime.media.side_data import Crop, crop_of
 from v2v.runtime.media.streams import all_packets, open_media, picture_stream
 from v2v.runtime.media.time_range import NOT_GIVEN, SEEKABLE, WHOLE, Part, TimeRange, before
 from v2v.runtime.media.time_range import clock as clock_text
@@ -37,6 +39,7 @@ from v2v.runtime.media.timestamps import PictureTimes, Timestamp
 
 _SHARED_LENGTH = ("asf",)  # formats whose streams are all said to be as long as the longest
 _TORN = 3  # usual steps between pictures above which some are missing, where frames may be dropped while recording
+_PICTURE_CODECS = ("png", "apng", "gif", "bmp", "tiff", "webp")
 _FASTEST = 1000  # pictures a second; more is the tick of a clock
 _EARLY = Fraction(1)  # second by which a file may end before it says
 _REORDERED = 32  # pictures that a decoder may hold back to put them in order
@@ -59,6 +62,10 @@ class VideoInfo:
     stream_index: int
     light: hdr.StaticMetadata = hdr.UNSTATED
     profile: bytes | None = None  # ICC
+    immersive: dict[str, bytes] = field(
+        default_factory=dict
+    )  # FFmpeg's side data of 360 degrees and of two eyes
+    made_of_pictures: bool = False  # photographs or drawings, whose numbers are not those of a video
 
 
 class VideoReader:
@@ -94,6 +101,9 @@ class VideoReader:
         """Numbers of the pictures that start a shot, of those given out, if asked to ``find_cuts``."""
         self.timestamps: deque[Timestamp] = deque()
         """Of pictures given out by :meth:`frames` and not yet written."""
+        self._keys: deque[int] = deque(maxlen=_REORDERED)  # packets of the last key pictures
+        self._aspects: list[tuple[int, Fraction]] = []  # shapes of pixels, and from which packet on
+        self._wider: dict[int | None, Fraction] = {}  # time stamps of pictures with wider pixels -> how much
         self._damaged = 0
         self._told_interlaced = False
         self._opened = contextlib.ExitStack()
@@ -142,7 +152,7 @@ class VideoReader:
             if starts_shot and starts_shot(frame):
                 self.cuts.add(times.count - 1)
             self.timestamps.append(stamp._replace(start=stamp.start - shift))
-            yield self._to_rgb(frame)
+            yield self._to_rgb(frame, self._wider.pop(frame.pts, Fraction(1)))
             frame = next(self._decoded, None)
         self._tell_jumps()
         self._tell_damage(times)
@@ -245,6 +255,8 @@ class VideoReader:
                 continue
             if packet.size:
                 number += 1
+                if packet.is_keyframe:
+                    self._keys.append(number)
                 packet.opaque = (number, packet.pts is None)
                 if packet.pts is None:
                     unstamped.append((number, packet.dts))
@@ -258,7 +270,24 @@ class VideoReader:
             for frame in decoded:
                 if frame.opaque is not None and frame.opaque[1]:
                     frame.pts = _in_order(unstamped, frame.opaque[0])
+                self._watch_aspect(frame)
                 yield frame
+
+    def _watch_aspect(self, frame: av.VideoFrame) -> None:
+        """Note pictures whose pixels are of another shape than the first one's, as where a broadcast changes.
+
+        A decoder tells of the change when it meets it, while it still gives out pictures from before: it is true of
+        those from the key picture on.
+        """
+        aspect = self._stream.codec_context.sample_aspect_ratio or Fraction(1)
+        origin: Any = frame.opaque
+        number = 0 if origin is None else origin[0]
+        if not self._aspects or aspect != self._aspects[-1][1]:
+            since = next((key for key in self._keys if key >= number), number)
+            self._aspects.append((since if self._aspects else 0, Fraction(aspect)))
+        now = next(shape for since, shape in reversed(self._aspects) if since <= number)
+        if now != self._aspects[0][1]:
+            self._wider[frame.pts] = now / self._aspects[0][1]
 
     def _count_damage(self) -> None:
         self._damaged += 1
@@ -281,12 +310,15 @@ class VideoReader:
         else:
             colors = pixels.colors_of(first, codec).resolved(first.width, first.height)
         deep = pixels.depth_of(first) > 8 and not parity
+        crop = Crop() if parity else crop_of(self._container, stream, (first.height, first.width))
         try:
-            to_rgb = pixels.ToRGB(colors, orientation, (first.height, first.width), deep=deep, fast=parity)
+            to_rgb = pixels.ToRGB(
+                colors, orientation, (first.height, first.width), deep=deep, fast=parity, crop=crop
+            )
         except V2VError as error:
             raise MediaError(f"{self.path}: {error}") from None
         aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1)
-        height, width = first.height, first.width
+        height, width = crop.size(first.height, first.width)
         if orientation.transpose:
             height, width, aspect = width, height, 1 / aspect
         rate = self._frame_rate()
@@ -299,6 +331,8 @@ class VideoReader:
             time_base=stream.time_base or 1 / rate,
             sample_aspect_ratio=Fraction(aspect),
             colors=colors,
+            immersive={name: side_data[name] for name in ("SPHERICAL", "STEREO3D") if name in side_data},
+            made_of_pictures=self.path.is_dir() or codec.name in _PICTURE_CODECS,
             depth=pixels.depth_of(first),
             stream_index=stream.index,
             light=hdr.static_metadata_of(side_data),

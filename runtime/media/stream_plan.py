@@ -32,6 +32,14 @@ _TRIED_PACKETS = 8  # of each stream
 _LOOKED_AT = 32 << 20, 20_000  # bytes and packets of a file in which they are looked for
 _REFUSALS = (av.FFmpegError, ValueError, TypeError, AttributeError, NotImplementedError, MemoryError)
 _STAND_INS = {"audio": ("aac", "mp3"), "subtitle": ("subrip", "mov_text"), "video": ("mpeg4", "h264")}
+_ROLES = {
+    "forced": 0x40,  # FFmpeg's dispositions
+    "for those who hear badly": 0x80,
+    "for those who see badly": 0x100,
+    "a comment": 0x8,
+    "dubbed": 0x2,
+    "the original": 0x4,
+}
 _LAYERS = {"mp1": "mp3", "mp2": "mp3", "ssa": "ass"}  # MP4 calls all layers of MPEG sound the same
 _NAMES = {"libopus": "Opus", "aac": "AAC", "flac": "FLAC", "mov_text": "MP4's own text", "subrip": "SRT"}
 
@@ -47,16 +55,23 @@ class Fate:
     reason: str = ""  # why it is not copied
     keeper: str | None = None  # ending of files that would keep it as it is
     content: bytes = field(default=b"", repr=False)  # of a cover picture that is attached
+    unsaid: tuple[str, ...] = ()  # whom it is for, where the format cannot say that
 
     @property
     def said(self) -> str:
         """The fate in words."""
         kept = f"; {self.keeper} keeps it as it is" if self.keeper else ""
+        unsaid = f", but not that it is {' and '.join(self.unsaid)}" if self.unsaid else ""
         if self.action == "convert":
-            return f"converted to {_NAMES[self.codec]}{kept}"
+            return f"converted to {_NAMES[self.codec]}{unsaid}{kept}"
         if self.action == "leave out":
             return f"left out: {self.reason}{kept}"
-        return "kept"
+        return f"kept{unsaid}"
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the stream does not stay all that it is."""
+        return self.action in ("convert", "leave out") or bool(self.unsaid)
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class StreamPlan:
         if self.tags.lost:
             names = ", ".join(self.tags.lost)
             warn(f"{self.source.name} in {self.target.name}: no place for the tags {names}; .mkv keeps them")
-        if any(fate.action in ("convert", "leave out") for fate in self.fates):
+        if any(fate.is_changed for fate in self.fates):
             width = max(len(fate.what) for fate in self.fates)
             rows = (
                 f"stream {fate.index:2} ({fate.what}){'':{width - len(fate.what)}} {fate.said}"
@@ -105,7 +120,8 @@ def plan_streams(source: Path, skip: int, target: Path, *, convert: bool = True)
         samples = _first_packets(opened, {stream.index for stream in others})
         fates = [_fate(stream, samples.get(stream.index, []), container_format, convert) for stream in others]
         plan = StreamPlan(source, target, tuple(fates), tags)
-        return _fitting_together(plan, opened, samples, container_format)
+        plan = _fitting_together(plan, opened, samples, container_format)
+        return _with_roles(plan, opened, samples, container_format)
 
 
 def declare(
@@ -241,14 +257,49 @@ def _fitting_together(
     return plan
 
 
+def _with_roles(
+    plan: StreamPlan,
+    opened: av.container.InputContainer,
+    samples: dict[int, list[Packet]],
+    container_format: str,
+) -> StreamPlan:
+    """Find out what of whom the streams are for is there when the file is read again."""
+    streams = {stream.index: stream for stream in opened.streams}
+    kept = [fate for fate in plan.kept() if streams[fate.index].type in ("audio", "subtitle")]
+    if not any(_roles(streams[fate.index]) for fate in kept):
+        return plan
+    written = io.BytesIO()
+    if _trial(kept, streams, samples, container_format, written) is not None:
+        return plan
+    written.seek(0)
+    with av.open(written) as made:
+        said = {
+            kind: [_roles(stream) for stream in made.streams if stream.type == kind]
+            for kind in ("audio", "subtitle")
+        }
+    unsaid: dict[int, tuple[str, ...]] = {}
+    for fate in kept:
+        found = said[streams[fate.index].type]
+        unsaid[fate.index] = tuple(sorted(_roles(streams[fate.index]) - (found.pop(0) if found else set())))
+    fates = tuple(replace(fate, unsaid=unsaid.get(fate.index, ())) for fate in plan.fates)
+    return replace(plan, fates=fates)
+
+
+def _roles(stream: Any) -> set[str]:
+    """Whom a stream is for, in words."""
+    disposition = int(stream.disposition)
+    return {words for words, role in _ROLES.items() if disposition & role}
+
+
 def _trial(
     fates: Sequence[Fate],
     streams: dict[int, Any],
     samples: dict[int, list[Packet]] | dict[int, Sequence[Packet]],
     container_format: str,
+    written: io.BytesIO | None = None,
 ) -> str | None:
     """Write streams into memory, beside a picture; returns why that fails, or None."""
-    written = io.BytesIO()
+    written = io.BytesIO() if written is None else written
     try:
         with av.open(written, "w", format=container_format) as output:
             pictures = output.add_stream("mpeg4", rate=25, width=16, height=16)
@@ -279,7 +330,7 @@ def _unreadable(written: io.BytesIO, wanted: Sequence[str]) -> str | None:
 def _codec_of(stream: Any) -> str | None:
     """The canonical name of a stream's codec, of those with one decoder the last; None where FFmpeg has none."""
     name = stream.codec_context.codec.canonical_name if stream.codec_context else None
-    return _LAYERS.get(name, name)
+    return _LAYERS.get(str(name), name)
 
 
 def _written(sample: Sequence[Packet], track: Any, converter: Converter | None) -> Iterator[Packet]:

@@ -7,6 +7,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from v2v.runtime.media.copier import StreamCopier
 from v2v.runtime.media.encoding import CODECS, EncodedSegment, Encoding
 from v2v.runtime.media.errors import MediaError, warn
 from v2v.runtime.media.formats import FORMATS, reason_of, reasons_kept
+from v2v.runtime.media.immersive import is_immersive, keeps_immersive, saying
 from v2v.runtime.media.names import file_url
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.stream_plan import StreamPlan, plan_streams
@@ -101,6 +103,8 @@ class VideoWriter:
 
     def _open(self) -> None:
         options = {"movflags": mov_flags(self._streams.tags)} if self._format in ("mp4", "mov") else {}
+        if is_immersive(self.source.info.immersive):
+            options["strict"] = "unofficial"  # Google's boxes, which all players go by, are no standard
         # bitexact leaves out what differs from run to run, such as Matroska's random identifiers
         self._output = av.open(
             file_url(self._partial),
@@ -240,12 +244,29 @@ class VideoWriter:
 
     def _declare_joined(self, template: Any, tick: Fraction, stamps: Sequence[Timestamp]) -> Any:
         """The stream of pictures that were encoded before, and all that comes along with it."""
-        stream = self._output.add_stream_from_template(template, opaque=True)
+        with contextlib.ExitStack() as lent:
+            stream = self._output.add_stream_from_template(self._immersive(template, lent), opaque=True)
+        context = template.codec_context
+        for name in ("color_primaries", "color_trc", "colorspace", "color_range", "pix_fmt"):
+            setattr(stream.codec_context, name, getattr(context, name))
         stream.time_base = tick
         if not self.parity:  # a segment's file may hold it where the codec does not
             stream.codec_context.sample_aspect_ratio = self.encoding.aspect
         self._declare_others(stream, stamps)
         return stream
+
+    def _immersive(self, template: Any, lent: contextlib.ExitStack) -> Any:
+        """``template`` itself, or one like it that says what the source does of 360 degrees and of two eyes."""
+        side_data = self.source.info.immersive
+        if self.parity or not is_immersive(side_data):
+            return template
+        made = saying(side_data, template) if keeps_immersive(self._format) else None
+        if made is None:
+            warn(
+                f"{self.path}: that it is a film of 360 degrees or for two eyes cannot be said here; .mkv says it"
+            )
+            return template
+        return lent.enter_context(made).streams.video[0]
 
     def _end(self) -> None:
         """Write all that is left, and the file's trailer."""
@@ -370,7 +391,8 @@ def encoding_for(
         depth = depth or _depth_for(info, codec)
         _tell_unheld(info, codec)
     return Encoding(
-        colors=info.colors,
+        # players expect video to be of limited range, and many do not read the tag that says otherwise
+        colors=replace(info.colors, full_range=info.colors.full_range and not info.made_of_pictures),
         rate=PARITY_RATE if parity else info.frame_rate,
         time_base=1 / PARITY_RATE if parity else info.time_base,
         aspect=info.sample_aspect_ratio,

@@ -30,7 +30,7 @@ def film(source: Path, target: Path, **options: Any) -> list[str]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", MediaWarning)
         with VideoReader(source) as reader:
-            encoding = encoding_for(reader.info)
+            encoding = options.pop("encoding", None) or encoding_for(reader.info)
             part = target.with_suffix(".part")
             with VideoWriter(target, reader, encoding=encoding, **options) as writer:
                 with part.open("wb") as file, SegmentEncoder(file, encoding) as encoder:
@@ -100,7 +100,7 @@ def test_sound_is_kept_or_converted_and_heard_at_its_time(tmp_path: Path, sound:
     assert np.abs(np.fft.rfft(before[:length])).argmax() == pytest.approx(
         np.abs(np.fft.rfft(after[:length])).argmax(), abs=2
     )
-    kept = codecs(source)["audio"] == codecs(result)["audio"]
+    kept = {codecs(source)["audio"], codecs(result)["audio"]} in ({codecs(source)["audio"]}, {"mp2", "mp3"})
     if kept:
         assert content(source) == content(result)
         assert told == []
