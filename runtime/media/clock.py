@@ -24,6 +24,7 @@ _AHEAD, _AHEAD_ELSEWHERE = Fraction(10), Fraction(30 * 3600)
 _BACK, _BACK_ELSEWHERE = Fraction(1, 10), Fraction(10)  # the same for going back
 _REORDERED = Fraction(2)  # what pictures without decoding times may go back
 _HELD_TIME, _HELD_PACKETS = Fraction(2), 2000  # after which a jump is decided on without the missing streams
+_RETURNED = Fraction(1)  # the same for a clock that goes on where it was before it jumped
 _TIMELINES = 16  # to try, the newest first
 # Seconds after which counters start anew: MPEG's of 33 bits, and those of 32 bits at 90 kHz and in milliseconds.
 _WRAPS = (Fraction(1 << 33, 90_000), Fraction(1 << 32, 90_000), Fraction(1 << 32, 1000))
@@ -214,15 +215,18 @@ class FilmClock:
                 self._timelines.append(-(self.zero or Fraction(0)))
         return line
 
-    def _fits(self, line: _Line, when: int, shift: int, reordered: bool) -> bool:
-        """Whether a stamp goes on where its stream was, under ``shift``."""
+    def _fits(
+        self, line: _Line, when: int, shift: int, reordered: bool, ahead: Fraction | None = None
+    ) -> bool:
+        """Whether a stamp goes on where its stream was, under ``shift``, or ``ahead`` of that by no more."""
+        ahead = self._ahead if ahead is None else ahead
         if line.next is None or line.last is None:
             if not self._expects_zero:
                 return True
-            return abs((when + shift) * line.tick - self._now) <= self._ahead
+            return abs((when + shift) * line.tick - self._now) <= ahead
         back = max(self._back, _REORDERED) if reordered else self._back
         place = when + shift
-        return (place - line.next) * line.tick <= self._ahead and (line.last - place) * line.tick <= back
+        return (place - line.next) * line.tick <= ahead and (line.last - place) * line.tick <= back
 
     def _known(self, line: _Line, when: int) -> int | None:
         """The shift of another stream's clock, or of this one after wrapping around, that a stamp fits to."""
@@ -230,7 +234,8 @@ class FilmClock:
         wrapped = [own + way * wrap for wrap in _WRAPS for way in (1, -1)]
         for seconds in (*reversed(self._timelines), *wrapped):
             shift = round(seconds / line.tick)
-            if shift != line.shift and self._fits(line, when, shift, False):
+            ahead = self._ahead if seconds == self._timelines[-1] else min(self._ahead, _RETURNED)
+            if shift != line.shift and self._fits(line, when, shift, False, ahead):
                 if seconds in wrapped:
                     self._timelines = [*self._timelines[1 - _TIMELINES :], seconds]
                 return shift

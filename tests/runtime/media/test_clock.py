@@ -101,8 +101,9 @@ def test_jumps_are_taken_out_for_all_streams_by_the_same_time(jumps: list[int], 
     film = mapped(FilmClock(Fraction(0), jumps=True), source)
     for index in (0, 1):
         stamps = [packet.dts for packet in film if packet.stream.index == index]
-        assert all(0 < b - a <= 2 * VIDEO for a, b in zip(stamps, stamps[1:], strict=False))
-    assert abs(film[-1].dts - film[-1].true) <= VIDEO * len(jumps)
+        # where jumps cancel each other but for less than a second, that is a gap
+        assert all(0 < b - a <= 90_000 + 2 * VIDEO for a, b in zip(stamps, stamps[1:], strict=False))
+    assert abs(film[-1].dts - film[-1].true) <= (90_000 + VIDEO) * len(jumps)
     apart = {packet.stream.index: packet.dts - packet.true for packet in film}
     assert abs(apart[0] - apart[1]) <= 1  # in step behind every jump
 
