@@ -37,11 +37,11 @@ from v2v.runtime.media.time_range import clock as clock_text
 from v2v.runtime.media.timecode import timecode_of
 from v2v.runtime.media.timestamps import PictureTimes, Timestamp
 
-_SHARED_LENGTH = ("asf",)  # formats whose streams are all said to be as long as the longest
+_OWN_LENGTH = ("mov", "matroska", "avi", "mpegts", "mpeg", "nut", "ogg")  # formats that say it of each stream
 _TORN = 3  # usual steps between pictures above which some are missing, where frames may be dropped while recording
 _PICTURE_CODECS = ("png", "apng", "gif", "bmp", "tiff", "webp")
 _FASTEST = 1000  # pictures a second; more is the tick of a clock
-_EARLY = Fraction(1)  # second by which a file may end before it says
+_EARLY = Fraction(2)  # seconds by which a file may end before it says
 _REORDERED = 32  # pictures that a decoder may hold back to put them in order
 _SUSPICIOUS_FORMATS = {"tty"}  # FFmpeg draws any text file as a film of a terminal
 
@@ -358,10 +358,13 @@ class VideoReader:
         kind, stream = self._container.format.name, self._stream
         if kind.startswith("mov") and len(stream.index_entries):  # without what an edit list cuts away
             return sum(not entry.is_discard for entry in stream.index_entries)
-        if kind == "avi" and (entries := stream.index_entries) and entries[-1].timestamp >= stream.frames - 2:
-            return sum(
-                entry.size > 0 for entry in entries
-            )  # the header counts frames dropped while recording too
+        if (
+            kind == "avi"
+            and (entries := stream.index_entries)
+            and entries[-1].timestamp > 0.9 * stream.frames - 5
+        ):
+            # the header counts frames that were dropped while recording; without an index the file is cut short
+            return sum(entry.size > 0 for entry in entries)
         if (end := self._stated_end()) is not None and not stream.frames:
             start = (stream.start_time or 0) * (stream.time_base or Fraction(0))
             return round((end - self._clock.seconds(start)) * rate)
@@ -370,7 +373,7 @@ class VideoReader:
     def _stated_end(self) -> Fraction | None:
         """When the last picture ends in the film, in seconds, if the file says that of the stream itself."""
         stream = self._stream
-        if stream.duration and stream.time_base and self._container.format.name not in _SHARED_LENGTH:
+        if stream.duration and stream.time_base and self._container.format.name.startswith(_OWN_LENGTH):
             return self._clock.seconds(((stream.start_time or 0) + stream.duration) * stream.time_base)
         if tag := stream.metadata.get("DURATION"):  # Matroska's writers note the end in a tag
             with contextlib.suppress(ValueError):

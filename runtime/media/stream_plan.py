@@ -334,14 +334,20 @@ def _codec_of(stream: Any) -> str | None:
 
 
 def _written(sample: Sequence[Packet], track: Any, converter: Converter | None) -> Iterator[Packet]:
+    """What ``sample`` gives for ``track``; damaged packets are no reason to do without the others."""
+    refused: Exception | None = None
+    worked = False
     for packet in sample:
         if converter is not None:
             try:
                 yield from converter.convert(packet)
-            except av.FFmpegError:
-                continue  # a damaged packet is no reason to do without the others
-        elif hasattr(track, "time_base") and track.type != "attachment":
+                worked = True
+            except av.FFmpegError as error:
+                refused = error
+        elif track.type != "attachment":
             copied: Packet = av.Packet(bytes(packet))
             copied.pts, copied.dts, copied.duration = packet.pts, packet.dts, packet.duration
             copied.time_base, copied.is_keyframe, copied.stream = packet.time_base, packet.is_keyframe, track
             yield copied
+    if refused is not None and not worked:
+        raise refused
