@@ -244,6 +244,9 @@ class FilmClock:
     def _stamp(self, packet: Packet, line: _Line) -> None:
         """Give a packet its place in the film."""
         pts, dts = packet.pts, packet.dts
+        if pts is not None and dts is not None and abs(pts - dts) * line.tick > _AHEAD:
+            pts = None if packet.stream.type == "video" else dts  # no picture waits so long to be shown
+            self.strays += 1
         if pts is None and dts is None:
             dts = line.next if line.next is not None else math.ceil(self._now / line.tick)
             pts = None if packet.stream.type == "video" else dts

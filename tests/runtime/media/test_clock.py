@@ -134,6 +134,17 @@ def test_a_single_stamp_out_of_order_moves_nothing_else(place: int, away: int) -
     assert clock.strays == 1
 
 
+def test_a_time_of_showing_far_from_that_of_decoding_is_not_believed() -> None:
+    source = recording(4)
+    for packet in source[10:13]:
+        packet.pts = packet.true + 85_000 * 90_000
+    clock = FilmClock(Fraction(0), jumps=True)
+    film = mapped(clock, source)
+    assert set(off(film)) == {0}
+    assert all(packet.pts in (None, packet.true) for packet in film)
+    assert clock.strays == 3
+
+
 def test_two_programs_of_different_clocks_play_side_by_side() -> None:
     one, two = recording(5), recording(5)
     for packet in two:
@@ -221,6 +232,69 @@ def test_joined_recordings_play_on_with_all_their_sound(
     heard = [time for time, _ in packets(result, "audio")]
     assert len(heard) == sum(span(part, "audio")[0] for part in parts)
     assert max(float(b - a) for a, b in zip(heard, heard[1:], strict=False)) < 0.2
+
+
+def moved_clock(content: bytes, pids: set[int], ticks: int) -> bytes:
+    """A transport stream in which some streams show another time (ISO 13818-1, 2.4.3.6)."""
+    data = bytearray(content)
+    for start in range(0, len(data), 188):
+        pid = int.from_bytes(data[start + 1 : start + 3], "big") & 0x1FFF
+        if pid not in pids or not data[start + 1] & 0x40:  # no packet begins here
+            continue
+        place = start + 4 + (data[start + 4] + 1 if data[start + 3] & 0x20 else 0)
+        stamps = {0x80: 1, 0xC0: 2}.get(data[place + 7] & 0xC0, 0)
+        for at in (place + 9 + 5 * n for n in range(stamps)):
+            a, b, c, d, e = data[at : at + 5]
+            when = (a >> 1 & 7) << 30 | b << 22 | (c >> 1) << 15 | d << 7 | e >> 1
+            when = (when + ticks) % WRAP
+            data[at : at + 5] = bytes(
+                [
+                    a & 0xF1 | when >> 30 << 1,
+                    when >> 22 & 255,
+                    when >> 15 << 1 & 255 | 1,
+                    when >> 7 & 255,
+                    when << 1 & 255 | 1,
+                ]
+            )
+    return bytes(data)
+
+
+def test_two_programs_of_one_broadcast_begin_together(tmp_path: Path) -> None:
+    plain = recorded(tmp_path / "plain.ts")
+    source = tmp_path / "in.ts"
+    with av.open(str(plain)) as one, av.open(str(plain)) as two, av.open(str(source), "w") as output:
+        copies: Any = {
+            stream: output.add_stream_from_template(stream, opaque=True)
+            for opened in (one, two)
+            for stream in opened.streams
+        }
+        for pair in zip(one.demux(), two.demux(), strict=True):
+            for packet in pair:
+                if packet.size:
+                    packet.stream = copies[packet.stream]
+                    output.mux(packet)
+    with av.open(str(source)) as opened:
+        second = {stream.id for stream in list(opened.streams)[2:]}
+    source.write_bytes(moved_clock(source.read_bytes(), second, 5000 * 90_000))
+    with av.open(str(source)) as opened:
+        starts = [float(stream.start_time * stream.time_base) for stream in opened.streams]
+    assert max(starts) - min(starts) > 4990
+    result = copy(source, tmp_path / "out.mkv")
+    with av.open(str(result)) as opened:
+        ends = [
+            max(float((p.pts + (p.duration or 0)) * p.time_base) for p in opened_packets(result, n))
+            for n in range(4)
+        ]
+        first = [min(float(p.pts * p.time_base) for p in opened_packets(result, n)) for n in range(4)]
+    assert max(first) < 0.3
+    assert max(ends) < 3.5
+    for kind in ("video", "audio"):
+        assert len(packets(result, kind, 0)) == len(packets(result, kind, 1)) == len(packets(plain, kind))
+
+
+def opened_packets(path: Path, index: int) -> list[Any]:
+    with av.open(str(path)) as opened:
+        return [packet for packet in opened.demux(opened.streams[index]) if packet.size]
 
 
 def test_the_end_alone_begins_at_0(tmp_path: Path) -> None:
