@@ -40,6 +40,10 @@ _ROLES = {
     "dubbed": 0x2,
     "the original": 0x4,
 }
+_TAKES_STAND_INS = tuple(int(part) for part in av.__version__.split(".")[:2]) >= (
+    18,
+    1,
+)  # before it, they crash
 _LAYERS = {"mp1": "mp3", "mp2": "mp3", "ssa": "ass"}  # MP4 calls all layers of MPEG sound the same
 _NAMES = {"libopus": "Opus", "aac": "AAC", "flac": "FLAC", "mov_text": "MP4's own text", "subrip": "SRT"}
 
@@ -154,7 +158,7 @@ def _copy_of(stream: Any, output: av.container.OutputContainer) -> Any:
     try:
         return output.add_stream_from_template(stream, opaque=True)
     except ValueError:  # PyAV asks for codecs that a format knows by name; FFmpeg's muxers take more
-        for stand_in in _STAND_INS.get(stream.type, ()):
+        for stand_in in _STAND_INS.get(stream.type, ()) if _TAKES_STAND_INS else ():
             try:
                 track = output.add_mux_stream(stand_in)
             except ValueError:

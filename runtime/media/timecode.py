@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 from fractions import Fraction
 from typing import Any
 
+import av
 import av.container
 
 _TIMECODE = re.compile(r"(\d\d):(\d\d):(\d\d)([:;.])(\d\d)")
@@ -19,6 +21,30 @@ def timecode_of(container: av.container.InputContainer, pictures: Any) -> str | 
             if name.lower() == "timecode" and _TIMECODE.fullmatch(value):
                 return str(value)
     return None
+
+
+def has_track(container_format: str, timecode: str, rate: Fraction) -> bool:
+    """Find out by trial whether a format gets a track of time code for joined pictures of a constant ``rate``."""
+    plain, written = io.BytesIO(), io.BytesIO()
+    try:
+        with av.open(plain, "w", format=container_format) as output:
+            encoder = output.add_stream("mpeg4", rate=25, width=16, height=16)
+            for frame in (av.VideoFrame(16, 16, "yuv420p"), None):
+                output.mux(encoder.encode(frame))
+        plain.seek(0)
+        with av.open(plain) as segment, av.open(written, "w", format=container_format) as output:
+            pictures = output.add_stream_from_template(segment.streams.video[0], opaque=True)
+            pictures.time_base = 1 / rate
+            output.metadata["timecode"] = timecode
+            for packet in segment.demux():
+                if packet.size:
+                    packet.stream = pictures
+                    output.mux(packet)
+        written.seek(0)
+        with av.open(written) as made:
+            return any("timecode" in stream.metadata for stream in made.streams)
+    except (av.FFmpegError, ValueError):
+        return False
 
 
 def later(timecode: str, pictures: int, rate: Fraction) -> str:

@@ -28,11 +28,10 @@ from v2v.runtime.media.names import file_url
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.stream_plan import StreamPlan, plan_streams
 from v2v.runtime.media.tags import copy_stream_tags, mov_flags
-from v2v.runtime.media.timecode import later
+from v2v.runtime.media.timecode import has_track, later
 from v2v.runtime.media.timestamps import Timestamp, is_constant
 
 PARITY_RATE = Fraction(8)
-_TIMECODE_RATES = (24, 25, 30, 48, 50, 60)  # that QuickTime's tracks of time code know
 
 # Errors that come from where the file lies, not from what is in it.
 _OF_THE_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -161,9 +160,11 @@ class VideoWriter:
         if self.source.first_number:
             timecode = later(timecode, self.source.first_number, info.frame_rate)
         if self._format != "matroska":
-            counts = 24 <= round(info.frame_rate) <= 60 and round(info.frame_rate) in _TIMECODE_RATES
-            if not (counts and stamps and is_constant(stamps, info.time_base, info.frame_rate)):
-                warn(f"{self.path}: its time code {timecode} needs a constant frame rate here; .mkv keeps it")
+            constant = stamps is not None and is_constant(stamps, info.time_base, info.frame_rate)
+            if not (constant and has_track(self._format, timecode, info.frame_rate)):
+                warn(
+                    f"{self.path}: its time code {timecode} has no place here, at this frame rate; .mkv keeps it"
+                )
                 return
             pictures.time_base = 1 / info.frame_rate  # which FFmpeg takes for the rate of the code
         self._output.metadata["timecode"] = timecode

@@ -69,6 +69,7 @@ def off(film: Sequence[Stamped]) -> list[int]:
     return [packet.dts - packet.true for packet in film]
 
 
+@settings(deadline=None)
 @given(
     start=st.integers(0, WRAP - 1),
     lead=st.integers(0, 90_000),
@@ -86,12 +87,12 @@ def test_wherever_a_clock_starts_and_wraps_the_film_starts_at_0_and_sound_keeps_
     assert clock.gaps == []
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     jumps=st.lists(st.one_of(st.integers(-(10**9), -FAR), st.integers(FAR, 10**9)), min_size=1, max_size=5),
     late=st.integers(0, 60_000),
     lead=st.integers(0, 5_000),
 )
-@settings(max_examples=60, deadline=None)
 def test_jumps_are_taken_out_for_all_streams_by_the_same_time(jumps: list[int], late: int, lead: int) -> None:
     """Sound that is sent later than its picture jumps later in the file, at the same moment of the film."""
     source = recording(6 * (len(jumps) + 1), lead=lead, late=late)
@@ -108,6 +109,7 @@ def test_jumps_are_taken_out_for_all_streams_by_the_same_time(jumps: list[int], 
     assert abs(apart[0] - apart[1]) <= 1  # in step behind every jump
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9 * 90_000), min_size=2, max_size=80), st.booleans())
 def test_a_variable_frame_rate_is_left_as_it_is(steps: list[int], broadcast: bool) -> None:
     times = [0, *(int(total) for total in np.cumsum(steps))]
@@ -115,6 +117,7 @@ def test_a_variable_frame_rate_is_left_as_it_is(steps: list[int], broadcast: boo
     assert set(off(mapped(FilmClock(Fraction(0), jumps=broadcast), source))) == {0}
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_missing_stamps_are_made_up_where_they_belong(data: st.DataObject) -> None:
     source = recording(4)
@@ -125,6 +128,7 @@ def test_missing_stamps_are_made_up_where_they_belong(data: st.DataObject) -> No
         assert abs(packet.dts - packet.true) <= VIDEO
 
 
+@settings(deadline=None)
 @given(st.integers(1, 80), st.one_of(st.integers(-(10**8), -FAR), st.integers(FAR, 10**8)))
 def test_a_single_stamp_out_of_order_moves_nothing_else(place: int, away: int) -> None:
     source = recording(4)

@@ -19,9 +19,10 @@ from v2v.runtime.media.encoding import EncodedSegment, SegmentEncoder
 from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.stream_plan import Fate, StreamPlan, plan_streams
-from v2v.runtime.media.timecode import later
+from v2v.runtime.media.timecode import has_track, later
 from v2v.runtime.media.writer import VideoWriter, encoding_for, writing
 
+AV = tuple(int(part) for part in av.__version__.split(".")[:2])
 TEN = {"time_base": Fraction(1, 10), "pts": range(10), "frames": 10}
 
 
@@ -109,7 +110,7 @@ def test_sound_is_kept_or_converted_and_heard_at_its_time(tmp_path: Path, sound:
         assert len(told) == 1
         assert "converted to" in told[0]
     wanted = {"wmav2": ".mkv", "adpcm_ima_wav": ".mkv", "adpcm_ms": ".mkv", "pcm_mulaw": ".mkv .mov"}
-    if sound in wanted:
+    if sound in wanted and AV >= (18, 1):  # before it, PyAV asks too narrowly, and conversion is the way
         assert kept == (ending in wanted[sound])
     if sound.startswith("pcm_s"):
         assert kept == (ending != ".mp4")
@@ -128,7 +129,7 @@ def test_purists_convert_nothing(tmp_path: Path) -> None:
     plan = plan_streams(source, 0, tmp_path / "out.mp4", convert=False)
     (fate,) = plan.fates
     assert fate.action == "leave out"
-    assert fate.keeper == ".mkv"
+    assert fate.keeper == (".mkv" if AV >= (18, 1) else None)
     assert "adpcm_ms" in fate.reason
 
 
@@ -247,7 +248,11 @@ def timecodes(path: Path) -> set[str]:
 @pytest.mark.parametrize("ending", [".mov", ".mp4", ".mkv"])
 def test_a_camera_film_keeps_its_time_code(tmp_path: Path, ending: str) -> None:
     source = with_timecode(tmp_path / "in.mov")
-    assert film(source, tmp_path / f"out{ending}") == []
+    told = film(source, tmp_path / f"out{ending}")
+    if ending != ".mkv" and not has_track("mov", "10:11:12:13", Fraction(25)):  # PyAV 17
+        assert "its time code 10:11:12:13 has no place here" in told[0]
+        return
+    assert told == []
     assert timecodes(tmp_path / f"out{ending}") == {"10:11:12:13"}
     shown = times(tmp_path / f"out{ending}")
     assert [time - shown[0] for time in shown] == [Fraction(n, 25) for n in range(15)]
@@ -260,7 +265,7 @@ def test_a_stream_that_the_muxer_refuses_in_the_end_does_not_cost_the_film(tmp_p
     source = with_timecode(tmp_path / "in.mov")
     result = tmp_path / "out.mov"
     forced = StreamPlan(source, result, (Fate(1, "audio aac", "copy"), Fate(2, "data", "copy")))
-    (told,) = film(source, result, streams=forced)
+    (told,) = (line for line in film(source, result, streams=forced) if "refuses" in line)
     assert "streams 2 (data)" in told
     assert "left out" in told
     assert len(pixels_of(result)) == 15
@@ -289,7 +294,7 @@ def test_the_table_is_told_at_the_start_and_in_json(run: Run, stand_in_engines: 
     done = run(*command, "--json")
     assert done.code == 0, done.err
     told = " ".join(json.loads(done.out)["warnings"])
-    assert "stream  1 (audio adpcm_ms) converted to AAC; .mkv keeps it as it is" in told
+    assert "stream  1 (audio adpcm_ms) converted to AAC" in told
     assert codecs(out)["audio"] == "aac"
     done = run(*command, "--overwrite", "--no-convert")
     assert done.code == 0, done.err
