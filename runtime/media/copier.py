@@ -12,7 +12,7 @@ import av.container
 
 from v2v.runtime.media.clock import FilmClock, Packet
 from v2v.runtime.media.errors import warn
-from v2v.runtime.media.formats import reason_of
+from v2v.runtime.media.formats import OF_THE_PLACE, reason_of
 from v2v.runtime.media.packet_order import PacketOrder
 from v2v.runtime.media.stream_plan import Converter, StreamPlan, declare
 from v2v.runtime.media.streams import all_packets, is_cover, open_media
@@ -56,6 +56,7 @@ class StreamCopier:
         self._packets = self._read()
         self._next: Packet | None = None
         self._order = {index: PacketOrder(output) for index in self._copies}
+        self._early: dict[int, int] = {}  # pictures of second videos that come before a key picture
         self._lost: dict[int, tuple[int, str]] = {}  # packets that could not be written, and why
 
     def advance(self, seconds: Fraction | None) -> None:
@@ -78,6 +79,10 @@ class StreamCopier:
                     f"{self._source}: {order.moved} packets of stream {index} have time stamps that run backwards; "
                     "they are moved to where the one before ends"
                 )
+        for index, count in self._early.items():
+            warn(
+                f"{self._source}: stream {index} begins with {count} pictures that nothing can show; they are left out"
+            )
         for index, (count, reason) in self._lost.items():
             warn(
                 f"{self._source}: {count} packets of stream {index} could not be written ({reason}); the others are"
@@ -130,6 +135,7 @@ class StreamCopier:
                 if packet.is_discard and self._is_cut_away(packet):
                     continue
                 if stream.type == "video" and stream.index not in begun and not packet.is_keyframe:
+                    self._early[stream.index] = self._early.get(stream.index, 0) + 1
                     continue
             elif stream.type == "subtitle" and not packet.duration and bytes(packet) == _NOTHING:
                 continue  # what MP4's muxer writes between two texts, and will write again
@@ -158,6 +164,8 @@ class StreamCopier:
             for made in converter.convert(packet):
                 self._mux(index, made)
         except (av.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", None) in OF_THE_PLACE:
+                raise
             self._lose(index, error)
 
     def _end(self) -> None:
@@ -175,7 +183,9 @@ class StreamCopier:
         self._order[index](packet)
         try:
             self._output.mux_one(packet)
-        except ValueError as error:
+        except (av.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", None) in OF_THE_PLACE:
+                raise
             self._lose(index, error)
 
     def _lose(self, index: int, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,17 @@ import av.logging
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """Endings of files that are written -> FFmpeg's names of their formats."""
+
+OF_THE_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+OF_THE_PLACE = OF_THE_SPACE | {
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENODEV,
+}
+"""Errors that come from where a file lies, not from what is in it."""
 
 
 def ending_of(container_format: str) -> str:

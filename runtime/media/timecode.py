@@ -23,6 +23,12 @@ def timecode_of(container: av.container.InputContainer, pictures: Any) -> str | 
     return None
 
 
+def at_rate(pictures: Any, rate: Fraction) -> None:
+    """Say in all places where FFmpeg looks for it how fast the pictures of an output count."""
+    pictures.time_base = 1 / rate
+    pictures.codec_context.framerate = rate
+
+
 def has_track(container_format: str, timecode: str, rate: Fraction) -> bool:
     """Find out by trial whether a format gets a track of time code for joined pictures of a constant ``rate``."""
     plain, written = io.BytesIO(), io.BytesIO()
@@ -34,7 +40,7 @@ def has_track(container_format: str, timecode: str, rate: Fraction) -> bool:
         plain.seek(0)
         with av.open(plain) as segment, av.open(written, "w", format=container_format) as output:
             pictures = output.add_stream_from_template(segment.streams.video[0], opaque=True)
-            pictures.time_base = 1 / rate
+            at_rate(pictures, rate)
             output.metadata["timecode"] = timecode
             for packet in segment.demux():
                 if packet.size:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,27 +21,16 @@ from v2v.runtime.media import hdr
 from v2v.runtime.media.copier import StreamCopier
 from v2v.runtime.media.encoding import CODECS, EncodedSegment, Encoding
 from v2v.runtime.media.errors import MediaError, warn
-from v2v.runtime.media.formats import FORMATS, reason_of, reasons_kept
+from v2v.runtime.media.formats import FORMATS, OF_THE_PLACE, OF_THE_SPACE, reason_of, reasons_kept
 from v2v.runtime.media.immersive import is_immersive, keeps_immersive, saying
 from v2v.runtime.media.names import file_url
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.stream_plan import StreamPlan, plan_streams
 from v2v.runtime.media.tags import copy_stream_tags, mov_flags
-from v2v.runtime.media.timecode import has_track, later
+from v2v.runtime.media.timecode import at_rate, has_track, later
 from v2v.runtime.media.timestamps import Timestamp, is_constant
 
 PARITY_RATE = Fraction(8)
-
-# Errors that come from where the file lies, not from what is in it.
-_OF_THE_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_OF_THE_PLACE = _OF_THE_SPACE | {
-    errno.EIO,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-    errno.ENODEV,
-}
 
 
 class VideoWriter:
@@ -166,7 +154,7 @@ class VideoWriter:
                     f"{self.path}: its time code {timecode} has no place here, at this frame rate; .mkv keeps it"
                 )
                 return
-            pictures.time_base = 1 / info.frame_rate  # which FFmpeg takes for the rate of the code
+            at_rate(pictures, info.frame_rate)
         self._output.metadata["timecode"] = timecode
 
     def _declare_others(self, pictures: Any, stamps: Sequence[Timestamp] | None = None) -> None:
@@ -203,7 +191,7 @@ class VideoWriter:
                     self._end()
                     return
                 except av.FFmpegError as error:
-                    if error.errno in _OF_THE_PLACE or not self._streams.kept():
+                    if error.errno in OF_THE_PLACE or not self._streams.kept():
                         raise
                     self._begin_anew(error)
 
@@ -335,10 +323,10 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError) as error:
         number = error.errno or 0
-        if not isinstance(error, OSError) and number not in _OF_THE_PLACE:
+        if not isinstance(error, OSError) and number not in OF_THE_PLACE:
             raise MediaError(f"cannot write {path}: FFmpeg refuses it ({reason_of(error)})") from error
         advice = (
-            "free space there or choose another place" if number in _OF_THE_SPACE else "choose another place"
+            "free space there or choose another place" if number in OF_THE_SPACE else "choose another place"
         )
         cause = error.strerror or str(error)
         raise MediaError(f"cannot write {path}: {cause}; {advice} with -o") from error

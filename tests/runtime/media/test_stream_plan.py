@@ -221,12 +221,12 @@ def test_time_code_counts_as_its_clock_does(code: str, pictures: int, rate: Frac
 def with_timecode(path: Path) -> Path:
     """What a camera writes: pictures, sound and a track of time code."""
     with av.open(str(path), "w") as output:
-        video = output.add_stream("libx264", rate=25, width=64, height=48)
+        video = output.add_stream("libx264", rate=25, width=80, height=48)
         video.codec_context.time_base = video.time_base = Fraction(1, 25)
         track = output.add_stream("aac", rate=48000, layout="mono")
         output.metadata["timecode"] = "10:11:12:13"
         for n in range(15):
-            frame = av.VideoFrame(64, 48, "yuv420p")
+            frame = av.VideoFrame(80, 48, "yuv420p")
             frame.pts, frame.time_base = n, Fraction(1, 25)
             output.mux(video.encode(frame))
             sound = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), "fltp", "mono")
@@ -245,10 +245,22 @@ def timecodes(path: Path) -> set[str]:
         return {value for tag in tags for name, value in tag.items() if name.lower() == "timecode"}
 
 
-@pytest.mark.parametrize("ending", [".mov", ".mp4", ".mkv"])
-def test_a_camera_film_keeps_its_time_code(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize(
+    ("ending", "codec"),
+    [
+        (".mov", "h264"),
+        (".mp4", "h264"),
+        (".mkv", "h264"),
+        (".mov", "prores"),
+        (".mp4", "av1"),
+        (".mov", "hevc"),
+    ],
+)
+def test_a_camera_film_keeps_its_time_code(tmp_path: Path, ending: str, codec: str) -> None:
     source = with_timecode(tmp_path / "in.mov")
-    told = film(source, tmp_path / f"out{ending}")
+    with VideoReader(source) as reader:
+        encoding = encoding_for(reader.info, codec=codec)
+    told = film(source, tmp_path / f"out{ending}", encoding=encoding)
     if ending != ".mkv" and not has_track("mov", "10:11:12:13", Fraction(25)):  # PyAV 17
         assert "its time code 10:11:12:13 has no place here" in told[0]
         return
