@@ -19,7 +19,8 @@ def warnings_shown() -> Iterator[list[str]]:
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         told.append(str(message))
-        warn(str(message))
+        for line in str(message).splitlines():  # tables have several
+            warn(line)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -107,6 +107,13 @@ class Options:
         int | None,
         typer.Option(help="Bits of a colour: 8, 10, 12 or 16, as the codec has them; default: the input's."),
     ] = None
+    convert: Annotated[
+        bool,
+        typer.Option(
+            "--convert/--no-convert",
+            help="Convert sound and subtitles that the output's format cannot hold; else they are left out.",
+        ),
+    ] = True
     # What of the source is read, and how
     deinterlace: Annotated[
         bool,
@@ -236,6 +243,7 @@ class Options:
             rate=parse_rate(self.rate),
             deinterlace=self.deinterlace,
             find_cuts=self.cuts,
+            convert=self.convert,
             overwrite=self.overwrite,
             restart=self.restart,
         )

@@ -27,7 +27,7 @@ from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import check_folder
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import WHOLE, TimeRange
-from v2v.runtime.media.writer import check_output, encoding_for
+from v2v.runtime.media.writer import check_output, encoding_for, streams_for
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Request:
     rate: Fraction | None = None  # pictures per second of a folder of pictures
     deinterlace: bool = True
     find_cuts: bool = True
+    convert: bool = True  # streams that the output cannot hold as they are
     overwrite: bool = False
     restart: bool = False
 
@@ -175,6 +176,9 @@ def enhance(
             check_place(output, paths.source, request.codec, overwrite=request.overwrite)
         encoding.check(output, *made.size)
         team, target = crew.team, Target(output, encoding, request.overwrite, request.restart)
+        if not encoding.makes_folder:
+            streams = streams_for(reader, output, parity=made.parity, convert=request.convert)
+            target = replace(target, streams=streams)
         work.started = time.monotonic()
         with follow() as show:
             enhance_film(team, reader, target, made, show, work.finish)

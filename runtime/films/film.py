@@ -31,6 +31,7 @@ from v2v.runtime.media import image_sequence as folders
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import FolderWriter
 from v2v.runtime.media.reader import VideoInfo, VideoReader
+from v2v.runtime.media.stream_plan import StreamPlan
 from v2v.runtime.media.time_range import NOT_GIVEN
 from v2v.runtime.media.timestamps import Timestamps
 from v2v.runtime.media.writer import VideoWriter, writing
@@ -47,6 +48,9 @@ class Target:
     encoding: Encoding
     overwrite: bool = False
     restart: bool = False  # do not go on with what an earlier run has left
+    streams: StreamPlan | None = (
+        None  # what becomes of all but the pictures; None: decided when it is written
+    )
 
 
 def enhance_film(
@@ -244,6 +248,7 @@ def _writer(
         parity=parity,
         partial=journal.joined,
         complete=complete,
+        streams=target.streams,
     )
 
 

@@ -7,6 +7,7 @@ joined (:meth:`v2v.runtime.media.writer.VideoWriter.join`), exact whatever the t
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import av
 from v2v.core.errors import V2VError
 from v2v.device import Frame
 from v2v.runtime.media import hdr, pixels
+from v2v.runtime.media.formats import reason_of, reasons_kept
 from v2v.runtime.media.names import file_url
 from v2v.runtime.media.pixels import REFERENCE_COLORS, Colors
 
@@ -46,6 +48,7 @@ class Codec:
     options: dict[str, str] = field(default_factory=dict)
     chroma: int = 2  # width and height must be multiples of this
     narrowest: int = 1  # width must not be smaller
+    fastest: int = 1000  # pictures a second that the encoder may be told of
     own: str | None = None  # name of the option that holds the encoder's own parameters
     parameters: dict[str, str] = field(default_factory=dict)  # what is always among them
 
@@ -104,6 +107,7 @@ CODECS: dict[str, Codec] = {
         "crf",
         24,
         tuple(str(n) for n in range(14)),
+        fastest=240,  # what it is told only guides its decisions; time stamps are exact
         own="svtav1-params",
     ),
     "ffv1": Codec("ffv1", _WHOLE_CHROMA, (".mkv",), "matroska", options={"level": "3", "g": "1"}, chroma=1),
@@ -200,6 +204,20 @@ class Encoding:
                 f"--size {width}x{height}: codec {self.codec} needs an even width and height; "
                 f"try --size {width + width % step}x{height + height % step}"
             )
+        self._check_encoder(height, width)
+
+    def _check_encoder(self, height: int, width: int) -> None:
+        """Open the encoder as it will be opened."""
+        try:
+            with reasons_kept(), av.open(io.BytesIO(), "w", format=self.library.segment) as trial:
+                self.add_stream(trial, height, width).codec_context.time_base = 1 / self.rate
+                trial.start_encoding()
+        except (av.FFmpegError, ValueError) as error:
+            tags = f"{self.colors.primaries}, {self.colors.transfer}, {self.colors.matrix}"
+            raise EncodingError(
+                f"--codec {self.codec}: its encoder refuses {width}x{height} at {float(self.rate):g} pictures a second "
+                f"with the colour tags {tags} of H.273: {reason_of(error)}; choose another codec"
+            ) from error
 
     def _check_width(self, height: int, width: int) -> None:
         if width < self.library.narrowest:
@@ -219,7 +237,9 @@ class Encoding:
         codec = self.library
         os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 would write pages to stderr; 1 is errors alone
         try:
-            stream: Any = container.add_stream(codec.library, rate=self.rate)
+            stream: Any = container.add_stream(
+                codec.library, rate=Fraction(min(self.rate, Fraction(codec.fastest)))
+            )
         except (av.FFmpegError, ValueError) as error:
             raise EncodingError(f"--codec {self.codec}: this machine cannot use it ({error})") from error
         stream.width, stream.height = width, height

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -17,6 +18,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from v2v.core.errors import V2VError
 from v2v.device import Frame
+from v2v.runtime.media.side_data import Crop
 
 UNSPECIFIED = 2
 _RGB, _BT709, _BT601 = 0, 1, 6
@@ -24,6 +26,8 @@ _LIMITED, _FULL = 1, 2
 _FULL_RANGE_FORMATS = ("gray", "ya", "yuvj")
 
 # H.273 matrix -> swscale's number of the same coefficients.
+_NEAR = 0.02  # by which shapes may differ and count as the same
+
 _SWSCALE = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 
 # swscale's flags. Bicubic alone takes its fast path, which gives what OpenCV 4 gives, bit for bit where a component has
@@ -149,7 +153,8 @@ class ToRGB:
     white 65280 and is not the inverse of the way back, so there FFmpeg only enlarges the chroma planes and the
     matrix is applied here: a component of up to 16 bits comes back from :func:`from_rgb` as it was, as long as it
     lies within the colours that RGB has. ``fast`` takes the reference's arithmetic instead of the accurate one and
-    has bytes alone. Transparent pixels turn black.
+    has bytes alone. Transparent pixels turn black. A frame of another size than ``size`` is scaled to it, between
+    bars if its shape differs; then ``crop`` is taken off.
 
     Raises:
         V2VError: a matrix that FFmpeg cannot convert.
@@ -163,6 +168,7 @@ class ToRGB:
         *,
         deep: bool = False,
         fast: bool = False,
+        crop: Crop = Crop(),  # noqa: B008  it cannot be changed
     ) -> None:
         if colors.matrix not in _SWSCALE:
             raise V2VError(
@@ -171,11 +177,18 @@ class ToRGB:
             )
         self.colors, self.orientation, self.deep, self.fast = colors, orientation, deep, fast
         self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
-        self._height, self._width = size  # as stored; a frame of another size is scaled to it
+        self._stored = self._height, self._width = size
+        self._crop = crop
 
-    def __call__(self, frame: av.VideoFrame) -> Frame:
-        """Convert one frame."""
-        return self.orientation.apply(self._deep(frame) if self.deep else self._bytes(frame))
+    def __call__(self, frame: av.VideoFrame, wider: Fraction = Fraction(1)) -> Frame:
+        """Convert one frame, whose pixels are shown ``wider`` than those of the first one."""
+        self._height, self._width = self._stored
+        if (frame.height, frame.width) != self._stored or wider != 1:
+            self._height, self._width = _inside(self._stored, frame.height, frame.width * wider)
+        levels = self._deep(frame) if self.deep else self._bytes(frame)
+        if levels.shape[:2] != self._stored:
+            levels = _on_bars(levels, self._stored)
+        return self.orientation.apply(self._crop.apply(levels))
 
     def _bytes(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         if frame.format.name.startswith("gray") and not self.colors.full_range:
@@ -241,6 +254,22 @@ class ToRGB:
                 dst_color_range=color_range,
             )
         )
+
+
+def _inside(size: tuple[int, int], height: int, width: Fraction) -> tuple[int, int]:
+    """The largest size of the shape ``height x width`` that fits into ``size``; all of it where the shapes agree."""
+    scale = min(size[0] / height, float(size[1] / width))
+    fitting = max(round(height * scale), 1), max(round(width * scale), 1)
+    near = abs(fitting[0] - size[0]) <= _NEAR * size[0] and abs(fitting[1] - size[1]) <= _NEAR * size[1]
+    return size if near else fitting
+
+
+def _on_bars(levels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """``[h, w, 3]`` in the middle of black ``[H, W, 3]``."""
+    shown = np.zeros((*size, 3), levels.dtype)
+    top, left = ((whole - part) // 2 for whole, part in zip(size, levels.shape[:2], strict=True))
+    shown[top : top + levels.shape[0], left : left + levels.shape[1]] = levels
+    return shown
 
 
 def planes_of(frame: av.VideoFrame) -> list[npt.NDArray[Any]]:

@@ -13,9 +13,10 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
@@ -24,16 +25,24 @@ from v2v.core.errors import V2VError
 from v2v.device import Frame
 from v2v.runtime.media import hdr, pixels
 from v2v.runtime.media import image_sequence as folders
+from v2v.runtime.media.clock import FilmClock
 from v2v.runtime.media.deinterlacing import Deinterlacer
 from v2v.runtime.media.errors import MediaError, warn
 from v2v.runtime.media.pixels import Colors
 from v2v.runtime.media.shots import ShotDetector
-from v2v.runtime.media.streams import open_media, packets, picture_stream
+from v2v.runtime.media.side_data import Crop, crop_of
+from v2v.runtime.media.streams import all_packets, open_media, picture_stream
 from v2v.runtime.media.time_range import NOT_GIVEN, SEEKABLE, WHOLE, Part, TimeRange, before
 from v2v.runtime.media.time_range import clock as clock_text
-from v2v.runtime.media.timestamps import Clock, Timestamp
+from v2v.runtime.media.timecode import timecode_of
+from v2v.runtime.media.timestamps import PictureTimes, Timestamp
 
-_DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
+_OWN_LENGTH = ("mov", "matroska", "avi", "mpegts", "mpeg", "nut", "ogg")  # formats that say it of each stream
+_TORN = 3  # usual steps between pictures above which some are missing, where frames may be dropped while recording
+_PICTURE_CODECS = ("png", "apng", "gif", "bmp", "tiff", "webp")
+_FASTEST = 1000  # pictures a second; more is the tick of a clock
+_EARLY = Fraction(2)  # seconds by which a file may end before it says
+_REORDERED = 32  # pictures that a decoder may hold back to put them in order
 _SUSPICIOUS_FORMATS = {"tty"}  # FFmpeg draws any text file as a film of a terminal
 
 
@@ -53,6 +62,10 @@ class VideoInfo:
     stream_index: int
     light: hdr.StaticMetadata = hdr.UNSTATED
     profile: bytes | None = None  # ICC
+    immersive: dict[str, bytes] = field(
+        default_factory=dict
+    )  # FFmpeg's side data of 360 degrees and of two eyes
+    made_of_pictures: bool = False  # photographs or drawings, whose numbers are not those of a video
 
 
 class VideoReader:
@@ -88,6 +101,9 @@ class VideoReader:
         """Numbers of the pictures that start a shot, of those given out, if asked to ``find_cuts``."""
         self.timestamps: deque[Timestamp] = deque()
         """Of pictures given out by :meth:`frames` and not yet written."""
+        self._keys: deque[int] = deque(maxlen=_REORDERED)  # packets of the last key pictures
+        self._aspects: list[tuple[int, Fraction]] = []  # shapes of pixels, and from which packet on
+        self._wider: dict[int | None, Fraction] = {}  # time stamps of pictures with wider pixels -> how much
         self._damaged = 0
         self._told_interlaced = False
         self._opened = contextlib.ExitStack()
@@ -95,6 +111,9 @@ class VideoReader:
         try:
             self._stream = self._find_stream()
             self._stream.thread_type = "AUTO"
+            if self._stream.codec_context is not None:
+                self._stream.codec_context.copy_opaque = True  # which packet a picture comes from
+            self._clock = FilmClock.of(self._container)
             self._decoded = self._decode()
             self.part: Part | None = None
             """What of the file is given out; None for all of it."""
@@ -107,6 +126,8 @@ class VideoReader:
             if not wanted.whole:
                 self._first, self.first_number = self._enter(wanted, self._first)
             self.info, self._to_rgb = self._describe(self._first, parity)
+            self.timecode = timecode_of(self._container, self._stream)
+            """SMPTE time code of the file's first picture, if it says one."""
         except BaseException:
             self._opened.close()
             raise
@@ -121,37 +142,35 @@ class VideoReader:
         """Every picture in order, ``[H, W, 3]``, once; its time stamp goes to :attr:`timestamps`."""
         frame: av.VideoFrame | None = self._first
         self._tell_losses(self._first)
-        clock = Clock(self.info.frame_rate, self.info.time_base)
+        times = PictureTimes(self.info.frame_rate, self.info.time_base)
         shift = round(self.part.shift / self.info.time_base) if self.part else 0
         starts_shot = ShotDetector() if self.find_cuts else None
         while frame is not None:
-            stamp = clock.stamp(frame)
+            stamp = times.stamp(frame)
             if self.part and self.part.ended(stamp.start * self.info.time_base):
                 break
             if starts_shot and starts_shot(frame):
-                self.cuts.add(clock.count - 1)
+                self.cuts.add(times.count - 1)
             self.timestamps.append(stamp._replace(start=stamp.start - shift))
-            yield self._to_rgb(frame)
+            yield self._to_rgb(frame, self._wider.pop(frame.pts, Fraction(1)))
             frame = next(self._decoded, None)
-        self._tell_damage(clock)
+        self._tell_jumps()
+        self._tell_damage(times)
 
     def _enter(self, wanted: TimeRange, first: av.VideoFrame) -> tuple[av.VideoFrame, int]:
         """Go to the first picture of a range in the film that begins with ``first``; returns it and its number."""
         tick = self._stream.time_base or Fraction(1, av.time_base)
-        beginning = (first.pts or 0) * tick
-        # A file's clock may start above zero, as a recording's does; players count from there.
-        told = self._container.start_time
-        zero = beginning if told is None else max(Fraction(told, av.time_base), Fraction(0))
-        length = self._length(zero)
+        beginning = max(first.pts or 0, 0) * tick
+        length = self._length()
         start, stop = wanted.within(length)
-        part = Part(zero + start, None if stop is None else zero + stop)
+        part = Part(start, stop)
         frame: av.VideoFrame | None = first
         if before(beginning, part.start) and self._container.format.name.startswith(SEEKABLE):
             frame = next(self._decoded, None) if self._seek(part.start) else None
             if frame is None or frame.pts is None or before(part.start, frame.pts * tick):
                 self._seek(beginning)  # the index leads behind the start: read all instead
                 frame = next(self._decoded, None)
-        stamps = Clock(self._frame_rate(), tick)
+        stamps = PictureTimes(self._frame_rate(), tick)
         time = Fraction(0)
         while frame is not None and before(time := stamps.stamp(frame).start * tick, part.start):
             frame = next(self._decoded, None)
@@ -167,19 +186,20 @@ class VideoReader:
         return frame, max(round((time - beginning) * self._frame_rate()), 0)
 
     def _seek(self, time: Fraction) -> bool:
-        """Go on decoding at the last key picture at or before ``time``; whether that was possible."""
+        """Go on decoding at the last key picture at or before the film's ``time``; whether that was possible."""
         tick = self._stream.time_base or Fraction(1, av.time_base)
         try:
-            self._container.seek(math.floor(time / tick), stream=self._stream)
+            self._container.seek(math.floor((time + (self._clock.zero or 0)) / tick), stream=self._stream)
         except av.FFmpegError:
             return False
+        self._clock.moved()
         self._decoded = self._decode()
         return True
 
-    def _length(self, zero: Fraction) -> Fraction | None:
+    def _length(self) -> Fraction | None:
         """Seconds from the film's beginning to its end, as far as the file tells."""
         if (end := self._stated_end()) is not None:
-            return end - zero
+            return end
         return Fraction(self._container.duration, av.time_base) if self._container.duration else None
 
     def _find_stream(self) -> av.VideoStream:
@@ -226,21 +246,51 @@ class VideoReader:
 
     def _decode_packets(self) -> Iterator[av.VideoFrame]:
         """A damaged packet costs no more than itself."""
-        in_a_row = 0
-        while in_a_row < _DAMAGED_PACKETS:
+        unstamped: deque[tuple[int, int]] = (
+            deque()
+        )  # packets without a time of showing: number, time of decoding
+        number = 0
+        for packet in all_packets(self._container, self._clock, self._count_damage, self._tell_late_stream):
+            if packet.stream.index != self._stream.index:
+                continue
+            if packet.size:
+                number += 1
+                if packet.is_keyframe:
+                    self._keys.append(number)
+                packet.opaque = (number, packet.pts is None)
+                if packet.pts is None:
+                    unstamped.append((number, packet.dts))
             try:
-                for packet in packets(self._container, self._stream, self._tell_late_stream):
-                    try:
-                        decoded = packet.decode()
-                    except (av.FFmpegError, ValueError):  # the latter where damage made the codec unknown
-                        self._damaged += 1
-                        continue
-                    in_a_row = 0
-                    yield from decoded
-                return
-            except av.FFmpegError:  # the demuxer stumbled; it goes on behind what it could not read
-                self._damaged += 1
-                in_a_row += 1
+                decoded = packet.decode()
+            except (av.FFmpegError, ValueError):  # the latter where damage made the codec unknown
+                self._count_damage()
+                if unstamped and unstamped[-1][0] == number:
+                    unstamped.pop()
+                continue
+            for frame in decoded:
+                if frame.opaque is not None and frame.opaque[1]:
+                    frame.pts = _in_order(unstamped, frame.opaque[0])
+                self._watch_aspect(frame)
+                yield frame
+
+    def _watch_aspect(self, frame: av.VideoFrame) -> None:
+        """Note pictures whose pixels are of another shape than the first one's, as where a broadcast changes.
+
+        A decoder tells of the change when it meets it, while it still gives out pictures from before: it is true of
+        those from the key picture on.
+        """
+        aspect = self._stream.codec_context.sample_aspect_ratio or Fraction(1)
+        origin: Any = frame.opaque
+        number = 0 if origin is None else origin[0]
+        if not self._aspects or aspect != self._aspects[-1][1]:
+            since = next((key for key in self._keys if key >= number), number)
+            self._aspects.append((since if self._aspects else 0, Fraction(aspect)))
+        now = next(shape for since, shape in reversed(self._aspects) if since <= number)
+        if now != self._aspects[0][1]:
+            self._wider[frame.pts] = now / self._aspects[0][1]
+
+    def _count_damage(self) -> None:
+        self._damaged += 1
 
     def _decode_first(self) -> av.VideoFrame:
         frame = next(self._decoded, None)
@@ -260,12 +310,15 @@ class VideoReader:
         else:
             colors = pixels.colors_of(first, codec).resolved(first.width, first.height)
         deep = pixels.depth_of(first) > 8 and not parity
+        crop = Crop() if parity else crop_of(self._container, stream, (first.height, first.width))
         try:
-            to_rgb = pixels.ToRGB(colors, orientation, (first.height, first.width), deep=deep, fast=parity)
+            to_rgb = pixels.ToRGB(
+                colors, orientation, (first.height, first.width), deep=deep, fast=parity, crop=crop
+            )
         except V2VError as error:
             raise MediaError(f"{self.path}: {error}") from None
         aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1)
-        height, width = first.height, first.width
+        height, width = crop.size(first.height, first.width)
         if orientation.transpose:
             height, width, aspect = width, height, 1 / aspect
         rate = self._frame_rate()
@@ -278,6 +331,8 @@ class VideoReader:
             time_base=stream.time_base or 1 / rate,
             sample_aspect_ratio=Fraction(aspect),
             colors=colors,
+            immersive={name: side_data[name] for name in ("SPHERICAL", "STEREO3D") if name in side_data},
+            made_of_pictures=self.path.is_dir() or codec.name in _PICTURE_CODECS,
             depth=pixels.depth_of(first),
             stream_index=stream.index,
             light=hdr.static_metadata_of(side_data),
@@ -287,43 +342,92 @@ class VideoReader:
         return info, to_rgb
 
     def _frame_rate(self) -> Fraction:
-        return Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
+        told = (self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate)
+        return next((Fraction(rate) for rate in told if rate and rate <= _FASTEST), folders.RATE)
 
     def _announced(self, rate: Fraction) -> int | None:
-        whole = Fraction(self._container.duration or 0, av.time_base)
-        start = (self._stream.start_time or 0) * (self._stream.time_base or 0)
-        end = self._stated_end() or whole
+        """How many pictures there will be, as far as the file tells."""
+        length = self._length()
         if self.part is None:
-            return self._stream.frames or round((end - start) * rate) or None
-        ends = [time for time in (self.part.stop, end) if time]
+            return self._stated_count(rate) or (round(length * rate) if length else 0) or None
+        ends = [time for time in (self.part.stop, length) if time]
         return max(round((min(ends) - self.part.shift) * rate), 1) if ends else None
 
+    def _stated_count(self, rate: Fraction) -> int | None:
+        """How many pictures the file holds, if it says that of the stream itself."""
+        kind, stream = self._container.format.name, self._stream
+        if kind.startswith("mov") and len(stream.index_entries):  # without what an edit list cuts away
+            return sum(not entry.is_discard for entry in stream.index_entries)
+        if (
+            kind == "avi"
+            and (entries := stream.index_entries)
+            and entries[-1].timestamp > 0.9 * stream.frames - 5
+        ):
+            # the header counts frames that were dropped while recording; without an index the file is cut short
+            return sum(entry.size > 0 for entry in entries)
+        if (end := self._stated_end()) is not None and not stream.frames:
+            start = (stream.start_time or 0) * (stream.time_base or Fraction(0))
+            return round((end - self._clock.seconds(start)) * rate)
+        return stream.frames or None
+
     def _stated_end(self) -> Fraction | None:
-        """When the last picture ends, in seconds, if the file says that of the stream itself."""
+        """When the last picture ends in the film, in seconds, if the file says that of the stream itself."""
         stream = self._stream
-        if stream.duration and stream.time_base:
-            return ((stream.start_time or 0) + stream.duration) * stream.time_base
+        if stream.duration and stream.time_base and self._container.format.name.startswith(_OWN_LENGTH):
+            return self._clock.seconds(((stream.start_time or 0) + stream.duration) * stream.time_base)
         if tag := stream.metadata.get("DURATION"):  # Matroska's writers note the end in a tag
             with contextlib.suppress(ValueError):
                 hours, minutes, seconds = tag.split(":")
-                return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
+                return self._clock.seconds((int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds))
         return None
 
-    def _tell_damage(self, clock: Clock) -> None:
-        if self.part is not None:
+    def _tell_jumps(self) -> None:
+        if gaps := self._clock.gaps:
+            places = "once" if len(gaps) == 1 else f"{len(gaps)} times"
+            warn(
+                f"{self.path}: its clock jumps ahead {places}, by {clock_text(sum(gaps, Fraction(0)))} in all; "
+                "the film goes on without a gap"
+            )
+        if self._clock.strays:
+            warn(f"{self.path}: {self._clock.strays} packets have impossible time stamps; theirs are made up")
+
+    def _tell_damage(self, times: PictureTimes) -> None:
+        if self.part is not None or self._clock.jumped:
             if self._damaged:
-                warn(f"{self.path} is damaged: {clock.count} frames of the range could be read and are used")
+                of = " of the range" if self.part is not None else ""
+                warn(f"{self.path} is damaged: {times.count} frames{of} could be read and are used")
             return
-        stated, expected = self._stated_end(), self.info.frames or 0
-        missing = expected - clock.count
-        cut_short = stated is not None and stated - clock.end > 2 * clock.longest and missing > 0
+        expected = self._stated_count(self.info.frame_rate) or 0
+        missing = expected - times.count
         read = (
-            f"{clock.count}{f' of about {expected}' if missing > 0 else ''} frames could be read and are used"
+            f"{times.count}{f' of about {expected}' if missing > 0 else ''} frames could be read and are used"
         )
-        if self._damaged or cut_short:
+        if self._damaged or self._ends_early(times, missing):
             warn(f"{self.path} is damaged or cut short: {read}")
-        elif clock.regular and missing > 1:  # some demuxers skip what they cannot read without a word
+        elif missing > 1 and times.regular and (self._is_indexed() or times.longest > _TORN * times.usual):
+            # some demuxers skip what they cannot read without a word
             warn(f"{self.path} may be damaged: {read}")
+
+    def _is_indexed(self) -> bool:
+        return self._container.format.name.startswith(("mov", "avi"))
+
+    def _ends_early(self, times: PictureTimes, missing: int) -> bool:
+        """Whether the pictures, or else all there is, end before the file says."""
+        stated = self._stated_end()
+        if stated is not None:
+            return missing > 0 and stated - times.end > 2 * times.longest
+        end = max(times.end, self._clock.end)
+        return bool(self._container.duration) and (self._length() or 0) - end > max(2 * times.longest, _EARLY)
+
+
+def _in_order(unstamped: deque[tuple[int, int]], number: int) -> int | None:
+    """The time of a picture shown now that came from packet ``number``: pictures take the packets' times in order.
+
+    Those of packets from long ago, which gave no picture, are dropped.
+    """
+    while unstamped and unstamped[0][0] < number - _REORDERED:
+        unstamped.popleft()
+    return unstamped.popleft()[1] if unstamped else None
 
 
 def _open(path: Path, rate: Fraction | None, opened: contextlib.ExitStack) -> av.container.InputContainer:

@@ -35,8 +35,14 @@ class Timestamps(Sequence[Timestamp]):
         return Timestamp(self._starts[place], self._durations[place])
 
 
-class Clock:
-    """Time stamps that only ever grow, as muxers need them, kept as they are wherever the file is sane."""
+def is_constant(stamps: Sequence[Timestamp], time_base: Fraction, rate: Fraction) -> bool:
+    """Whether pictures follow each other at ``rate``, as exactly as the time base can tell."""
+    step, first = 1 / (rate * time_base), stamps[0].start
+    return all(abs(stamp.start - first - n * step) <= 1 for n, stamp in enumerate(stamps))
+
+
+class PictureTimes:
+    """Time stamps of pictures that only ever grow from 0, as muxers need them; kept wherever they are sane."""
 
     def __init__(self, frame_rate: Fraction, time_base: Fraction) -> None:
         self._time_base = time_base
@@ -50,13 +56,13 @@ class Clock:
         """The next picture's time stamp."""
         start, last = frame.pts, self._last
         if last is None:
-            start = start or 0
+            start = max(start or 0, 0)
         else:
             if start is None or start <= last.start:
                 start = last.start + (last.duration or self._step)
             self._longest = max(self._longest, start - last.start)
             self._regular += abs(start - last.start - self._step) <= 1
-        self._last = Timestamp(start, frame.duration or 0)
+        self._last = Timestamp(start, max(frame.duration or 0, 0))
         self.count += 1
         return self._last
 
@@ -70,6 +76,11 @@ class Clock:
     def longest(self) -> Fraction:
         """The longest that a picture was shown, in seconds."""
         return self._longest * self._time_base
+
+    @property
+    def usual(self) -> Fraction:
+        """How long a picture is shown at the frame rate, in seconds."""
+        return self._step * self._time_base
 
     @property
     def regular(self) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +18,17 @@ from v2v.core.abort import removed_on_abort
 from v2v.core.files import sync, umask
 from v2v.device import Frame
 from v2v.runtime.media import hdr
+from v2v.runtime.media.copier import StreamCopier
 from v2v.runtime.media.encoding import CODECS, EncodedSegment, Encoding
 from v2v.runtime.media.errors import MediaError, warn
+from v2v.runtime.media.formats import FORMATS, OF_THE_PLACE, OF_THE_SPACE, reason_of, reasons_kept
+from v2v.runtime.media.immersive import is_immersive, keeps_immersive, saying
 from v2v.runtime.media.names import file_url
 from v2v.runtime.media.reader import VideoInfo, VideoReader
-from v2v.runtime.media.streams import StreamCopier, copy_stream_tags
-from v2v.runtime.media.timestamps import Timestamp
+from v2v.runtime.media.stream_plan import StreamPlan, plan_streams
+from v2v.runtime.media.tags import copy_stream_tags, mov_flags
+from v2v.runtime.media.timecode import at_rate, has_track, later
+from v2v.runtime.media.timestamps import Timestamp, is_constant
 
 PARITY_RATE = Fraction(8)
 
@@ -31,7 +37,8 @@ class VideoWriter:
     """Encodes enhanced pictures, with the source's other streams, into a file that appears when finished.
 
     Until then the work lies in a hidden temporary file in the same folder, which is removed when the ``with``
-    block is left by an exception. Time stamps are the source's; its other streams are copied packet for packet.
+    block is left by an exception. Time stamps are the film's; the source's other streams are copied packet for
+    packet, or what was planned for them.
     ``parity`` writes as the reference does: 8 frames per second, no sound, no colour tags, crf 17.
 
     Args:
@@ -42,6 +49,7 @@ class VideoWriter:
         partial: where to write until it is finished, on the same disk, instead of a file beside ``path``.
         complete: called when all is on the disk, before the file gets its name.
         encoding: codec and quality; H.264 at crf 17 where None.
+        streams: what becomes of the source's other streams; decided, and told, here where None.
 
     Raises:
         MediaError: the output exists, cannot be written or has an unknown ending; the disk is full.
@@ -58,12 +66,14 @@ class VideoWriter:
         parity: bool = False,
         partial: Path | None = None,
         complete: Callable[[], None] = lambda: None,
+        streams: StreamPlan | None = None,
     ) -> None:
         self._complete = complete
         self.path, self.source, self.overwrite, self.note, self.parity = path, source, overwrite, note, parity
         self.encoding = encoding or encoding_for(source.info, parity=parity)
-        self._format = _format_for(path)
+        self._format = format_for(path)
         check_output(path, source.path, overwrite=overwrite)
+        self._streams = streams if streams is not None else streams_for(source, path, parity=parity)
         self._partial = partial or _create_beside(path)
         self._cleanup = contextlib.ExitStack()
         self._cleanup.callback(self._partial.unlink, missing_ok=True)
@@ -73,17 +83,22 @@ class VideoWriter:
         self._copier: StreamCopier | None = None
         self._written = 0
         try:
-            options = {"movflags": "+faststart"} if self._format in ("mp4", "mov") else {}
-            # bitexact leaves out what differs from run to run, such as Matroska's random identifiers
-            self._output = av.open(
-                file_url(self._partial),
-                "w",
-                format=self._format,
-                container_options={"fflags": "+bitexact", **options},
-            )
+            self._open()
         except BaseException:
             self._cleanup.close()
             raise
+
+    def _open(self) -> None:
+        options = {"movflags": mov_flags(self._streams.tags)} if self._format in ("mp4", "mov") else {}
+        if is_immersive(self.source.info.immersive):
+            options["strict"] = "unofficial"  # Google's boxes, which all players go by, are no standard
+        # bitexact leaves out what differs from run to run, such as Matroska's random identifiers
+        self._output = av.open(
+            file_url(self._partial),
+            "w",
+            format=self._format,
+            container_options={"fflags": "+bitexact", **options},
+        )
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -125,7 +140,24 @@ class VideoWriter:
         self._encoder = self.encoding.add_stream(self._output, height, width)
         self._declare_others(self._encoder)
 
-    def _declare_others(self, pictures: Any) -> None:
+    def _keep_timecode(self, pictures: Any, stamps: Sequence[Timestamp] | None) -> None:
+        """Let the first picture show the time code that it had; MP4 makes a track of it, at a constant rate alone."""
+        timecode, info = self.source.timecode, self.source.info
+        if timecode is None:
+            return
+        if self.source.first_number:
+            timecode = later(timecode, self.source.first_number, info.frame_rate)
+        if self._format != "matroska":
+            constant = stamps is not None and is_constant(stamps, info.time_base, info.frame_rate)
+            if not (constant and has_track(self._format, timecode, info.frame_rate)):
+                warn(
+                    f"{self.path}: its time code {timecode} has no place here, at this frame rate; .mkv keeps it"
+                )
+                return
+            at_rate(pictures, info.frame_rate)
+        self._output.metadata["timecode"] = timecode
+
+    def _declare_others(self, pictures: Any, stamps: Sequence[Timestamp] | None = None) -> None:
         """Declare all that comes along with the stream of pictures."""
         if self.encoding.codec.startswith("hevc") and self._format in ("mp4", "mov"):
             pictures.codec_context.codec_tag = "hvc1"  # Apple's players know HEVC by this name alone
@@ -137,9 +169,9 @@ class VideoWriter:
             )
         if not self.parity:
             copy_stream_tags(self.source._stream, pictures)
-            skip = self.source.info.stream_index
             if not self.source.path.is_dir():
-                self._copier = StreamCopier(self.source.path, skip, self._output, self.path, self.source.part)
+                self._copier = StreamCopier(self._streams, self._output, self.source.part)
+                self._keep_timecode(pictures, stamps)
         _add_note(self._output.metadata, self.note)
 
     def join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:
@@ -150,36 +182,88 @@ class VideoWriter:
         Raises:
             MediaError: the disk is full or fails.
         """
-        tick = 1 / PARITY_RATE if self.parity else self.source.info.time_base
         if self.parity:
             stamps = [Timestamp(n, 1) for n in range(len(stamps))]
+        with writing(self.path):
+            while True:
+                try:
+                    self._join(segments, stamps)
+                    self._end()
+                    return
+                except av.FFmpegError as error:
+                    if error.errno in OF_THE_PLACE or not self._streams.kept():
+                        raise
+                    self._begin_anew(error)
+
+    def _begin_anew(self, error: av.FFmpegError) -> None:
+        """Do without streams that FFmpeg refuses after all: first those that play the least part, then all."""
+        sound = [fate for fate in self._streams.kept() if fate.what.startswith("audio")]
+        gone = [fate for fate in self._streams.kept() if fate not in sound] or sound
+        named = ", ".join(f"{fate.index} ({fate.what})" for fate in gone)
+        warn(
+            f"{self.path}: FFmpeg refuses to write the streams {named} ({reason_of(error)}); they are left out"
+        )
+        self._streams = self._streams.without(fate.index for fate in gone)
+        self._close()
+        self._copier, self._written = None, 0
+        self._open()
+
+    def _join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:
+        tick = 1 / PARITY_RATE if self.parity else self.source.info.time_base
         delay = max(segment.delay for segment in segments)
         step = stamps[1].start - stamps[0].start if len(stamps) > 1 else max(stamps[0].duration, 1)
         stream: Any = None
-        first = written = 0
-        with writing(self.path):
-            for segment in segments:
-                with segment.open() as container:
-                    if stream is None:
-                        template = container.streams.video[0]
-                        stream = self._output.add_stream_from_template(template, opaque=True)
-                        stream.time_base = tick
-                        if not self.parity:  # a segment's file may hold it where the codec does not
-                            stream.codec_context.sample_aspect_ratio = self.encoding.aspect
-                        self._declare_others(stream)
-                    for packet, picture in zip(segment.packets(container), segment.order, strict=True):
-                        stamp = stamps[first + picture]
-                        ahead = written - delay
-                        packet.time_base, packet.pts = tick, stamp.start
-                        packet.dts = stamps[ahead].start if ahead >= 0 else stamps[0].start + ahead * step
-                        packet.duration = stamp.duration
-                        packet.stream = stream
-                        if self._copier:
-                            self._copier.advance(packet.dts * tick)
-                        self._output.mux_one(packet)
-                        written += 1
-                first += len(segment.order)
-            self._written = written
+        first = 0
+        for segment in segments:
+            with segment.open() as container:
+                if stream is None:
+                    stream = self._declare_joined(container.streams.video[0], tick, stamps)
+                for packet, picture in zip(segment.packets(container), segment.order, strict=True):
+                    stamp = stamps[first + picture]
+                    ahead = self._written - delay
+                    packet.time_base, packet.pts = tick, stamp.start
+                    packet.dts = stamps[ahead].start if ahead >= 0 else stamps[0].start + ahead * step
+                    packet.duration = stamp.duration
+                    packet.stream = stream
+                    if self._copier:
+                        self._copier.advance(packet.dts * tick)
+                    self._output.mux_one(packet)
+                    self._written += 1
+            first += len(segment.order)
+
+    def _declare_joined(self, template: Any, tick: Fraction, stamps: Sequence[Timestamp]) -> Any:
+        """The stream of pictures that were encoded before, and all that comes along with it."""
+        with contextlib.ExitStack() as lent:
+            stream = self._output.add_stream_from_template(self._immersive(template, lent), opaque=True)
+        context = template.codec_context
+        for name in ("color_primaries", "color_trc", "colorspace", "color_range", "pix_fmt"):
+            setattr(stream.codec_context, name, getattr(context, name))
+        stream.time_base = tick
+        if not self.parity:  # a segment's file may hold it where the codec does not
+            stream.codec_context.sample_aspect_ratio = self.encoding.aspect
+        self._declare_others(stream, stamps)
+        return stream
+
+    def _immersive(self, template: Any, lent: contextlib.ExitStack) -> Any:
+        """``template`` itself, or one like it that says what the source does of 360 degrees and of two eyes."""
+        side_data = self.source.info.immersive
+        if self.parity or not is_immersive(side_data):
+            return template
+        made = saying(side_data, template) if keeps_immersive(self._format) else None
+        if made is None:
+            warn(
+                f"{self.path}: that it is a film of 360 degrees or for two eyes cannot be said here; .mkv says it"
+            )
+            return template
+        return lent.enter_context(made).streams.video[0]
+
+    def _end(self) -> None:
+        """Write all that is left, and the file's trailer."""
+        if self._copier:
+            self._copier.advance(None)
+            self._copier.tell_losses()
+        with reasons_kept():
+            self._output.close()
 
     def _finish(self) -> None:
         with writing(self.path):
@@ -187,9 +271,7 @@ class VideoWriter:
                 raise MediaError(f"{self.path}: there was nothing to write")
             if self._encoder is not None:
                 self._output.mux(self._encoder.encode(None))
-            if self._copier:
-                self._copier.advance(None)
-            self._output.close()
+                self._end()
             sync(self._partial)
             self._publish()
 
@@ -221,10 +303,13 @@ class VideoWriter:
     def _discard(self) -> None:
         """Close everything and remove the temporary file, which by then has its final name or is useless."""
         with self._cleanup:
-            if self._copier:
-                self._copier.close()
-            with contextlib.suppress(Exception):  # the trailer of an unfinished file may well fail
-                self._output.close()
+            self._close()
+
+    def _close(self) -> None:
+        if self._copier:
+            self._copier.close()
+        with contextlib.suppress(Exception):  # the trailer of an unfinished file may well fail
+            self._output.close()
 
 
 @contextlib.contextmanager
@@ -237,10 +322,23 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError) as error:
+        number = error.errno or 0
+        if not isinstance(error, OSError) and number not in OF_THE_PLACE:
+            raise MediaError(f"cannot write {path}: FFmpeg refuses it ({reason_of(error)})") from error
+        advice = (
+            "free space there or choose another place" if number in OF_THE_SPACE else "choose another place"
+        )
         cause = error.strerror or str(error)
-        raise MediaError(
-            f"cannot write {path}: {cause}; free space there or choose another place with -o"
-        ) from error
+        raise MediaError(f"cannot write {path}: {cause}; {advice} with -o") from error
+
+
+def streams_for(source: VideoReader, path: Path, *, parity: bool = False, convert: bool = True) -> StreamPlan:
+    """Decide, and tell, what becomes of the streams of ``source`` beside its pictures in the file ``path``."""
+    if parity or source.path.is_dir():
+        return StreamPlan(source.path, path)
+    plan = plan_streams(source.path, source.info.stream_index, path, convert=convert)
+    plan.tell()
+    return plan
 
 
 def check_output(path: Path, source: Path, *, overwrite: bool) -> None:
@@ -249,7 +347,7 @@ def check_output(path: Path, source: Path, *, overwrite: bool) -> None:
     Raises:
         MediaError: unknown ending, no such folder, a folder, the input itself, or there without ``overwrite``.
     """
-    _format_for(path)
+    format_for(path)
     if not path.parent.is_dir():
         raise MediaError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     if path.is_dir():
@@ -282,7 +380,8 @@ def encoding_for(
         depth = depth or _depth_for(info, codec)
         _tell_unheld(info, codec)
     return Encoding(
-        colors=info.colors,
+        # players expect video to be of limited range, and many do not read the tag that says otherwise
+        colors=replace(info.colors, full_range=info.colors.full_range and not info.made_of_pictures),
         rate=PARITY_RATE if parity else info.frame_rate,
         time_base=1 / PARITY_RATE if parity else info.time_base,
         aspect=info.sample_aspect_ratio,
@@ -320,16 +419,18 @@ def _tell_unheld(info: VideoInfo, codec: str) -> None:
         )
 
 
-_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+def format_for(path: Path) -> str:
+    """FFmpeg's name of the format that a name's ending stands for.
 
-
-def _format_for(path: Path) -> str:
+    Raises:
+        MediaError: there is none.
+    """
     try:
-        return _FORMATS[path.suffix.lower()]
+        return FORMATS[path.suffix.lower()]
     except KeyError:
         raise MediaError(
             f"cannot write {path}: '{path.suffix}' is no video format known here; "
-            f"end the name in {', '.join(_FORMATS)}"
+            f"end the name in {', '.join(FORMATS)}"
         ) from None
 
 

@@ -36,6 +36,9 @@ def make_video(
     pts: Sequence[int] | None = None,
     time_base: Fraction = SECOND,
     sounds: int = 0,
+    sound: str = "aac",
+    sound_rate: int = 48000,
+    sound_start: int = 0,
     colors: dict[str, int] | None = None,
     aspect: Fraction | None = None,
     rotation: int = 0,
@@ -61,7 +64,9 @@ def make_video(
             context.sample_aspect_ratio = aspect
         if rotation:
             video.set_display_rotation(rotation)  # PyAV 18
-        tracks = [output.add_stream("aac", rate=48000, layout="mono") for _ in range(sounds)]
+        tracks = [
+            output.add_stream(sound, rate=sound_rate, layout="mono", bit_rate=64000) for _ in range(sounds)
+        ]
         output.metadata.update(metadata or {})
         if chapters:
             output.set_chapters(chapters)
@@ -81,7 +86,7 @@ def make_video(
             frame.pts, frame.time_base = when, time_base
             output.mux(video.encode(frame))
             for index, track in enumerate(tracks):
-                output.mux(track.encode(_tone(number, 4800, 440 * (index + 1))))
+                output.mux(track.encode(_tone(number, 4800, 440 * (index + 1), sound_start)))
         for stream in (video, *tracks):
             output.mux(stream.encode(None))
     return path
@@ -124,11 +129,11 @@ def make_sound(path: Path) -> Path:
     return path
 
 
-def _tone(number: int, samples: int, pitch: int) -> av.AudioFrame:
+def _tone(number: int, samples: int, pitch: int, start: int = 0) -> av.AudioFrame:
     t = (np.arange(samples) + number * samples) / 48000
     wave = (0.3 * np.sin(2 * np.pi * pitch * t)).astype(np.float32)
     frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.pts, frame.time_base = 48000, number * samples, Fraction(1, 48000)
+    frame.sample_rate, frame.pts, frame.time_base = 48000, start + number * samples, Fraction(1, 48000)
     return frame
 
 

@@ -23,10 +23,10 @@ from v2v.runtime.films.task import Done
 from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import TimeRange, clock, parse_time
-from v2v.runtime.media.timestamps import Clock
+from v2v.runtime.media.timestamps import PictureTimes
 from v2v.runtime.media.writer import VideoWriter
 
-stamp = Clock.stamp
+stamp = PictureTimes.stamp
 FAST = ("--scale", 1, "--steps", 1, "--strength", 0.001)
 MS = Fraction(1, 1000)
 
@@ -108,11 +108,11 @@ def test_a_range_holds_exactly_the_pictures_that_begin_inside(
     options = {"pictures": numbered(len(pts)), "pts": pts, "time_base": MS, "options": SLOW_DECODE}
     source = make_video(folder / f"in{ending}", **options)
     whole, stamps = read(source, TimeRange())
-    zero = stamps[0]  # players count from the file's first packet
-    span = stamps[-1] - zero
+    assert stamps == [Fraction(p - begin, 1000) for p in pts]  # players count from the file's first packet
+    span = stamps[-1]
     start = round(Fraction(first) * span / MS) * MS
     end = start + max(round(Fraction(length) * span / MS), 1) * MS
-    inside = [n for n, stamp in enumerate(stamps) if start <= stamp - zero < end]
+    inside = [n for n, stamp in enumerate(stamps) if start <= stamp < end]
     if not inside:
         with pytest.raises(MediaError, match=r"no picture begins within --start .* --end"):
             read(source, within(start, end))
@@ -138,7 +138,11 @@ def test_files_without_an_index_are_read_from_their_beginning(tmp_path: Path, en
         pts=pts,
     )
     whole, stamps = read(source, TimeRange())
-    assert (stamps[0] > 1) == (ending == ".ts")  # its clock does not begin at 0, and players do not show that
+    with av.open(str(source)) as opened:
+        assert (opened.start_time > 1_000_000) == (
+            ending == ".ts"
+        )  # its clock does not begin at 0; the film does
+    assert [round(float(time), 3) for time in stamps] == [n / 10 for n in range(40)]
     pictures, shifted = read(source, within("1.5", "2.5"))
     assert np.array_equal(pictures, whole[15:25])
     assert [round(float(time), 3) for time in shifted] == [n / 10 for n in range(10)]
@@ -147,7 +151,9 @@ def test_files_without_an_index_are_read_from_their_beginning(tmp_path: Path, en
 def test_what_lies_before_a_range_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_video(tmp_path / "in.mp4", frames=200, options={"g": "10"})
     stamped = []
-    monkeypatch.setattr(Clock, "stamp", lambda self, frame: stamped.append(frame.pts) or stamp(self, frame))
+    monkeypatch.setattr(
+        PictureTimes, "stamp", lambda self, frame: stamped.append(frame.pts) or stamp(self, frame)
+    )
     with VideoReader(source, wanted=within("18.5")) as reader:
         assert len(list(reader.frames())) == 15
         assert min(stamped) * reader.info.time_base > 16

@@ -73,8 +73,9 @@ def test_time_stamps_of_variable_frame_rate_are_kept_exactly(
     pictures = [picture(n, 32, 32) for n in range(len(pts))]
     source = make_video(folder / "in.mkv", pictures=pictures, pts=pts, time_base=Fraction(1, 1000))
     assert times(source) == [Fraction(p, 1000) for p in pts]
-    assert times(copy(source, folder / f"out{ending}")) == times(source)
-    assert times(copy(source, folder / "out.mkv")) == times(source)
+    film = [Fraction(p - start, 1000) for p in pts]  # which begins at 0, as players show it
+    assert times(copy(source, folder / f"out{ending}")) == film
+    assert times(copy(source, folder / "out.mkv")) == film
 
 
 def test_the_last_frame_is_shown_as_long_as_before(tmp_path: Path) -> None:

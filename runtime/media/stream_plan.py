@@ -1,0 +1,357 @@
+"""What becomes of each stream beside the pictures, decided by trial before the first picture.
+
+A stream is copied if the output's format takes it: its header, its first packets and the trailer are written, into
+memory, by the same code that writes the film. Otherwise it is converted, if that is wanted and works, or left out.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.container
+from av.bitstream import BitStreamFilterContext
+
+from v2v.runtime.media.clock import FilmClock, Packet
+from v2v.runtime.media.conversion import SoundConverter, SubtitleConverter, is_unusual, wanted_codec
+from v2v.runtime.media.errors import warn
+from v2v.runtime.media.formats import FORMATS, ending_of, reason_of, reasons_kept
+from v2v.runtime.media.packet_order import PacketOrder
+from v2v.runtime.media.streams import all_packets, describe, is_cover, open_media
+from v2v.runtime.media.tags import TagPlan, film_tags, plan_tags, stream_tags
+
+Action = Literal["copy", "convert", "attach", "fold in", "leave out"]
+"""To fold in: what it says is said of the film; to attach: as a file inside of the file."""
+Converter = SoundConverter | SubtitleConverter
+
+_TRIED_PACKETS = 8  # of each stream
+_LOOKED_AT = 32 << 20, 20_000  # bytes and packets of a file in which they are looked for
+_REFUSALS = (av.FFmpegError, ValueError, TypeError, AttributeError, NotImplementedError, MemoryError)
+_STAND_INS = {"audio": ("aac", "mp3"), "subtitle": ("subrip", "mov_text"), "video": ("mpeg4", "h264")}
+_ROLES = {
+    "forced": 0x40,  # FFmpeg's dispositions
+    "for those who hear badly": 0x80,
+    "for those who see badly": 0x100,
+    "a comment": 0x8,
+    "dubbed": 0x2,
+    "the original": 0x4,
+}
+_TAKES_STAND_INS = tuple(int(part) for part in av.__version__.split(".")[:2]) >= (
+    18,
+    1,
+)  # before it, they crash
+_LAYERS = {"mp1": "mp3", "mp2": "mp3", "ssa": "ass"}  # MP4 calls all layers of MPEG sound the same
+_NAMES = {"libopus": "Opus", "aac": "AAC", "flac": "FLAC", "mov_text": "MP4's own text", "subrip": "SRT"}
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one stream."""
+
+    index: int
+    what: str  # as a person calls it
+    action: Action
+    codec: str = ""  # FFmpeg's name of what it is converted to
+    reason: str = ""  # why it is not copied
+    keeper: str | None = None  # ending of files that would keep it as it is
+    content: bytes = field(default=b"", repr=False)  # of a cover picture that is attached
+    unsaid: tuple[str, ...] = ()  # whom it is for, where the format cannot say that
+
+    @property
+    def said(self) -> str:
+        """The fate in words."""
+        kept = f"; {self.keeper} keeps it as it is" if self.keeper else ""
+        unsaid = f", but not that it is {' and '.join(self.unsaid)}" if self.unsaid else ""
+        if self.action == "convert":
+            return f"converted to {_NAMES[self.codec]}{unsaid}{kept}"
+        if self.action == "leave out":
+            return f"left out: {self.reason}{kept}"
+        return f"kept{unsaid}"
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the stream does not stay all that it is."""
+        return self.action in ("convert", "leave out") or bool(self.unsaid)
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The fates of all streams of ``source`` but that of the pictures, in ``target``."""
+
+    source: Path
+    target: Path
+    fates: tuple[Fate, ...] = ()
+    tags: TagPlan = field(default_factory=TagPlan)
+
+    def tell(self) -> None:
+        """Tell of the streams that do not stay as they are, in one table, and of tags that have no place."""
+        if self.tags.lost:
+            names = ", ".join(self.tags.lost)
+            warn(f"{self.source.name} in {self.target.name}: no place for the tags {names}; .mkv keeps them")
+        if any(fate.is_changed for fate in self.fates):
+            width = max(len(fate.what) for fate in self.fates)
+            rows = (
+                f"stream {fate.index:2} ({fate.what}){'':{width - len(fate.what)}} {fate.said}"
+                for fate in self.fates
+            )
+            warn("\n".join([f"{self.source.name} in {self.target.name}:", *rows]))
+
+    def kept(self) -> tuple[Fate, ...]:
+        """The streams that go along."""
+        return tuple(fate for fate in self.fates if fate.action not in ("fold in", "leave out"))
+
+    def without(self, unwanted: Iterable[int]) -> StreamPlan:
+        """The same with streams left out."""
+        gone = set(unwanted)
+        return replace(self, fates=tuple(fate for fate in self.fates if fate.index not in gone))
+
+
+def plan_streams(source: Path, skip: int, target: Path, *, convert: bool = True) -> StreamPlan:
+    """Decide what becomes of each stream of ``source`` but number ``skip``; reads the beginning of the file.
+
+    ``convert``: what cannot be copied may be made into something else.
+    """
+    container_format = FORMATS[target.suffix.lower()]
+    with open_media(source) as opened, reasons_kept():
+        others = [stream for stream in opened.streams if stream.index != skip]
+        tags = plan_tags(film_tags(opened), container_format, cover=any(map(is_cover, others)))
+        if not others:
+            return StreamPlan(source, target, tags=tags)
+        samples = _first_packets(opened, {stream.index for stream in others})
+        fates = [_fate(stream, samples.get(stream.index, []), container_format, convert) for stream in others]
+        plan = StreamPlan(source, target, tuple(fates), tags)
+        plan = _fitting_together(plan, opened, samples, container_format)
+        return _with_roles(plan, opened, samples, container_format)
+
+
+def declare(
+    fate: Fate, stream: Any, output: av.container.OutputContainer, *, whole: bool = True
+) -> tuple[Any, Converter | None]:
+    """Add what ``stream`` becomes to ``output``; returns it and what converts its packets, if anything does.
+
+    Raises:
+        av.FFmpegError, ValueError: FFmpeg refuses it.
+    """
+    converter: Converter | None = None
+    if stream.type == "attachment":
+        return output.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data), None
+    if fate.action == "attach":
+        name, kind = _cover_name(stream)
+        return output.add_attachment(name, kind, fate.content), None
+    if fate.action == "convert":
+        make = SoundConverter if stream.type == "audio" else SubtitleConverter
+        converter = make(stream, output, fate.codec)
+        track = converter.track
+    else:
+        track = _copy_of(stream, output)
+    track.metadata.update(stream_tags(stream, whole=whole and converter is None))
+    track.disposition = stream.disposition
+    return track, converter
+
+
+def _copy_of(stream: Any, output: av.container.OutputContainer) -> Any:
+    """A stream of ``output`` that takes the packets of ``stream`` as they are."""
+    try:
+        return output.add_stream_from_template(stream, opaque=True)
+    except ValueError:  # PyAV asks for codecs that a format knows by name; FFmpeg's muxers take more
+        for stand_in in _STAND_INS.get(stream.type, ()) if _TAKES_STAND_INS else ():
+            try:
+                track = output.add_mux_stream(stand_in)
+            except ValueError:
+                continue
+            BitStreamFilterContext("null", stream, track)  # replaces all that the stand-in said
+            track.time_base = stream.time_base
+            return track
+        raise
+
+
+def _cover_name(stream: Any) -> tuple[str, str]:
+    """File name and type under which Matroska's players know a cover picture."""
+    codec = str(_codec_of(stream))
+    known = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
+    ending, kind = known.get(codec, (codec, f"image/{codec}"))
+    tags: dict[str, str] = {key.lower(): value for key, value in stream.metadata.items()}
+    return tags.get("filename", f"cover.{ending}"), tags.get("mimetype", kind)
+
+
+def _first_packets(opened: av.container.InputContainer, wanted: set[int]) -> dict[int, list[Packet]]:
+    """Some packets of each stream, under the film's time stamps."""
+    found: dict[int, list[Packet]] = {}
+    most_bytes, most = _LOOKED_AT
+    silent = {
+        stream.index for stream in opened.streams if stream.index in wanted and stream.type != "attachment"
+    }
+    for number, packet in enumerate(all_packets(opened, FilmClock.of(opened))):
+        index = packet.stream.index
+        if packet.size and index in wanted and len(found.setdefault(index, [])) < _TRIED_PACKETS:
+            found[index].append(packet)
+            if len(found[index]) == _TRIED_PACKETS or is_cover(packet.stream):
+                silent.discard(index)
+        most_bytes -= packet.size
+        if not silent or most_bytes < 0 or number > most:
+            break
+    return found
+
+
+def _fate(stream: Any, sample: Sequence[Packet], container_format: str, convert: bool) -> Fate:
+    fate = Fate(stream.index, describe(stream), "copy")
+    if stream.type == "data" and "timecode" in stream.metadata:
+        return replace(fate, action="fold in")
+    if is_cover(stream) and container_format == "matroska":
+        if not sample:
+            return replace(fate, action="leave out", reason="it holds no picture")
+        return replace(fate, action="attach", content=bytes(sample[0]))
+    codec = wanted_codec(stream, container_format) if convert else None
+    refused = _refusal(fate, stream, sample, container_format)
+    unusual = codec is not None and is_unusual(stream, container_format)
+    if refused is None and not unusual:
+        return fate
+    keeper = _keeper(fate, stream, sample, container_format)
+    if codec is not None:
+        converted = replace(fate, action="convert", codec=codec, keeper=keeper)
+        told = _refusal(converted, stream, sample, container_format)
+        if told is None:
+            return converted
+        refused = refused and f"{refused}; it cannot be converted ({told})"
+    if refused is None:
+        return fate
+    return replace(fate, action="leave out", reason=refused, keeper=keeper)
+
+
+def _keeper(fate: Fate, stream: Any, sample: Sequence[Packet], container_format: str) -> str | None:
+    """Ending of the files that would keep a stream as it is."""
+    others = ("matroska", "mp4", "mov")
+    return next(
+        (
+            ending_of(other)
+            for other in others
+            if other != container_format
+            and not is_unusual(stream, other)
+            and _refusal(fate, stream, sample, other) is None
+        ),
+        None,
+    )
+
+
+def _refusal(fate: Fate, stream: Any, sample: Sequence[Packet], container_format: str) -> str | None:
+    """Why a format does not take a stream, or None if it does."""
+    if stream.type == "attachment" and container_format != "matroska":
+        return "the format has no attachments"
+    return _trial([fate], {stream.index: stream}, {stream.index: sample}, container_format)
+
+
+def _fitting_together(
+    plan: StreamPlan,
+    opened: av.container.InputContainer,
+    samples: dict[int, list[Packet]],
+    container_format: str,
+) -> StreamPlan:
+    """Leave out what does not go beside the others, the last streams first."""
+    streams = {stream.index: stream for stream in opened.streams}
+    while (kept := plan.kept()) and len(kept) > 1:
+        reason = _trial(kept, streams, samples, container_format)
+        if reason is None:
+            break
+        gone = replace(kept[-1], action="leave out", reason=reason)
+        plan = replace(plan, fates=tuple(gone if fate.index == gone.index else fate for fate in plan.fates))
+    return plan
+
+
+def _with_roles(
+    plan: StreamPlan,
+    opened: av.container.InputContainer,
+    samples: dict[int, list[Packet]],
+    container_format: str,
+) -> StreamPlan:
+    """Find out what of whom the streams are for is there when the file is read again."""
+    streams = {stream.index: stream for stream in opened.streams}
+    kept = [fate for fate in plan.kept() if streams[fate.index].type in ("audio", "subtitle")]
+    if not any(_roles(streams[fate.index]) for fate in kept):
+        return plan
+    written = io.BytesIO()
+    if _trial(kept, streams, samples, container_format, written) is not None:
+        return plan
+    written.seek(0)
+    with av.open(written) as made:
+        said = {
+            kind: [_roles(stream) for stream in made.streams if stream.type == kind]
+            for kind in ("audio", "subtitle")
+        }
+    unsaid: dict[int, tuple[str, ...]] = {}
+    for fate in kept:
+        found = said[streams[fate.index].type]
+        unsaid[fate.index] = tuple(sorted(_roles(streams[fate.index]) - (found.pop(0) if found else set())))
+    fates = tuple(replace(fate, unsaid=unsaid.get(fate.index, ())) for fate in plan.fates)
+    return replace(plan, fates=fates)
+
+
+def _roles(stream: Any) -> set[str]:
+    """Whom a stream is for, in words."""
+    disposition = int(stream.disposition)
+    return {words for words, role in _ROLES.items() if disposition & role}
+
+
+def _trial(
+    fates: Sequence[Fate],
+    streams: dict[int, Any],
+    samples: dict[int, list[Packet]] | dict[int, Sequence[Packet]],
+    container_format: str,
+    written: io.BytesIO | None = None,
+) -> str | None:
+    """Write streams into memory, beside a picture; returns why that fails, or None."""
+    written = io.BytesIO() if written is None else written
+    try:
+        with av.open(written, "w", format=container_format) as output:
+            pictures = output.add_stream("mpeg4", rate=25, width=16, height=16)
+            declared = [(fate, *declare(fate, streams[fate.index], output)) for fate in fates]
+            output.start_encoding()
+            for packet in pictures.encode(av.VideoFrame(16, 16, "yuv420p")):
+                output.mux_one(packet)
+            for fate, track, converter in declared:
+                order = PacketOrder(output)
+                for packet in _written(samples.get(fate.index, ()), track, converter):
+                    order(packet)
+                    output.mux_one(packet)
+        wanted = [_codec_of(streams[fate.index]) for fate in fates if fate.action == "copy"]
+        return _unreadable(written, [codec for codec in wanted if codec])
+    except _REFUSALS as error:
+        return reason_of(error)
+
+
+def _unreadable(written: io.BytesIO, wanted: Sequence[str]) -> str | None:
+    """Which stream of a file that was written is another one when it is read, if any."""
+    written.seek(0)
+    with av.open(written) as made:
+        found = [_codec_of(stream) for stream in made.streams]
+    lost = next((codec for codec in wanted if wanted.count(codec) > found.count(codec)), None)
+    return f"nothing reads {lost} in this format" if lost else None
+
+
+def _codec_of(stream: Any) -> str | None:
+    """The canonical name of a stream's codec, of those with one decoder the last; None where FFmpeg has none."""
+    name = stream.codec_context.codec.canonical_name if stream.codec_context else None
+    return _LAYERS.get(str(name), name)
+
+
+def _written(sample: Sequence[Packet], track: Any, converter: Converter | None) -> Iterator[Packet]:
+    """What ``sample`` gives for ``track``; damaged packets are no reason to do without the others."""
+    refused: Exception | None = None
+    worked = False
+    for packet in sample:
+        if converter is not None:
+            try:
+                yield from converter.convert(packet)
+                worked = True
+            except av.FFmpegError as error:
+                refused = error
+        elif track.type != "attachment":
+            copied: Packet = av.Packet(bytes(packet))
+            copied.pts, copied.dts, copied.duration = packet.pts, packet.dts, packet.duration
+            copied.time_base, copied.is_keyframe, copied.stream = packet.time_base, packet.is_keyframe, track
+            yield copied
+    if refused is not None and not worked:
+        raise refused
