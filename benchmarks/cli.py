@@ -21,7 +21,7 @@ import typer
 from v2v.benchmarks.compare import Change, Comparison, compare
 from v2v.benchmarks.report import PAGE, check_output, size_text, spread_text, time_text, write
 from v2v.benchmarks.results import Axis, Kind, Results
-from v2v.benchmarks.session import Plan, run_session
+from v2v.benchmarks.session import SessionPlan, run_session
 from v2v.core.components import Window, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import (
@@ -160,7 +160,7 @@ def command(
     sweeps = tuple(dict.fromkeys(one_of("--sweep", axis, _AXES) for axis in sweep or ()))
     # Building comes last: no one should wait for it to learn of a misspelt option.
     sets = tuple(map(EngineSet.open, named)) or sets_for(config, window, backend, chosen, weights)
-    plan = Plan(sets, baselines, chosen, weights, repeats or _REPEATS, steps, sweeps)
+    plan = SessionPlan(sets, baselines, chosen, weights, repeats or _REPEATS, steps, sweeps)
     kept = False
 
     def keep(so_far: Results) -> None:

@@ -153,7 +153,7 @@ class OpenBaseline:
 
 
 @dataclass(frozen=True)
-class Job:
+class Measurement:
     """What to measure and how."""
 
     opener: Opener
@@ -162,7 +162,7 @@ class Job:
     sweeps: tuple[Axis, ...]
 
 
-def measure(job: Job, folder: Path, tell: Tell) -> Iterator[Measured]:
+def measure(job: Measurement, folder: Path, tell: Tell) -> Iterator[Measured]:
     """Measure ``job`` in this process, which should be a fresh one; temporary files go to ``folder``.
 
     Everything is in the first result but further runs and the sweeps; each later one has more of them.
@@ -332,7 +332,7 @@ def build_times(kind: Kind, opened: Opened, first: list[Span], stages: tuple[Sta
     )
 
 
-def _sweep(bench: _Bench, over: Axis, job: Job, clip: Clip, tell: Callable[[str], None]) -> Sweep:
+def _sweep(bench: _Bench, over: Axis, job: Measurement, clip: Clip, tell: Callable[[str], None]) -> Sweep:
     """Whole runs along one axis. A clip longer or larger than the window takes several windows."""
     fixed = clip if over == "steps" else replace(clip, steps=min(clip.steps, _SWEEP_STEPS))
     points = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from v2v.benchmarks.isolate import in_fresh_process
 from v2v.benchmarks.machine import ceilings, machine
-from v2v.benchmarks.measure import Job, OpenBaseline, OpenEngineSet, Opener, Tell, measure
+from v2v.benchmarks.measure import Measurement, OpenBaseline, OpenEngineSet, Opener, Tell, measure
 from v2v.benchmarks.results import Axis, Ceilings, Failed, Kind, Measured, Results, Work
 from v2v.core.abort import removed_on_abort
 from v2v.core.components import Precision, Window
@@ -29,7 +29,7 @@ Announce = Callable[[str], Tell]
 
 
 @dataclass(frozen=True)
-class Plan:
+class SessionPlan:
     """What a session measures and how often."""
 
     sets: tuple[EngineSet, ...]
@@ -41,7 +41,7 @@ class Plan:
     sweeps: tuple[Axis, ...]  # of the engine sets
 
 
-def openers(plan: Plan) -> list[Opener]:
+def openers(plan: SessionPlan) -> list[Opener]:
     """The subjects, baselines first: one of each for every model, window and device among the sets."""
     sets: dict[str, Opener] = {}
     baselines: dict[str, Opener] = {}
@@ -66,7 +66,10 @@ def openers(plan: Plan) -> list[Opener]:
 
 
 def run_session(
-    plan: Plan, command: str, announce: Announce, keep: Callable[[Results], None] = lambda results: None
+    plan: SessionPlan,
+    command: str,
+    announce: Announce,
+    keep: Callable[[Results], None] = lambda results: None,
 ) -> Results:
     """Measure everything in ``plan``; what fails is listed in the results, with the reason.
 
@@ -98,7 +101,7 @@ def run_session(
             own = Path(folder) / str(place)
             own.mkdir()
             sweeps = plan.sweeps if opener.kind == "engines" else ()
-            job = Job(opener, plan.repeats, plan.steps, sweeps)
+            job = Measurement(opener, plan.repeats, plan.steps, sweeps)
 
             def take(found: Measured, name: str = opener.name) -> None:
                 measured[name] = found

@@ -9,6 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+CLIP_CONTEXT = 77
+"""Tokens of a prompt, start and end included."""
+
+CLIP_VOCABULARY = 49408
+"""Tokens that there are; the last two are start and end."""
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -51,8 +57,8 @@ class TextEncoderConfig:
     width: int = 1024
     heads: int = 16
     layers: int = 24
-    vocabulary: int = 49408
-    context: int = 77
+    vocabulary: int = CLIP_VOCABULARY
+    context: int = CLIP_CONTEXT
 
 
 @dataclass(frozen=True)

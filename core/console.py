@@ -347,16 +347,6 @@ class BuildDisplay:
             self._bars.update(task, completed=1.0, phase="")
 
 
-def size_text(count: int) -> str:
-    """Bytes for people, as in "12.3 MB"."""
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
 def seconds_text(seconds: float) -> str:
     """Seconds for people, as in "0.13 s", "12 s", "3 min 05 s"."""
     if seconds < 10:

@@ -8,7 +8,7 @@ Two devices, one interface: :mod:`~v2v.device.cpu` (NumPy, the specification) an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,28 @@ from v2v.core.errors import EngineError
 Frame = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """A picture on the host: ``[H, W, 3]``, RGB, all of its type's range, 0..255 or (more than 8 bits) 0..65535."""
 
-Array = Any
-"""An array of the device: ``numpy.ndarray`` on a CPU, ``CudaArray`` (shape, dtype, pointer) on CUDA."""
+
+class Array(Protocol):
+    """An array of a device: ``numpy.ndarray`` on a CPU, :class:`v2v.device.cuda.CudaArray` on CUDA.
+
+    Only the device that made it looks inside.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        ...
 
 
 class Nonfinite(NamedTuple):
@@ -210,9 +230,9 @@ def open_device(name: str) -> Device:
     if name == "cpu":
         from v2v.device.cpu import CpuDevice  # imports this module
 
-        return CpuDevice()
+        return cast(Device, CpuDevice())  # a device is given its own arrays only, which no type can say
     if name != "cuda":
         raise EngineError(f"--device {name}: there is no such device; choose cpu or cuda")
     from v2v.device.cuda import CudaDevice  # needs cuda-python, which a CPU does not
 
-    return CudaDevice()
+    return cast(Device, CudaDevice())

@@ -239,14 +239,13 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2}
 """Relative L2 error that two correct implementations of a component may have between them."""
 
 
-# name -> module:class. The order is the order of preference when the user names none.
+# name -> module:class. The order is the order of preference when the user names none; the name is that of the extra
+# that installs the backend's library.
 BACKENDS = {
     "tensorrt": "v2v.engine.tensorrt.backend:TensorRTBackend",
     "inductor": "v2v.engine.inductor.backend:InductorBackend",
     "onnxruntime": "v2v.engine.onnxruntime.backend:OnnxRuntimeBackend",
 }
-
-_EXTRAS = {"tensorrt": "tensorrt", "inductor": "inductor"}
 
 
 def backend(name: str) -> Backend:
@@ -261,7 +260,7 @@ def backend(name: str) -> Backend:
     try:
         made: Backend = getattr(importlib.import_module(module), attribute)()
     except ImportError as error:
-        extra = _EXTRAS.get(name)
-        advice = f"; install it with: pip install 'v2v[{extra}]'" if extra else ""
-        raise EngineError(f"backend '{name}' is not installed here ({error}){advice}") from error
+        raise EngineError(
+            f"backend '{name}' is not installed here ({error}); install it with: pip install 'v2v[{name}]'"
+        ) from error
     return made

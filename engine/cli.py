@@ -11,6 +11,7 @@ import rich.box
 import rich.console
 import rich.table
 import typer
+from rich.filesize import decimal
 
 from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS
@@ -22,7 +23,6 @@ from v2v.core.console import (
     parse_size,
     run_app,
     seconds_text,
-    size_text,
     warn,
 )
 from v2v.core.errors import EngineError, UsageError
@@ -161,13 +161,13 @@ def show_built(built: EngineSet) -> None:
     for name, record in manifest.components.items():
         table.add_row(
             name,
-            size_text(sum(file.bytes for file in record.files)),
+            decimal(sum(file.bytes for file in record.files)),
             seconds_text(record.export_seconds),
             seconds_text(record.compile_seconds),
             f"{record.error:.1e}",
         )
     table.add_section()
-    table.add_row("all", size_text(built.bytes), seconds_text(manifest.seconds), "", "")
+    table.add_row("all", decimal(built.bytes), seconds_text(manifest.seconds), "", "")
     results.print(table)
     results.print(f"engine set: {built.path}", markup=False)
     _say_if_random(built)
@@ -185,7 +185,7 @@ def show_sets() -> None:
         fits = found.runs_on(None)
         runs = "runs here" if fits.fits else f"does not run here: {fits.reason}"
         results.print(found.name, style="bold", markup=False)
-        results.print(f"    {size_text(found.bytes)}, built {built}, {runs}", markup=False)
+        results.print(f"    {decimal(found.bytes)}, built {built}, {runs}", markup=False)
     results.print(f"{count} engine sets in {engines_root()}", markup=False)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from v2v.core.components import Component, ComponentName
+from v2v.core.components import ComponentName
 from v2v.core.errors import EngineError
 from v2v.core.progress import BuildProgress
+from v2v.core.samples import relative_error, sample_inputs
 from v2v.engine.backend import Engine, backend
 from v2v.engine.build import Exporter
 from v2v.engine.store import EngineSet
@@ -57,22 +58,6 @@ def verify_engine_set(
     return [_verify(engine_set, name, device, progress, exporter) for name in engine_set.manifest.components]
 
 
-def random_inputs(component: Component, vocabulary: int, seed: int = 0) -> Arrays:
-    """Inputs of the size that a run gives: unit normal, images in -1..1, any token, an early time step."""
-    generator = np.random.default_rng(seed)
-    made: Arrays = {}
-    for tensor in component.inputs:
-        if tensor.name == "ids":
-            made[tensor.name] = generator.integers(0, vocabulary, tensor.shape, dtype=np.int64)
-        elif tensor.name == "timestep":
-            made[tensor.name] = np.full(tensor.shape, 599, np.int64)
-        elif tensor.name == "image":
-            made[tensor.name] = generator.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
-        else:
-            made[tensor.name] = generator.standard_normal(tensor.shape).astype(tensor.dtype)
-    return made
-
-
 def run_once(engine: Engine, inputs: Arrays, device: str) -> tuple[Arrays, float]:
     """Run ``engine`` twice on host arrays; its outputs, and the seconds of the second run."""
     outputs: Arrays = {t.name: np.zeros(t.shape, t.dtype) for t in engine.component.outputs}
@@ -80,14 +65,9 @@ def run_once(engine: Engine, inputs: Arrays, device: str) -> tuple[Arrays, float
     return outputs, run(engine, inputs, outputs)
 
 
-def relative_error(found: Arrays, expected: Arrays) -> float:
-    """L2 norm of the difference over the L2 norm of ``expected``, the worst of all outputs."""
-    errors = []
-    for name, reference in expected.items():
-        wide = reference.astype(np.float64)
-        norm = float(np.linalg.norm(wide)) or 1.0
-        errors.append(float(np.linalg.norm(found[name].astype(np.float64) - wide)) / norm)
-    return max(errors)
+def worst_error(found: Arrays, expected: Arrays) -> float:
+    """The largest :func:`~v2v.core.samples.relative_error` of all outputs."""
+    return max(relative_error(found[name], reference) for name, reference in expected.items())
 
 
 def _verify(
@@ -98,7 +78,7 @@ def _verify(
     exporter: Exporter | None,
 ) -> Verified:
     recipe = engine_set.manifest.recipe
-    inputs = random_inputs(engine_set.component(name), recipe.model.text_encoder.vocabulary)
+    inputs = sample_inputs(engine_set.component(name), recipe.model.text_encoder.vocabulary)
     progress(name, "loading", 0.0)
     started = time.monotonic()
     engine = engine_set.load(name, device)
@@ -115,7 +95,7 @@ def _verify(
     error = None
     if (recipe.backend.name, device) != ("onnxruntime", "cpu"):
         with _reference(engine_set, name, progress, exporter) as reference:
-            error = relative_error(outputs, run_once(reference, inputs, "cpu")[0])
+            error = worst_error(outputs, run_once(reference, inputs, "cpu")[0])
         allowed = backend(recipe.backend.name).tolerance(name, recipe.options)
         if error > allowed:
             raise EngineError(

@@ -11,7 +11,6 @@ between casts to FP32, as strongly typed compilers need it.
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 import time
 import warnings
@@ -39,6 +38,7 @@ from v2v.core.components import Component, ComponentName, Precision, Window, com
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
+from v2v.core.samples import relative_error, sample_inputs
 from v2v.export.weights import Network, Weights, make_network
 
 OPSET = 23
@@ -394,22 +394,6 @@ def _operations(model: ir.Model) -> Iterator[tuple[Any, ...]]:
         yield node.op_identifier(), attributes, [value and origin[value] for value in node.inputs]
 
 
-def sample_inputs(component: Component, vocabulary: int, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
-    """Random input like what the component gets in a run: token ids, a time step, a picture, normal latents."""
-    generator = np.random.default_rng(seed)
-    made: dict[str, npt.NDArray[Any]] = {}
-    for tensor in component.inputs:
-        if tensor.name == "ids":
-            made[tensor.name] = generator.integers(0, vocabulary, tensor.shape)
-        elif tensor.name == "timestep":
-            made[tensor.name] = generator.integers(0, 1000, tensor.shape)
-        elif tensor.name == "image":
-            made[tensor.name] = generator.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
-        else:
-            made[tensor.name] = generator.standard_normal(tensor.shape).astype(tensor.dtype)
-    return made
-
-
 def _run_pytorch(module: nn.Module, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     """Run in FP32; all outputs."""
     tensors = [torch.from_numpy(value) for value in inputs.values()]
@@ -435,11 +419,3 @@ def _run_onnx(
         return [np.asarray(output) for output in session.run(None, dict(inputs))]
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         raise BuildError(f"{name}: ONNX Runtime cannot run the exported graph: {error}") from error
-
-
-def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """L2 norm of the difference over that of ``expected``; infinite where something is not finite."""
-    if found.shape != expected.shape or not np.isfinite(found).all() or not np.isfinite(expected).all():
-        return math.inf
-    difference = np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64))
-    return float(difference / max(np.linalg.norm(expected.astype(np.float64)), np.finfo(np.float64).tiny))

@@ -16,7 +16,7 @@ from v2v.runtime.films import batch
 from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire
 from v2v.runtime.media.stdio import input_path, output_path
 from v2v.runtime.media.time_range import is_time
-from v2v.runtime.options import PREVIEW_SECONDS, Options
+from v2v.runtime.options import PREVIEW_SECONDS, RunOptions
 
 app = new_app()
 
@@ -38,8 +38,8 @@ class _Command(typer.core.TyperCommand):
 
 
 @app.command(cls=_Command)
-@takes(Options)
-def command(options: Options) -> None:
+@takes(RunOptions)
+def command(options: RunOptions) -> None:
     """Enhance a video, guided by text. Its frame rate, sound and everything else are kept.
 
     Where an option is not given, the model's own default holds.
@@ -63,7 +63,7 @@ def command(options: Options) -> None:
 
 
 def _enhance_one(
-    options: Options, request: Request, crew: Crew, display: Display, opened: contextlib.ExitStack
+    options: RunOptions, request: Request, crew: Crew, display: Display, opened: contextlib.ExitStack
 ) -> Enhanced:
     """The single video of the command line, and the page that compares it with its source."""
     source = opened.enter_context(input_path(Path(options.inputs[0])))
@@ -74,7 +74,7 @@ def _enhance_one(
     return enhanced
 
 
-def _enhance_many(options: Options, request: Request, crew: Crew, display: Display) -> list[batch.Outcome]:
+def _enhance_many(options: RunOptions, request: Request, crew: Crew, display: Display) -> list[batch.Outcome]:
     """Every video of a batch; what an earlier run of the same settings has made is left as it is."""
     jobs = batch.plan_jobs(
         options.inputs, Path(options.output), request.codec, options.prompt, options.prompt_file
@@ -90,7 +90,7 @@ def _enhance_many(options: Options, request: Request, crew: Crew, display: Displ
     return batch.run_jobs(jobs, attempt, crew.team.size, crew.team.close)
 
 
-def _report_one(options: Options, enhanced: Enhanced, told: list[str]) -> None:
+def _report_one(options: RunOptions, enhanced: Enhanced, told: list[str]) -> None:
     if options.as_json:
         files = {"input": options.inputs[0], "output": options.output}
         print_result({**files, **enhanced.as_json(), "warnings": told})
@@ -99,7 +99,7 @@ def _report_one(options: Options, enhanced: Enhanced, told: list[str]) -> None:
         messages.print(f"{options.output}: {enhanced.frames} frames of {size} in {seconds}", markup=False)
 
 
-def _report_many(options: Options, outcomes: list[batch.Outcome], told: list[str]) -> None:
+def _report_many(options: RunOptions, outcomes: list[batch.Outcome], told: list[str]) -> None:
     if options.as_json:
         videos = [outcome.as_json() for outcome in outcomes]
         print_result({"videos": videos, "warnings": told})

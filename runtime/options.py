@@ -18,7 +18,7 @@ from v2v.engine.store import Wanted
 from v2v.runtime.diffusion.colors import ColorMatch
 from v2v.runtime.diffusion.pipeline import Memory
 from v2v.runtime.diffusion.settings import Settings
-from v2v.runtime.diffusion.solvers import SolverName
+from v2v.runtime.diffusion.solvers import SOLVERS
 from v2v.runtime.films.enhance import Request
 from v2v.runtime.media.encoding import CODECS
 from v2v.runtime.media.stdio import PIPE
@@ -28,7 +28,7 @@ PREVIEW_SECONDS = 3
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """The command line of ``v2v-run``; where an option is not given, the model's own default holds."""
 
     inputs: Annotated[
@@ -53,7 +53,7 @@ class Options:
         str | None, typer.Option(help="What it must not look like; default: the reference's words.")
     ] = None
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None
-    solver: Annotated[str | None, typer.Option(help=f"One of {', '.join(get_args(SolverName))}.")] = None
+    solver: Annotated[str | None, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = None
     strength: Annotated[
         float | None, typer.Option(help="Noise level, 0 to 1: how far the result may leave the source.")
     ] = None

@@ -30,7 +30,7 @@ from v2v.benchmarks.studies.unet_evaluation import (
     milliseconds,
     profile,
     randomise,
-    relative_error,
+    tensor_error,
     where,
 )
 from v2v.core.configs import MODELS
@@ -132,7 +132,7 @@ def measure(
                 return velocity
 
             record = found["evaluation"].setdefault(name, {})
-            record[f"error, {weights} weights"] = relative_error(evaluate(), expected)
+            record[f"error, {weights} weights"] = tensor_error(evaluate(), expected)
             keep()
             if weights == kinds[0]:
                 record["milliseconds"] = milliseconds(evaluate, device, 5 if size == "full" else 1)

@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS, ModelConfig
+from v2v.device import Device
 from v2v.engine.backend import BuildOptions
 from v2v.engine.build import build_engine_set
 from v2v.engine.store import EngineSet
@@ -123,7 +124,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     device = CudaDevice()
                     if how == "eager":
                         device.capture = lambda work: work  # type: ignore[method-assign]
-                    v2v = VideoToVideo(cast(EngineSet, engines), device)
+                    v2v = VideoToVideo(engines, cast(Device, device))
                     outputs[how] = np.stack(list(v2v(list(kept["source"]), _SETTINGS)))
                     refused = refused or device.capture_refused
             mine, cpu = outputs["captured"], kept["enhanced"]
@@ -182,7 +183,7 @@ def backends(arguments: argparse.Namespace) -> dict[str, Any]:
             expected = enhanced(cpu, frames, settings)
             for engine_set in sets:
                 device = CudaDevice()
-                v2v = VideoToVideo(engine_set, device)
+                v2v = VideoToVideo(engine_set, cast(Device, device))
                 outputs = [enhanced(v2v, frames, settings) for _ in range(2)]
                 began = time.perf_counter()
                 list(v2v(frames, settings))
@@ -277,7 +278,7 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
                         }
                     )
 
-            v2v = VideoToVideo(engines, device)
+            v2v = VideoToVideo(engines, cast(Device, device))
             v2v.load_all()  # loading is not what is traced
             frames = list(rng.integers(0, 256, (count, 360, 640, 3), np.uint8))
             with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:

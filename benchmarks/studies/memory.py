@@ -28,7 +28,7 @@ import numpy as np
 from v2v.benchmarks.machine import machine
 from v2v.core.components import Component, Window, components
 from v2v.core.configs import MODELS
-from v2v.device.cpu import CpuDevice
+from v2v.device import open_device
 from v2v.engine.backend import Engine, LooseEngines
 from v2v.engine.store import TOKENIZER, packaged_tokenizer
 from v2v.runtime.diffusion.pipeline import VideoToVideo
@@ -128,7 +128,7 @@ def enhance(source: Path, target: Path, frames: int, codec: str, tell: Callable[
         engines: Any = trivial_engines(Path(folder), Window(frames, rows * 64 + 16, columns * 64))
         size = (reader.info.height, reader.info.width)
         made = plan(Settings(steps=1, size=size), engines.model.defaults, size)
-        team = Alone(VideoToVideo(engines, CpuDevice()))
+        team = Alone(VideoToVideo(engines, open_device("cpu")))
         encoding = encoding_for(reader.info, codec=codec, preset="ultrafast" if codec == "h264" else None)
         return enhance_film(team, reader, Target(target, encoding), made, tell)
 

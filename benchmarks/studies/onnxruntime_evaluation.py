@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from v2v.benchmarks.machine import machine
-from v2v.benchmarks.studies.unet_evaluation import NARROW, milliseconds, profile, relative_error
+from v2v.benchmarks.studies.unet_evaluation import NARROW, milliseconds, profile, tensor_error
 from v2v.core.components import Component, Precision, Window, components
 from v2v.core.configs import MODELS, ModelConfig, TextEncoderConfig
+from v2v.core.samples import sample_inputs
 from v2v.engine.backend import BuildOptions, Source
 from v2v.engine.onnxruntime import backend as onnxruntime
-from v2v.export.graphs import export_component, plain_network, sample_inputs
+from v2v.export.graphs import export_component, plain_network
 from v2v.export.weights import Weights, load_weights
 
 _FULL = MODELS["ms-vid2vid-xl"]
@@ -138,7 +139,7 @@ class Evaluation:
                     torch.cuda.synchronize()
                 found: dict[str, Any] = {"settings": settings, "first run s": time.monotonic() - started}
                 (output,) = self.outputs.values()
-                found["relative error against FP32"] = relative_error(output.cpu(), self.expected)
+                found["relative error against FP32"] = tensor_error(output.cpu(), self.expected)
                 run()
                 found["milliseconds"] = milliseconds(run, self.device, repeats)
                 if cuda:

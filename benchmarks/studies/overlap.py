@@ -40,7 +40,7 @@ from v2v.runtime.diffusion.settings import Settings, plan
 from v2v.runtime.films import pool as workers
 from v2v.runtime.films.film import Target, enhance_film
 from v2v.runtime.films.pool import Alone
-from v2v.runtime.films.task import Job, Task
+from v2v.runtime.films.task import SegmentJob, Task
 from v2v.runtime.media.encoding import SegmentEncoder
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
@@ -51,7 +51,7 @@ _UNET = ENGINE_STAGES["unet"]
 class _OneAfterTheOther(Alone):
     """Waits until a segment is encoded before it is given back."""
 
-    def submit(self, task: Task, report: Report) -> Job:
+    def submit(self, task: Task, report: Report) -> SegmentJob:
         job = super().submit(task, report)
         wait([job.done])
         return job

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from v2v.core.configs import MODELS, UNetConfig
+from v2v.core.samples import relative_error
 from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.unet import FusedUNet
 from v2v.export.models.unet import UNet
@@ -58,10 +59,9 @@ def milliseconds(run: Callable[[], Any], device: str, repeats: int) -> float:
     return float(statistics.median(times))
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Relative L2; NaN stays NaN."""
-    difference = found.double() - expected.double()
-    return float(difference.norm() / expected.double().norm())
+def tensor_error(found: Tensor, expected: Tensor) -> float:
+    """:func:`~v2v.core.samples.relative_error` of tensors."""
+    return relative_error(found.float().cpu().numpy(), expected.float().cpu().numpy())
 
 
 def randomise(network: torch.nn.Module, device: str, seed: int = 11) -> None:
@@ -137,7 +137,7 @@ def measure(size: str, device: str, path: Path, *, compiled: bool = False) -> di
     expected = plain(latents.float(), timestep, context.float())
 
     def see(name: str, run: Callable[[], Tensor], repeats: int) -> None:
-        errors[name] = relative_error(run(), expected)
+        errors[name] = tensor_error(run(), expected)
         times[name] = milliseconds(run, device, repeats if size == "full" else 1)
         keep()
 

@@ -27,6 +27,7 @@ from v2v.core.components import Component, ComponentName, is_unet
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError, first_line
 from v2v.core.progress import PhaseProgress
+from v2v.core.samples import relative_error, sample_inputs
 from v2v.device.gpus import cuda_devices
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.inductor.runner import InductorEngine
@@ -66,7 +67,7 @@ FP8_TOLERANCE = 0.3
 
 
 @dataclass(frozen=True)
-class Options:
+class InductorOptions:
     """What this backend alone can be told, ``v2v-build-engines --option NAME=yes|no``."""
 
     fused: (
@@ -75,7 +76,7 @@ class Options:
     fp8: bool = False  # products in FP8
 
     @classmethod
-    def read(cls, options: BuildOptions) -> Options:
+    def read(cls, options: BuildOptions) -> InductorOptions:
         """Read them.
 
         Raises:
@@ -144,7 +145,10 @@ class InductorBackend:
         found = engine.evaluate(inputs)
         engine.close()
         expected = _reference(plain, inputs, options.device)
-        difference = max(map(_relative_error, found, expected))
+        difference = max(
+            relative_error(one.cpu().numpy(), other.cpu().numpy())
+            for one, other in zip(found, expected, strict=True)
+        )
         fp8 = chosen.fp8 and is_unet(component.name)
         tolerance = FP8_TOLERANCE if fp8 else _BUILD_TOLERANCE[options.precision]
         if not difference <= tolerance:
@@ -177,8 +181,8 @@ class InductorBackend:
         """See :class:`v2v.engine.backend.Backend`."""
         return FP8_TOLERANCE if is_unet(name) and self._check(options).fp8 else TOLERANCE[options.precision]
 
-    def _check(self, options: BuildOptions) -> Options:
-        chosen = Options.read(options)
+    def _check(self, options: BuildOptions) -> InductorOptions:
+        chosen = InductorOptions.read(options)
         if not chosen.fp8:
             return chosen
         if options.device != "cuda" or options.precision != "fp16":
@@ -274,7 +278,7 @@ class _Method(nn.Module):
 
 
 def _to_compile(
-    name: ComponentName, model: ModelConfig, plain: _Method, options: BuildOptions, chosen: Options
+    name: ComponentName, model: ModelConfig, plain: _Method, options: BuildOptions, chosen: InductorOptions
 ) -> nn.Module:
     """What the compiler gets: on a GPU the fused network, where there is one."""
     network: Any = plain.network
@@ -316,10 +320,8 @@ def _check_fp8_model(model: ModelConfig) -> None:
 
 
 def _sample_inputs(component: Component, model: ModelConfig, device: str) -> tuple[Tensor, ...]:
-    from v2v.export.graphs import sample_inputs
-
-    made = sample_inputs(component, model.text_encoder.vocabulary)
-    return tuple(torch.from_numpy(made[tensor.name]).to(device) for tensor in component.inputs)
+    samples = sample_inputs(component, model.text_encoder.vocabulary)
+    return tuple(torch.from_numpy(samples[tensor.name]).to(device) for tensor in component.inputs)
 
 
 def _reference(plain: nn.Module, inputs: tuple[Tensor, ...], device: str) -> list[Tensor]:
@@ -336,11 +338,6 @@ def _evaluate(module: nn.Module, inputs: tuple[Tensor, ...], precision: torch.dt
     with torch.inference_mode():
         outputs = module(*(x.to(precision) if x.is_floating_point() else x for x in inputs))
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def _relative_error(found: Tensor, expected: Tensor) -> float:
-    difference = found.double() - expected.double()
-    return float(difference.norm() / expected.double().norm())
 
 
 # Files ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import Gpu, find_gpu
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.store import timing_cache_folder
-from v2v.engine.tensorrt.builder import Options, build_plan, limits
+from v2v.engine.tensorrt.builder import TensorRTOptions, build_plan, limits
 from v2v.engine.tensorrt.library import SAME_GPU, Library, load_library, runs_on
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
@@ -136,9 +136,9 @@ class TensorRTBackend:
         jit = timing_cache_folder() / f"{record.crc32:08x}-{library.version}-{_label(gpu)}.jit"
         return TensorRTEngine(component, plan, library, gpu, jit if library.is_rtx else None)
 
-    def _chosen(self, options: BuildOptions) -> tuple[Library, Options]:
+    def _chosen(self, options: BuildOptions) -> tuple[Library, TensorRTOptions]:
         """The library that ``options`` ask for, after a look at all of them."""
-        chosen = Options.read(options.extra)
+        chosen = TensorRTOptions.read(options.extra)
         if options.device != "cuda":
             raise BuildError(f"backend tensorrt builds for --device cuda, not {options.device}")
         if options.precision != "fp16":

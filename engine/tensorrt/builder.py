@@ -37,7 +37,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Options:
+class TensorRTOptions:
     """What TensorRT alone can be told, ``v2v-build-engines --option NAME=VALUE``; None leaves it to the backend.
 
     ``library`` and ``portable`` are described at :mod:`v2v.engine.tensorrt.backend`.
@@ -52,7 +52,7 @@ class Options:
     frames: tuple[int, int] | None = None  # fewest and most, of one optimisation profile
 
     @classmethod
-    def read(cls, given: Mapping[str, str]) -> Options:
+    def read(cls, given: Mapping[str, str]) -> TensorRTOptions:
         """Read them; ``tactic_memory`` and ``workspace`` are given in GiB, ``frames`` as 8:32.
 
         Raises:
@@ -78,7 +78,7 @@ class Options:
         )
 
 
-def limits(gpu_memory: int | None, options: Options) -> Limits:
+def limits(gpu_memory: int | None, options: TensorRTOptions) -> Limits:
     """Limits for a card with ``gpu_memory`` bytes (None: built without one), unless ``options`` say otherwise.
 
     TensorRT compiles a network like the UNet as one region, whose whole scratch (gigabytes at full size) counts as
@@ -112,7 +112,7 @@ def _number(given: Mapping[str, str], name: str, unit: int = 1) -> int | None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompiledPlan:
     """A compiled component and what the builder said of it."""
 
     data: Any  # IHostMemory, a buffer
@@ -125,12 +125,12 @@ def build_plan(
     library: Library,
     component: Component,
     graph: Path,
-    options: Options,
+    options: TensorRTOptions,
     limit: Limits,
     portability: Portability,
     timing_cache: Path,
     progress: PhaseProgress,
-) -> Plan:
+) -> CompiledPlan:
     """Compile ``graph``. A KeyboardInterrupt stops the builder at its next step and is raised again.
 
     ``timing_cache`` is a file that may not exist yet; it is updated.
@@ -140,7 +140,7 @@ def build_plan(
     """
     state = _State()
 
-    def work() -> Plan:
+    def work() -> CompiledPlan:
         with library.capture() as messages:
             return _build(
                 library, component, graph, options, limit, portability, timing_cache, state, messages
@@ -158,9 +158,9 @@ class _State:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-def _in_thread(work: Callable[[], Plan], state: _State, progress: PhaseProgress) -> Plan:
+def _in_thread(work: Callable[[], CompiledPlan], state: _State, progress: PhaseProgress) -> CompiledPlan:
     """Run ``work`` beside this thread, which thus stays free to report progress and to take Ctrl-C."""
-    outcome: list[Plan | BaseException] = []
+    outcome: list[CompiledPlan | BaseException] = []
 
     def target() -> None:
         try:
@@ -189,13 +189,13 @@ def _build(
     library: Library,
     component: Component,
     graph: Path,
-    options: Options,
+    options: TensorRTOptions,
     limit: Limits,
     portability: Portability,
     timing_cache: Path,
     state: _State,
     messages: list[Message],
-) -> Plan:
+) -> CompiledPlan:
     try:
         builder = library.api.Builder(library.log)
     except (TypeError, RuntimeError) as error:
@@ -218,7 +218,7 @@ def _build(
         raise BuildError(explain(library, component, graph, messages))
     if cache is not None:
         cache.save()
-    plan = Plan(
+    plan = CompiledPlan(
         data,
         _figure(messages, "Total Activation Memory"),
         _figure(messages, "Total Weights Memory"),
@@ -315,7 +315,7 @@ def _configure(
     builder: Any,
     network: Any,
     component: Component,
-    options: Options,
+    options: TensorRTOptions,
     limit: Limits,
     portability: Portability,
 ) -> Any:

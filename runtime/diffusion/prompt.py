@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from v2v.core.configs import CLIP_CONTEXT, CLIP_VOCABULARY
 from v2v.core.errors import EngineError
 
-CONTEXT = 77  # token ids per prompt, start and end included
-VOCABULARY = 49408
-START, END = 49406, 49407
+START, END = CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1
 
 # The reference's constants, to the letter: its weights were tuned with exactly these words.
 POSITIVE_PROMPT = (
@@ -55,9 +54,9 @@ class Tokenizer:
             raise EngineError(
                 f"{path}: no tokenizer can be read from it ({error}); rebuild the engine set"
             ) from error
-        if self._bpe.get_vocab_size() != VOCABULARY:
+        if self._bpe.get_vocab_size() != CLIP_VOCABULARY:
             raise EngineError(
-                f"{path}: holds {self._bpe.get_vocab_size()} tokens instead of CLIP's {VOCABULARY}; "
+                f"{path}: holds {self._bpe.get_vocab_size()} tokens instead of CLIP's {CLIP_VOCABULARY}; "
                 "rebuild the engine set"
             )
 
@@ -67,8 +66,8 @@ class Tokenizer:
         CLIP's own padding is zero, which is a token like any other ("!"), and the reference's text encoder
         sees it: there is no padding mask.
         """
-        words = self._bpe.encode(clean(text)).ids[: CONTEXT - 2]
-        ids = np.zeros((1, CONTEXT), np.int64)
+        words = self._bpe.encode(clean(text)).ids[: CLIP_CONTEXT - 2]
+        ids = np.zeros((1, CLIP_CONTEXT), np.int64)
         ids[0, : len(words) + 2] = [START, *words, END]
         return ids
 
@@ -95,14 +94,14 @@ class Tokenizer:
 
     def _encode_and_tell(self, text: str, which: str) -> npt.NDArray[np.int64]:
         if cut := self._cut_off(text):
-            _tell(f"the {which} is longer than {CONTEXT - 2} tokens; cut from its end: {_quote(cut)}")
+            _tell(f"the {which} is longer than {CLIP_CONTEXT - 2} tokens; cut from its end: {_quote(cut)}")
         return self.encode(text)
 
     def _cut_off(self, text: str) -> str:
         """The end of the cleaned ``text`` that does not fit, empty where everything does."""
         text = clean(text)
         starts = [start for start, _ in self._bpe.encode(text).offsets]
-        return text[starts[CONTEXT - 2] :] if len(starts) > CONTEXT - 2 else ""
+        return text[starts[CLIP_CONTEXT - 2] :] if len(starts) > CLIP_CONTEXT - 2 else ""
 
 
 def _quote(words: str) -> str:

@@ -92,8 +92,7 @@ class Plan:
     def sigmas(self) -> list[float]:
         """Noise-to-signal ratios of the run, falling to 0."""
         schedule = self.schedule
-        grids = {"dpmpp_2m_sde": schedule.trailing, "dpmpp_2m": schedule.reaching, "heun": schedule.leading}
-        return grids[self.solver](schedule.start(self.strength), self.steps)
+        return SOLVERS[self.solver].grid(schedule, schedule.start(self.strength), self.steps)
 
     @property
     def evaluations(self) -> tuple[int, int]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from v2v.device import Array, Device
+from v2v.runtime.diffusion.schedule import Schedule
 
 
 class Update(NamedTuple):
@@ -31,9 +33,6 @@ class Update(NamedTuple):
     history_x: float = 0.0
     history_denoised: float = 0.0
     history_history: float = 0.0
-
-
-Solver = Callable[[Sequence[float]], list[Update]]
 
 
 def dpmpp_2m_sde(sigmas: Sequence[float]) -> list[Update]:
@@ -96,9 +95,25 @@ def heun(sigmas: Sequence[float]) -> list[Update]:
     return updates
 
 
-SolverName = Literal["dpmpp_2m_sde", "dpmpp_2m", "heun"]
+@dataclass(frozen=True)
+class Solver:
+    """A table of updates for given sigmas, and the way through the noise levels that it was made for."""
 
-SOLVERS: dict[str, Solver] = {"dpmpp_2m_sde": dpmpp_2m_sde, "dpmpp_2m": dpmpp_2m, "heun": heun}
+    table: Callable[[Sequence[float]], list[Update]]
+    grid: Callable[
+        [Schedule, int, int], list[float]
+    ]  # (schedule, first timestep, steps) -> falling sigmas, 0 last
+
+    def __call__(self, sigmas: Sequence[float]) -> list[Update]:
+        """One row for each evaluation of the network."""
+        return self.table(sigmas)
+
+
+SOLVERS = {
+    "dpmpp_2m_sde": Solver(dpmpp_2m_sde, Schedule.trailing),
+    "dpmpp_2m": Solver(dpmpp_2m, Schedule.reaching),
+    "heun": Solver(heun, Schedule.leading),
+}
 """By the name used on the command line."""
 
 

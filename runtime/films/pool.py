@@ -22,7 +22,7 @@ from v2v.engine.backend import Engines
 from v2v.runtime.background import Behind
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Report
-from v2v.runtime.films.task import _BEHIND, Done, Job, Task, WorkerError, begin_task
+from v2v.runtime.films.task import _BEHIND, Done, SegmentJob, Task, WorkerError, begin_task
 
 _WAITING = 1 << 30  # bytes of decoded frames that all films together may have read for the workers
 _LOSSES = 3  # in a row, after which a segment or a worker is given up
@@ -56,7 +56,7 @@ class Team(Protocol):
     room: Room
     size: int  # films worth having at work at once
 
-    def submit(self, task: Task, report: Report) -> Job:
+    def submit(self, task: Task, report: Report) -> SegmentJob:
         """Enhance a segment, now or later; ``report`` is told of what comes before the end, where it can be."""
 
     def close(self) -> None:
@@ -74,14 +74,14 @@ class Alone:
         self.room, self.size = Room(1), 1
         self._encoders = Behind(_BEHIND)
 
-    def submit(self, task: Task, report: Report) -> Job:
+    def submit(self, task: Task, report: Report) -> SegmentJob:
         """Enhance the segment before returning; its pictures may still be waiting for the encoder."""
         try:
             return begin_task(self.v2v, task, self._encoders, report)
         except Exception as error:
             failed: Future[Done] = Future()
             failed.set_exception(error)
-            return Job(failed)
+            return SegmentJob(failed)
 
     def close(self) -> None:
         """Free the engines' memory."""
@@ -168,7 +168,7 @@ class Pool:
     ) -> None:
         self.close()
 
-    def submit(self, task: Task, report: Report) -> Job:
+    def submit(self, task: Task, report: Report) -> SegmentJob:
         """Queue a segment for the next worker that is free."""
         order = _Order(task)
         with self._changed:
@@ -177,7 +177,7 @@ class Pool:
             else:
                 self._orders.append(order)
                 self._changed.notify_all()
-        return Job(order.future)
+        return SegmentJob(order.future)
 
     def close(self) -> None:
         """End all workers, whatever they do."""

@@ -51,7 +51,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Job:
+class SegmentJob:
     """A segment that somebody enhances.
 
     ``carry`` is there where its pictures are finished and only their encoding may still be under way: the next
@@ -73,7 +73,7 @@ def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) ->
         return begin_task(v2v, task, encoders, report).done.result()
 
 
-def begin_task(v2v: VideoToVideo, task: Task, encoders: Behind, report: Report | None = None) -> Job:
+def begin_task(v2v: VideoToVideo, task: Task, encoders: Behind, report: Report | None = None) -> SegmentJob:
     """Do the work but for the encoding, which is handed over to ``encoders``.
 
     Raises:
@@ -90,7 +90,7 @@ def begin_task(v2v: VideoToVideo, task: Task, encoders: Behind, report: Report |
     except BaseException:
         encoder.abort()
         raise
-    return Job(encoder.finish(carry), carry)
+    return SegmentJob(encoder.finish(carry), carry)
 
 
 class _Encoder:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from v2v.benchmarks.machine import ceilings, machine
-from v2v.benchmarks.measure import Job, OpenBaseline, measure
+from v2v.benchmarks.measure import Measurement, OpenBaseline, measure
 from v2v.benchmarks.trace import CudaClock
 from v2v.core.components import window_for
 from v2v.core.configs import MODELS
@@ -63,7 +63,7 @@ def test_a_baseline_is_measured_with_its_memory(tmp_path):
         pytest.skip("PyTorch is built without CUDA")
     model = MODELS["small"]
     opener = OpenBaseline("eager", "eager", model, window_for(model), "random:0", "cuda")
-    *_, found = measure(Job(opener, repeats=2, steps=4, sweeps=("steps",)), tmp_path, lambda *_: None)
+    *_, found = measure(Measurement(opener, repeats=2, steps=4, sweeps=("steps",)), tmp_path, lambda *_: None)
     calls = {stage.name: stage.calls for stage in found.stages}
     assert found.subject.precision == "fp16"
     assert calls["UNet evaluation"] == found.evaluations == 4

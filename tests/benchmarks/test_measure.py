@@ -10,7 +10,7 @@ import pytest
 from tests.benchmarks import made
 from v2v.benchmarks.machine import ceilings, host_peak, machine
 from v2v.benchmarks.measure import (
-    Job,
+    Measurement,
     OpenEngineSet,
     build_times,
     measure,
@@ -19,7 +19,7 @@ from v2v.benchmarks.measure import (
     write_clip,
 )
 from v2v.benchmarks.results import Figure, Span, Stage
-from v2v.benchmarks.session import OpenBaseline, Plan, openers
+from v2v.benchmarks.session import OpenBaseline, SessionPlan, openers
 from v2v.benchmarks.trace import ENGINE_STAGES
 from v2v.core.components import window_for
 from v2v.core.configs import MODELS
@@ -31,7 +31,7 @@ def found(small_engine_set, tmp_path_factory):
     """One measurement, for all tests here: the last result, what was told, and all results."""
     told = []
     opener = OpenEngineSet("a set", small_engine_set.path, "cpu")
-    job = Job(opener, repeats=2, steps=3, sweeps=("frames",))
+    job = Measurement(opener, repeats=2, steps=3, sweeps=("frames",))
     folder = tmp_path_factory.mktemp("bench")
     results = list(measure(job, folder, lambda *values: told.append(values)))
     return results[-1], told, results
@@ -123,7 +123,7 @@ def test_the_generated_clip_moves(tmp_path):
 
 
 def test_baselines_are_measured_once_for_each_window(small_engine_set):
-    plan = Plan((small_engine_set,) * 2, ("eager", "compile"), None, None, 1, None, ())
+    plan = SessionPlan((small_engine_set,) * 2, ("eager", "compile"), None, None, 1, None, ())
     subjects = openers(plan)
     assert [subject.kind for subject in subjects] == ["eager", "compile", "engines", "engines"]
     assert len({subject.name for subject in subjects}) == 4
@@ -142,7 +142,9 @@ def test_sets_of_several_windows_and_models_carry_both_in_their_names(small_engi
         dataclasses.replace(small_engine_set, manifest=dataclasses.replace(manifest, recipe=one))
         for one in (recipe, *others)
     ]
-    names = [subject.name for subject in openers(Plan(tuple(sets), ("eager",), None, None, 1, None, ()))]
+    names = [
+        subject.name for subject in openers(SessionPlan(tuple(sets), ("eager",), None, None, 1, None, ()))
+    ]
     assert names == [
         "PyTorch eager, small, 80x72x4 (cpu)",
         "PyTorch eager, small, 96x88x8 (cpu)",

@@ -6,7 +6,7 @@ import pytest
 
 from tests.benchmarks import made
 from v2v.benchmarks import session
-from v2v.benchmarks.session import Plan, run_session
+from v2v.benchmarks.session import SessionPlan, run_session
 from v2v.core.errors import V2VError
 
 
@@ -38,7 +38,7 @@ def two_subjects(monkeypatch):
 
 
 def run(keep):
-    plan = Plan(sets=(), baselines=(), device=None, weights=None, repeats=1, steps=None, sweeps=())
+    plan = SessionPlan(sets=(), baselines=(), device=None, weights=None, repeats=1, steps=None, sweeps=())
     return run_session(plan, "v2v-bench", lambda name: lambda text, share: None, keep)
 
 

@@ -26,8 +26,9 @@ from v2v.core.components import (
 )
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import BuildError
+from v2v.core.samples import relative_error, sample_inputs
 from v2v.export import graphs
-from v2v.export.graphs import export_component, sample_inputs
+from v2v.export.graphs import export_component
 from v2v.export.weights import Network, Weights, load_weights, save_safetensors
 
 TINY = ModelConfig(
@@ -86,11 +87,11 @@ def test_outer_blocks_on_a_step_s_own_features_give_that_step(
     velocity, features = full.run(None, inputs)
     tolerance = 1e-5 if precision == "fp32" else 5e-3
     (again,) = outer.run(None, {**inputs, "features": features})
-    assert graphs.relative_error(again, velocity) < tolerance
+    assert relative_error(again, velocity) < tolerance
     (whole,) = plain.run(None, inputs)
-    assert graphs.relative_error(whole, velocity) < tolerance
+    assert relative_error(whole, velocity) < tolerance
     (other,) = outer.run(None, {**inputs, "features": features[:, ::-1].copy()})
-    assert graphs.relative_error(other, velocity) > 0.01
+    assert relative_error(other, velocity) > 0.01
 
 
 # What is exported -------------------------------------------------------------------------------------------

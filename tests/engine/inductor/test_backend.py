@@ -21,12 +21,12 @@ pytest.importorskip("torch", reason="Inductor is PyTorch's compiler")
 from v2v.core.components import Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import EngineError
+from v2v.core.samples import sample_inputs
 from v2v.engine.backend import BuildOptions, Compiled, Source
 from v2v.engine.inductor import backend as inductor
 from v2v.engine.inductor import runner
 from v2v.engine.inductor.backend import InductorBackend
 from v2v.engine.inductor.runner import InductorEngine
-from v2v.engine.verify import random_inputs
 from v2v.export.graphs import plain_network
 from v2v.export.weights import load_weights
 
@@ -112,7 +112,7 @@ def test_it_computes_the_network_into_the_callers_arrays(engine: InductorEngine)
     state = load_weights("random:0", MODEL).state_dict("text_encoder")
     network.load_state_dict(state, strict=True, assign=True)
     for seed in (1, 2):
-        ids = random_inputs(COMPONENT, 100, seed)["ids"]
+        ids = sample_inputs(COMPONENT, 100, seed)["ids"]
         with torch.no_grad():
             expected = network.float()(torch.from_numpy(ids)).numpy()
         np.testing.assert_allclose(run(engine, ids), expected, atol=1e-5)

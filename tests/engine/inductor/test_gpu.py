@@ -15,12 +15,13 @@ import torch
 from v2v.benchmarks.studies.onnxruntime_evaluation import Array
 from v2v.core.components import Component, ComponentName, Window, components
 from v2v.core.configs import MODELS, ModelConfig, UNetConfig
+from v2v.core.samples import sample_inputs
 from v2v.engine.backend import BuildOptions, Source
 from v2v.engine.inductor.backend import FP8_CAPABILITY, FP8_TOLERANCE, InductorBackend
 from v2v.engine.inductor.fused import fp8
 from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.runner import InductorEngine
-from v2v.export.graphs import plain_network, sample_inputs
+from v2v.export.graphs import plain_network
 from v2v.export.weights import load_weights
 
 pytestmark = [

@@ -13,10 +13,10 @@ import pytest
 from tests.engine.stand_in import MODEL, ONNX, WINDOW, build, onnx_model, source_of
 from v2v.core.components import COMPONENTS, ComponentName, Precision, Tensor, components
 from v2v.core.errors import BuildError, EngineError
+from v2v.core.samples import sample_inputs
 from v2v.engine.backend import Backend, BuildOptions, Engine, backend
 from v2v.engine.onnxruntime.backend import OnnxRuntimeBackend
 from v2v.engine.store import EngineSet
-from v2v.engine.verify import random_inputs
 
 pytest.importorskip("onnx")
 
@@ -41,7 +41,7 @@ def test_it_is_a_backend_with_a_cpu() -> None:
 
 def test_it_computes_the_graph_into_the_callers_arrays(stand_in: EngineSet) -> None:
     engine = stand_in.load("unet", "cpu")
-    inputs = random_inputs(engine.component, 100)
+    inputs = sample_inputs(engine.component, 100)
     np.testing.assert_allclose(run(engine, **inputs), inputs["latents"] * 0.1, rtol=1e-6)
     inputs["latents"][:] = 3.0
     np.testing.assert_allclose(run(engine, **inputs), 0.3, rtol=1e-6)
@@ -62,7 +62,7 @@ def test_every_type_of_the_contract_runs(name: ComponentName, precision: Precisi
     path = tmp_path / "graph.onnx"
     path.write_bytes(onnx_model(component, MODEL).SerializeToString())
     engine = OnnxRuntimeBackend().load(component, [path], "cpu")
-    assert np.isfinite(run(engine, **random_inputs(component, 100))).all()
+    assert np.isfinite(run(engine, **sample_inputs(component, 100))).all()
 
 
 def test_a_set_does_not_hold_its_weights_twice_on_the_disk(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_arrays_that_do_not_fit_are_refused(
     stand_in: EngineSet, latents: np.ndarray | None, message: str
 ) -> None:
     engine = stand_in.load("unet", "cpu")
-    inputs = random_inputs(engine.component, 100)
+    inputs = sample_inputs(engine.component, 100)
     inputs.pop("latents")
     if latents is not None:
         inputs["latents"] = latents
@@ -145,7 +145,7 @@ def test_a_closed_engine_says_so(stand_in: EngineSet) -> None:
     engine.close()
     engine.close()
     with pytest.raises(EngineError, match="unet is closed"):
-        run(engine, **random_inputs(engine.component, 100))
+        run(engine, **sample_inputs(engine.component, 100))
 
 
 def test_a_missing_gpu_is_an_error_and_never_the_cpu(stand_in: EngineSet) -> None:

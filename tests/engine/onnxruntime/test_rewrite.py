@@ -17,6 +17,7 @@ from tests.engine.stand_in import source_of
 from v2v.core.components import COMPONENTS, ComponentName, Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import BuildError
+from v2v.core.samples import relative_error
 from v2v.engine.backend import BuildOptions
 from v2v.engine.onnxruntime import rewrite as onnxruntime_graph
 from v2v.engine.onnxruntime.backend import OnnxRuntimeBackend
@@ -83,7 +84,7 @@ def test_it_computes_what_pytorch_does(
     expected = graphs._run_pytorch(graphs._load(name, TINY, weights, "fp16"), inputs)
     found = cuda_operations.run(built[name], inputs)
     for one, other in zip(found, expected, strict=True):
-        assert graphs.relative_error(one, other) < 1e-4
+        assert relative_error(one, other) < 1e-4
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -133,7 +134,7 @@ def test_a_gate_without_a_kernel_stays_in_its_pieces(
     (whole,), (pieces,) = (
         cuda_operations.run(path, inputs) for path in (built["unet"], tmp_path / "unet.onnx")
     )
-    assert graphs.relative_error(pieces, whole) < 1e-5
+    assert relative_error(pieces, whole) < 1e-5
 
 
 def test_a_norm_that_the_provider_cannot_do_is_named(built: dict[ComponentName, Path]) -> None:

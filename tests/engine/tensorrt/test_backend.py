@@ -27,7 +27,7 @@ from v2v.engine.store import EngineSet, engines_root, timing_cache_folder
 from v2v.engine.tensorrt import backend as backend_module
 from v2v.engine.tensorrt import runner
 from v2v.engine.tensorrt.backend import TensorRTBackend
-from v2v.engine.tensorrt.builder import GIB, Options, explain, limits
+from v2v.engine.tensorrt.builder import GIB, TensorRTOptions, explain, limits
 from v2v.engine.tensorrt.library import Library, Message, load_library
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
@@ -147,8 +147,8 @@ def test_a_cancelled_compilation_ends_before_it_is_done(tensorrt: ModuleType, tm
             library,
             component,
             graphs.toy(tmp_path, component),
-            Options(),
-            limits(None, Options()),
+            TensorRTOptions(),
+            limits(None, TensorRTOptions()),
             "same_gpu",
             tmp_path / "cache",
             state,
@@ -204,7 +204,7 @@ def test_ranges_that_cannot_be_are_refused(
 
 @pytest.mark.parametrize(("gib", "workspace", "level"), [(16, 12, 3), (24, 20, 3), (80, 76, 4)])
 def test_limits_leave_room_for_the_weights(gib: int, workspace: int, level: int) -> None:
-    limit = limits(gib * GIB, Options())
+    limit = limits(gib * GIB, TensorRTOptions())
     assert limit.workspace == limit.tactic_memory == workspace * GIB
     assert limit.optimization_level == level
     assert limit.tactics is None
@@ -212,7 +212,7 @@ def test_limits_leave_room_for_the_weights(gib: int, workspace: int, level: int)
 
 def test_options_override_the_defaults() -> None:
     given = {"tactics": "10", "tactic_memory": "1.5", "workspace": "1", "optimization_level": "0"}
-    limit = limits(80 * GIB, Options.read(given))
+    limit = limits(80 * GIB, TensorRTOptions.read(given))
     assert (limit.workspace, limit.tactic_memory) == (GIB, 1.5 * GIB)
     assert (limit.tactics, limit.optimization_level) == (10, 0)
 
@@ -220,7 +220,7 @@ def test_options_override_the_defaults() -> None:
 @pytest.mark.parametrize("text", ["none", "-1", "0", "1.5", "nan"])
 def test_an_option_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(BuildError, match=f"tactics={text} must be a whole number above 0"):
-        Options.read({"tactics": text})
+        TensorRTOptions.read({"tactics": text})
 
 
 def test_an_unknown_option_is_named(tensorrt: ModuleType) -> None:

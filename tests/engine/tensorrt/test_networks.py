@@ -19,10 +19,10 @@ from tests.conftest import SMALL_WINDOW
 from tests.engine.stand_in import source_of
 from v2v.core.components import COMPONENTS, Component, ComponentName, Window, components, window_for
 from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from v2v.core.samples import sample_inputs
 from v2v.engine.backend import BuildOptions
 from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.runner import PlanRecord
-from v2v.engine.verify import random_inputs
 from v2v.export import graphs
 from v2v.export.frame_axis import open_frame_axis
 from v2v.export.weights import load_weights, make_network
@@ -127,7 +127,7 @@ def test_a_graph_with_an_open_frame_axis_serves_any_number_of_frames(
     network.float()
     for frames in (4, 1, 7):
         component = components(model, replace(window, frames=frames), "fp16")["unet"]
-        inputs = random_inputs(component, 100)
+        inputs = sample_inputs(component, 100)
         with torch.inference_mode():
             exact = network(*(torch.from_numpy(v).float() if v.dtype == np.float16 else torch.from_numpy(v)
                               for v in inputs.values()))  # fmt: skip

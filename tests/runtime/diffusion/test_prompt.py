@@ -11,7 +11,14 @@ import pytest
 
 from v2v.core.errors import EngineError
 from v2v.engine.store import packaged_tokenizer
-from v2v.runtime.diffusion.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, PromptCut, Tokenizer
+from v2v.runtime.diffusion.prompt import (
+    CLIP_CONTEXT,
+    END,
+    NEGATIVE_PROMPT,
+    POSITIVE_PROMPT,
+    PromptCut,
+    Tokenizer,
+)
 
 GOLDEN = json.loads(
     (Path(__file__).parents[2] / "data" / "golden" / "tokenizer.json").read_text(encoding="utf-8")
@@ -60,7 +67,7 @@ def test_in_parity_mode_the_line_is_cut_at_the_last_token(tokenizer: Tokenizer) 
 
 
 def test_a_prompt_that_is_too_long_by_itself_tells_what_was_cut(tokenizer: Tokenizer) -> None:
-    text = "word " * (CONTEXT - 2) + "one two"
+    text = "word " * (CLIP_CONTEXT - 2) + "one two"
     with pytest.warns(PromptCut, match="'one two'"):
         ids = tokenizer.positive(text)
     assert ids.tolist() == tokenizer.encode(text).tolist()
@@ -69,10 +76,10 @@ def test_a_prompt_that_is_too_long_by_itself_tells_what_was_cut(tokenizer: Token
 
 
 def test_a_prompt_that_just_fits_is_not_cut(tokenizer: Tokenizer) -> None:
-    text = " ".join(["word"] * (CONTEXT - 2))
+    text = " ".join(["word"] * (CLIP_CONTEXT - 2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.count_nonzero(tokenizer.negative(text)) == CONTEXT
+        assert np.count_nonzero(tokenizer.negative(text)) == CLIP_CONTEXT
 
 
 def test_a_damaged_tokenizer_file_is_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from v2v.runtime.diffusion.settings import Settings, plan
 from v2v.runtime.films.film import Target, enhance_film
 from v2v.runtime.films.pool import Alone, Pool, Room, WorkerLost
 from v2v.runtime.films.processes import Process, local_pool
-from v2v.runtime.films.task import Done, Job, Task, WorkerError, enhance_task
+from v2v.runtime.films.task import Done, SegmentJob, Task, WorkerError, enhance_task
 from v2v.runtime.media.encoding import EncodingError
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
@@ -231,7 +231,7 @@ class Slow:
             self.orders.append((task, future))
             self.most = max(self.most, self.room.taken)
         threading.Timer(0.2, self.finish_newest).start()
-        return Job(future)
+        return SegmentJob(future)
 
     def finish_newest(self):
         with self.lock:
