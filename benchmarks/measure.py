@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,8 +28,8 @@ from v2v.benchmarks.results import (
 from v2v.benchmarks.trace import (
     ENGINE_STAGES,
     VIDEO_DECODE,
-    VIDEO_ENCODE,
     Trace,
+    TracedEncoders,
     TracedEngine,
     drawable,
     traced,
@@ -43,11 +41,13 @@ from v2v.engine.backend import Engines, LooseEngines
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Progress
-from v2v.runtime.diffusion.settings import Settings
+from v2v.runtime.diffusion.settings import Settings, plan
+from v2v.runtime.films.film import Target, enhance_film
+from v2v.runtime.films.pool import Alone
 from v2v.runtime.media.encoding import Encoding, SegmentEncoder
 from v2v.runtime.media.pixels import Colors
 from v2v.runtime.media.reader import VideoReader
-from v2v.runtime.media.writer import VideoWriter
+from v2v.runtime.media.writer import encoding_for
 
 Tell = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, 0..1."""
@@ -249,16 +249,17 @@ class _Bench:
         self.model, self.window, self._folder = found.model, found.window, folder
         self.subject = self.opened.subject
         self.trace = Trace(device)
-        self._v2v = VideoToVideo(
+        v2v = VideoToVideo(
             LooseEngines.of(
                 found, {name: TracedEngine(engine, self.trace) for name, engine in self.engines.items()}
             ),
             traced(device, self.trace, captures=opener.kind == "engines"),
         )
+        self._team = Alone(v2v, TracedEncoders(self.trace))
         self._runs = 0
 
     def run(self, clip: Clip) -> _Run:
-        """Decode, enhance and encode ``clip``."""
+        """Enhance ``clip`` from file to file, as ``v2v-run`` does."""
         source, trace = self._source(clip), self.trace
         self._runs += 1
         # A prompt of its own for each run: nothing of the run before can be used again.
@@ -273,18 +274,18 @@ class _Bench:
                 first_step.append(time.perf_counter() - started)
 
         started = time.perf_counter()
-        with trace.wrap(VideoReader, VIDEO_DECODE, "host")(source) as reader, ExitStack() as output:
-            writer = output.enter_context(VideoWriter(self._folder / "out.mp4", reader, overwrite=True))
-            write = trace.wrap(writer.write, VIDEO_ENCODE, "host")
-            frames = trace.each(islice(reader.frames(), clip.frames), VIDEO_DECODE)
-            for picture in self._v2v(frames, settings, total=clip.frames, progress=progress):
-                write(picture)
-            trace.wrap(output.close, VIDEO_ENCODE, "host")()  # the encoder holds back most of a short clip
+        output = self._folder / "out.mp4"
+        with trace.wrap(VideoReader, VIDEO_DECODE, "host")(source) as reader:
+            read = reader.frames
+            reader.frames = lambda: trace.each(read(), VIDEO_DECODE)  # type: ignore[method-assign]
+            run_plan = plan(settings, self.model.defaults, (reader.info.height, reader.info.width))
+            target = Target(output, encoding_for(reader.info), overwrite=True, restart=True)
+            enhance_film(self._team, reader, target, run_plan, progress)
         return _Run(time.perf_counter() - started, first_step[0])
 
     def close(self) -> None:
         """Free the engines."""
-        self._v2v.close()
+        self._team.close()
         for engine in self.engines.values():
             engine.close()
 

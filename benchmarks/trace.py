@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, cast
@@ -17,7 +18,9 @@ from v2v.benchmarks.results import Figure, Span, Stage
 from v2v.core.components import ComponentName
 from v2v.device import Device
 from v2v.engine.backend import Engine, Prompted
+from v2v.runtime.background import Behind
 from v2v.runtime.diffusion.progress import Progress
+from v2v.runtime.films.task import ENCODER_BYTES
 
 ENGINE_STAGES: Mapping[ComponentName, str] = {
     "text_encoder": "text encoder",
@@ -264,6 +267,18 @@ class TracedEngine(Engine):
     def close(self) -> None:
         """See :class:`v2v.engine.backend.Engine`."""
         self._engine.close()
+
+
+class TracedEncoders(Behind):
+    """A thread of encoders whose work is noted."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(ENCODER_BYTES)
+        self._trace = trace
+
+    def hand_over(self, work: Callable[[], Returned], size: int = 0) -> Future[Returned]:
+        """See :class:`Behind`."""
+        return super().hand_over(self._trace.wrap(work, VIDEO_ENCODE, "host"), size)
 
 
 class TracedDevice:

@@ -20,7 +20,6 @@ from concurrent.futures import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 from v2v.benchmarks.results import Span
 from v2v.benchmarks.trace import (
@@ -28,6 +27,7 @@ from v2v.benchmarks.trace import (
     VIDEO_DECODE,
     VIDEO_ENCODE,
     Trace,
+    TracedEncoders,
     TracedEngine,
     covered,
 )
@@ -37,11 +37,9 @@ from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Report
 from v2v.runtime.diffusion.settings import Settings, plan
-from v2v.runtime.films import pool as workers
 from v2v.runtime.films.film import Target, enhance_film
 from v2v.runtime.films.pool import Alone
 from v2v.runtime.films.task import SegmentJob, Task
-from v2v.runtime.media.encoding import SegmentEncoder
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
 
@@ -74,11 +72,7 @@ def watch(
         engine_set, {name: TracedEngine(engine, trace) for name, engine in engines.items()}
     )
 
-    class Watched(SegmentEncoder):
-        write = trace.wrap(SegmentEncoder.write, VIDEO_ENCODE, "host")
-        __exit__ = trace.wrap(SegmentEncoder.__exit__, VIDEO_ENCODE, "host")
-
-    with VideoReader(source) as reader, patch.object(workers, "SegmentEncoder", Watched):
+    with VideoReader(source) as reader:
         read = reader.frames
         reader.frames = lambda: trace.each(read(), VIDEO_DECODE)  # type: ignore[method-assign]
         made = plan(
@@ -86,7 +80,7 @@ def watch(
             watched.model.defaults,
             (reader.info.height, reader.info.width),
         )
-        team = kind(VideoToVideo(watched, device))
+        team = kind(VideoToVideo(watched, device), TracedEncoders(trace))
         with trace.record():
             began = time.perf_counter()
             frames = enhance_film(team, reader, Target(output, encoding_for(reader.info)), made)

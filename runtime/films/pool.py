@@ -22,7 +22,7 @@ from v2v.engine.backend import Engines
 from v2v.runtime.background import Behind
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Report
-from v2v.runtime.films.task import _BEHIND, Done, SegmentJob, Task, WorkerError, begin_task
+from v2v.runtime.films.task import ENCODER_BYTES, Done, SegmentJob, Task, WorkerError, begin_task
 
 _WAITING = 1 << 30  # bytes of decoded frames that all films together may have read for the workers
 _LOSSES = 3  # in a row, after which a segment or a worker is given up
@@ -66,13 +66,14 @@ class Team(Protocol):
 class Alone:
     """The process itself, which does one segment after the other, each when it is handed in.
 
-    A thread encodes the pictures of one segment while the engines are at the next.
+    A thread encodes the pictures of one segment while the engines are at the next; ``encoders`` is that thread, where
+    it is to be watched.
     """
 
-    def __init__(self, v2v: VideoToVideo) -> None:
+    def __init__(self, v2v: VideoToVideo, encoders: Behind | None = None) -> None:
         self.v2v, self.engines = v2v, v2v.engines
         self.room, self.size = Room(1), 1
-        self._encoders = Behind(_BEHIND)
+        self._encoders = encoders or Behind(ENCODER_BYTES)
 
     def submit(self, task: Task, report: Report) -> SegmentJob:
         """Enhance the segment before returning; its pictures may still be waiting for the encoder."""

@@ -20,7 +20,7 @@ from v2v.runtime.films.preview import side_by_side
 from v2v.runtime.media.encoding import Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.media.errors import FFmpegError
 
-_BEHIND = 256 << 20  # bytes of enhanced frames that wait for the encoder
+ENCODER_BYTES = 256 << 20  # bytes of enhanced frames that wait for the encoder
 
 
 class WorkerError(V2VError):
@@ -69,7 +69,7 @@ def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) ->
         NumericalError: a latent or a picture became NaN or Inf.
         EncodingError: this machine cannot encode as asked.
     """
-    with Behind(_BEHIND) as encoders:
+    with Behind(ENCODER_BYTES) as encoders:
         return begin_task(v2v, task, encoders, report).done.result()
 
 
