@@ -23,6 +23,7 @@ Packet = Any  # of any stream: PyAV's class is generic over its kind
 _AHEAD, _AHEAD_ELSEWHERE = Fraction(10), Fraction(30 * 3600)
 _BACK, _BACK_ELSEWHERE = Fraction(1, 10), Fraction(10)  # the same for going back
 _REORDERED = Fraction(2)  # what pictures without decoding times may go back
+_REORDERED_PICTURES = 32  # how many a decoder may hold back
 _HELD_TIME, _HELD_PACKETS = Fraction(2), 2000  # after which a jump is decided on without the missing streams
 _RETURNED = Fraction(1)  # the same for a clock that goes on where it was before it jumped
 _TIMELINES = 16  # to try, the newest first
@@ -244,7 +245,8 @@ class FilmClock:
     def _stamp(self, packet: Packet, line: _Line) -> None:
         """Give a packet its place in the film."""
         pts, dts = packet.pts, packet.dts
-        if pts is not None and dts is not None and abs(pts - dts) * line.tick > _AHEAD:
+        longest = max(self._ahead / line.tick, _REORDERED_PICTURES * line.step)
+        if pts is not None and dts is not None and abs(pts - dts) > longest:
             pts = None if packet.stream.type == "video" else dts  # no picture waits so long to be shown
             self.strays += 1
         if pts is None and dts is None:

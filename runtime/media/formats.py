@@ -20,7 +20,6 @@ OF_THE_PLACE = OF_THE_SPACE | {
     errno.EIO,
     errno.EROFS,
     errno.EACCES,
-    errno.EPERM,
     errno.ENOENT,
     errno.ENODEV,
 }
