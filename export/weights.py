@@ -18,11 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
+import resource
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, Protocol
@@ -34,7 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from v2v.core.configs import ModelConfig
-from v2v.core.errors import V2VError
+from v2v.core.errors import V2VError, first_line
 from v2v.core.progress import PhaseProgress
 from v2v.export.models.autoencoder import Autoencoder
 from v2v.export.models.text_encoder import POOLING_HEAD, TextEncoder
@@ -80,6 +81,7 @@ PUBLISHED: Mapping[Network, PublishedFile] = {
     ),
 }
 
+_LARGEST_CONFIGURATION = 1 << 20  # bytes
 _METADATA = "v2v"  # the one entry of a safetensors file's metadata: {"kind": ..., "model": ...}
 
 
@@ -347,8 +349,10 @@ def _published_names(place: _Place, names: Iterable[str]) -> dict[Network, str]:
     if "configuration.json" in names:
         path = place.file("configuration.json")
         try:
-            arguments = json.loads(path.read_text())["model"]["model_args"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            with path.open("rb") as file:
+                arguments = json.loads(file.read(_LARGEST_CONFIGURATION))["model"]["model_args"]
+            arguments = {name: arguments[name] for name in arguments}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WeightsError(f"{path}: cannot be read as a model's configuration ({error!r})") from error
     found: dict[Network, str] = {}
     for network, usual in PUBLISHED.items():
@@ -398,7 +402,7 @@ def _kind(path: Path) -> Kind:
         described = (file.metadata() or {}).get(_METADATA, "{}")
     try:
         kind = json.loads(described).get("kind")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         kind = None
     return kind if kind in ("random", "published") else "trained"
 
@@ -460,20 +464,42 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     Tensors stay on disk until they are used where the format allows it.
 
     Raises:
-        WeightsError: the file is not such a file, or insists on code.
+        WeightsError: the file is not such a file, insists on code, or asks for more memory than its size explains.
     """
-    # Files older than PyTorch 1.6 are not archives: they cannot be listed or mapped, only read as a whole.
-    archive = zipfile.is_zipfile(path)
     try:
-        strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
-        with torch.serialization.safe_globals([(Inert, name) for name in strangers]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read as a checkpoint of tensors ({cause})") from error
+        with _memory_for(path):
+            # Files older than PyTorch 1.6 are not archives: they cannot be listed or mapped, only read as a whole.
+            archive = zipfile.is_zipfile(path)
+            strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
+            with torch.serialization.safe_globals([(Inert, name) for name in strangers]):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except MemoryError as error:
+        raise WeightsError(f"{path}: asks for far more memory than a checkpoint of its size needs") from error
+    except Exception as error:  # PyTorch's unpickler believes what it reads, and fails in any way
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint of tensors ({first_line(error)})"
+        ) from error
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict", {}), Mapping):
         raise WeightsError(f"{path}: holds {type(checkpoint).__name__} instead of named tensors")
     return checkpoint
+
+
+_SPARE = 256 << 20  # bytes
+
+
+@contextmanager
+def _memory_for(path: Path) -> Iterator[None]:
+    """Inside, this process gets no more memory than a file of this size can need: it once as it is, and once read."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + 2 * path.stat().st_size + _SPARE
+    if before != resource.RLIM_INFINITY:
+        limit = min(limit, before)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
 
 # Random -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from v2v.core.console import messages, seconds_text
 from v2v.core.crash import unforeseen
 from v2v.core.errors import UsageError, V2VError
@@ -29,39 +31,12 @@ from v2v.runtime.media.stdio import PIPE, check_input, is_pipe
 from v2v.runtime.media.streams import open_media, picture_stream
 
 # What is surely meant to be a video: one that cannot be read is told as a failure, not passed over.
+# fmt: off
 _VIDEOS = (
-    *(
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".wmv",
-        ".flv",
-    ),
-    *(
-        ".3gp",
-        ".3g2",
-        ".vob",
-        ".mxf",
-        ".dv",
-        ".ogv",
-        ".asf",
-        ".rm",
-        ".rmvb",
-        ".divx",
-        ".f4v",
-        ".m2v",
-        ".mod",
-        ".tod",
-    ),
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".mts", ".m2ts", ".mod",
+    ".tod", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".mxf", ".dv", ".ogv", ".rm", ".rmvb", ".divx",
 )
+# fmt: on
 _NO_VIDEOS = (
     ".json",
     ".pdf",
@@ -71,6 +46,7 @@ _NO_VIDEOS = (
     ".mpd",
     ".sdp",
 )  # and what Python knows as text or the like
+_LARGEST_PROMPTS = 16 << 20  # bytes
 _TYPES = mimetypes.MimeTypes()  # those that Python knows, not those of the machine
 # Text and bytes, which FFmpeg shows as letters, pictures of unknown size, and single ones.
 _NO_FILMS = ("tty", "bin", "xbin", "adf", "idf", "rawvideo", "image2")
@@ -251,12 +227,13 @@ def read_prompts(file: Path) -> dict[str, str]:
         UsageError: the file cannot be read, is not of the format that its ending tells, or names a video twice.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with file.open("rb") as opened:
+            content = opened.read(_LARGEST_PROMPTS + 1)
+        if len(content) > _LARGEST_PROMPTS:
+            raise ValueError(f"it has more than {_LARGEST_PROMPTS >> 20} MiB")
+        text = content.decode("utf-8-sig")
         if file.suffix.lower() == ".json":
-            loaded = json.loads(text)
-            if not isinstance(loaded, dict):
-                raise ValueError("it must be one object of names and prompts")
-            pairs = [(str(name), str(prompt)) for name, prompt in loaded.items()]
+            pairs = _json_pairs(text)
         elif file.suffix.lower() == ".csv":
             pairs = [_pair(row, number) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
         else:
@@ -272,6 +249,15 @@ def read_prompts(file: Path) -> dict[str, str]:
             raise UsageError(f"--prompt-file {file}: '{name}' is there twice")
         prompts[name] = prompt
     return prompts
+
+
+def _json_pairs(text: str) -> list[tuple[str, str]]:
+    try:
+        return list(msgspec.json.decode(text, type=dict[str, str]).items())
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(
+            f'it must be one object of names and prompts, as {{"clip.mp4": "a fox"}}: {error}'
+        ) from error
 
 
 def _pair(parts: list[str], number: int) -> tuple[str, str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
+import resource
 import sys
 import types
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +156,83 @@ def test_a_malicious_pickle_does_nothing(tmp_path: Path, function: str, legacy: 
 
     torch.load(path, weights_only=False)  # the bomb is real
     assert target.exists()
+
+
+def archive(path: Path, pickled: bytes, data: bytes = b"", compression: int = zipfile.ZIP_STORED) -> Path:
+    """A checkpoint whose pickle is given to the byte."""
+    with zipfile.ZipFile(path, "w", compression) as made:
+        for name, content in (
+            ("data.pkl", pickled),
+            ("version", b"3\n"),
+            ("byteorder", b"little"),
+            ("data/0", data),
+        ):
+            made.writestr(f"archive/{name}", content)
+    return path
+
+
+def long(number: int) -> bytes:
+    """A number as a pickle spells it."""
+    return b"\x8a\x06" + number.to_bytes(6, "little")
+
+
+@pytest.mark.parametrize("size", [1 << 33, 1 << 42])
+def test_a_small_checkpoint_cannot_take_much_memory(tmp_path: Path, size: int) -> None:
+    path = archive(tmp_path / "bomb.pth", b"\x80\x02cbuiltins\nbytearray\n" + long(size) + b"\x85R.")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(WeightsError, match=r"bomb\.pth: asks for far more memory than"):
+        read_pickle(path)
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+    packed = archive(tmp_path / "packed.pth", bytes(1 << 29), compression=zipfile.ZIP_DEFLATED)
+    assert packed.stat().st_size < 1 << 20
+    with pytest.raises(WeightsError, match=r"packed\.pth: "):
+        read_pickle(packed)
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    size = long(1 << 33)
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + size + b"tQK\x00(" + size + b"t(K\x01t\x89"
+    path = archive(tmp_path / "a.pth", b"\x80\x02" + tensor + b"ccollections\nOrderedDict\n)RtR.", b"abcd")
+    with pytest.raises(WeightsError, match=r"a\.pth: cannot be read as a checkpoint"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02R.",  # calls what is not there
+        b"\x80\x02}(K\x01u.",  # half of a pair
+        b"\x80\x02" + b"(" * 5000 + b".",
+        b"\x80\x02ctorch\nFloatStorage\n.",
+    ],
+)
+def test_a_pickle_of_nonsense_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "legacy.pth").write_bytes(content)
+    for path in (tmp_path / "legacy.pth", archive(tmp_path / "new.pth", content)):
+        with pytest.raises(WeightsError, match=path.name):
+            read_pickle(path)
+
+
+def test_a_storage_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
+    storage = b"(X\x07\x00\x00\x00storagecevil\nStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ."
+    with pytest.raises(WeightsError, match="cannot be read as a checkpoint"):
+        read_pickle(archive(tmp_path / "a.pth", b"\x80\x02" + storage, b"abcd"))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+def test_a_damaged_checkpoint_is_read_or_named(tmp_path: Path, legacy: bool) -> None:
+    rng, path = random.Random(5), tmp_path / "a.pth"
+    tensors = {"a": torch.ones(3, 4), "b": torch.zeros(2, dtype=torch.int64)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(rng.randrange(1, 5)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged[: rng.choice([len(damaged), len(damaged), rng.randrange(len(damaged))])])
+        with contextlib.suppress(WeightsError):
+            assert isinstance(read_pickle(path), Mapping)
 
 
 def test_training_leftovers_of_the_stable_diffusion_checkpoint_are_inert(

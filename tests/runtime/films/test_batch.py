@@ -230,12 +230,17 @@ def test_prompt_files_of_three_formats(tmp_path: Path, name: str, text: str) -> 
         ("p.csv", "a.mp4,a fox,red", "line 1 is not a name and a prompt"),
         ("p.json", '["a"]', "one object of names and prompts"),
         ("p.json", "{", "cannot be used"),
+        ("p.json", '{"a.mp4": 5}', "Expected `str`, got `int`"),
+        ("p.json", '{"a.mp4": ' + "[" * 100_000, "one object of names and prompts"),
+        ("p.json", '"' + "x" * (16 << 20), "more than 16 MiB"),
+        ("p.csv", "a.mp4," + "x" * 200_000, "field larger than field limit"),
+        ("p.txt", "a.mp4: \udcff", "cannot be used"),
         ("p.txt", "z.mp4: a fox", "'z.mp4': no input has that name"),
     ],
 )
 def test_prompt_files_that_cannot_be_used_are_told(tmp_path: Path, name: str, text: str, said: str) -> None:
     touch(tmp_path / "a.mp4")
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     with pytest.raises(UsageError, match=said):
         plan_jobs([str(tmp_path / "a.mp4")], tmp_path / "out", "h264", "", tmp_path / name)
 

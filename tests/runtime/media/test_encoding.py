@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
@@ -106,3 +108,33 @@ def test_a_container_that_cannot_hold_the_codec_is_told_before_the_work(tmp_path
     encoding = Encoding(Colors(), Fraction(25), Fraction(1, 1000), codec=codec)
     with pytest.raises(EncodingError, match=rf"codec {codec} needs a name that ends in"):
         encoding.check(tmp_path / "out.avi", 48, 64)
+
+
+THREADS = """
+import io, os, sys
+from fractions import Fraction
+cores = int(sys.argv[1])
+os.cpu_count = lambda: cores
+os.sched_getaffinity = lambda process: set(range(cores))
+import av
+from v2v.runtime.media.encoding import CODECS, Encoding
+from v2v.runtime.media.pixels import Colors
+for codec in sys.argv[2:]:
+    encoding = Encoding(Colors(), Fraction(25), Fraction(1, 25), codec=codec)
+    with av.open(io.BytesIO(), "w", format=encoding.library.segment) as container:
+        print(codec, encoding.add_stream(container, 96, 128).codec_context.thread_count)
+"""
+
+
+def test_how_many_threads_encode_does_not_depend_on_the_machine():
+    """An encoder divides its work by its threads, so their number can be seen in the bytes."""
+    here, elsewhere = (
+        subprocess.run(
+            [sys.executable, "-c", THREADS, cores, *SOFTWARE], capture_output=True, text=True, check=True
+        ).stdout
+        for cores in ("1", "64")
+    )
+    assert here == elsewhere
+    counts = dict(line.split() for line in here.splitlines())
+    assert counts.keys() == {*SOFTWARE}
+    assert "0" not in counts.values()  # FFmpeg would take one for each core
