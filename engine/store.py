@@ -21,6 +21,7 @@ import lzma
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,9 @@ from v2v.engine.backend import BACKENDS, Compatibility, Engine, backend
 from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
 
 TOKENIZER = "tokenizer.json"
+_HASHED_FIRST = (
+    64 << 20
+)  # bytes of a file up to which its digest is checked before it is loaded, not meanwhile
 OURS = ".v2v-build"  # an empty file that marks a folder as made by a build, so that a build may remove it
 
 
@@ -235,7 +239,7 @@ class EngineSet:
         """Load a component on ``device`` ("cpu" or "cuda").
 
         Raises:
-            EngineError: a file is missing or truncated, or the backend cannot load it here.
+            EngineError: a file is missing, truncated or damaged, or the backend cannot load it here.
         """
         recipe = self.manifest.recipe
         record = self.manifest.components[name]
@@ -248,10 +252,25 @@ class EngineSet:
                 f"engine set {self.path} does not run on {device} here: {fits.reason}; "
                 f"rebuild it with: {self.rebuild_command}"
             )
-        try:
-            return made.load(self.component(name), [self.path / file.name for file in record.files], device)
-        except EngineError as error:
-            raise EngineError(f"{error}; rebuild the engine set with: {self.rebuild_command}") from error
+        paths = [self.path / file.name for file in record.files]
+        small = [file for file in record.files if file.bytes <= _HASHED_FIRST]
+        for file in small:  # graphs and code, which a library may not survive if they are damaged
+            self._check_digest(file)
+        with ThreadPoolExecutor(2, "v2v-digest") as threads:  # weights: gigabytes, while they are loaded
+            checks = [threads.submit(self._check_digest, file) for file in record.files if file not in small]
+            try:
+                engine = made.load(self.component(name), paths, device)
+            except EngineError as error:
+                for check in checks:
+                    check.result()
+                raise EngineError(f"{error}; rebuild the engine set with: {self.rebuild_command}") from error
+            try:
+                for check in checks:
+                    check.result()
+            except EngineError:
+                engine.close()
+                raise
+        return engine
 
     def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Read every file and compare its SHA-256 with the manifest's; ``progress`` gets the bytes read.
@@ -262,16 +281,21 @@ class EngineSet:
         read = 0
         for file in self.manifest.files:
             self._check_size(file)
-            if stored_file(self.path / file.name, self.path).sha256 != file.sha256:
-                raise EngineError(
-                    f"{self.path / file.name} is damaged: its SHA-256 is not the one in the manifest; "
-                    f"rebuild the engine set with: {self.rebuild_command}"
-                )
+            self._check_digest(file)
             read += file.bytes
             progress(read)
 
+    def _check_digest(self, file: StoredFile) -> None:
+        if stored_file(self.path / file.name, self.path).sha256 != file.sha256:
+            raise EngineError(
+                f"{self.path / file.name} is damaged: its SHA-256 is not the one in the manifest; "
+                f"rebuild the engine set with: {self.rebuild_command}"
+            )
+
     def _check_size(self, file: StoredFile) -> None:
         path = self.path / file.name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise EngineError(f"{path} is a link that leads out of the engine set; put the file itself there")
         try:
             size = path.stat().st_size
         except OSError as error:

@@ -161,7 +161,7 @@ def enhance(
         encoding = request.encoding(reader)
         made = plan_for(reader, request.settings, crew.engine_set)
         paths.check(crew.engine_set.path)
-        facts = describe(reader, made, crew.engine_set, encoding)
+        facts = describe(reader, made, crew.engine_set, encoding, convert=request.convert)
         work = _Work(request, paths, crew.engine_set.path, facts)
         if before is not None:
             same = before.facts == digest_of(journal_facts(paths.source, facts))
@@ -175,7 +175,10 @@ def enhance(
                 return None
             check_place(output, paths.source, request.codec, overwrite=request.overwrite)
         encoding.check(output, *made.size)
-        team, target = crew.team, Target(output, encoding, request.overwrite, request.restart)
+        team, target = (
+            crew.team,
+            Target(output, encoding, request.overwrite, request.restart, convert=request.convert),
+        )
         if not encoding.makes_folder:
             streams = streams_for(reader, output, parity=made.parity, convert=request.convert)
             target = replace(target, streams=streams)

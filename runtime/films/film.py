@@ -48,9 +48,8 @@ class Target:
     encoding: Encoding
     overwrite: bool = False
     restart: bool = False  # do not go on with what an earlier run has left
-    streams: StreamPlan | None = (
-        None  # what becomes of all but the pictures; None: decided when it is written
-    )
+    streams: StreamPlan | None = None  # of all but the pictures; None: decided when it is written
+    convert: bool = True  # streams that the output cannot hold as they are
 
 
 def enhance_film(
@@ -76,7 +75,7 @@ def enhance_film(
     number = reader.first_number
     report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total, number)
     stamps = Timestamps()
-    described = describe(reader, plan, team.engines, target.encoding)
+    described = describe(reader, plan, team.engines, target.encoding, convert=target.convert)
     with (
         writing(target.path),
         Journal(target.path, journal_facts(reader.path, described), restart=target.restart) as journal,
@@ -252,16 +251,22 @@ def _writer(
     )
 
 
-def describe(reader: VideoReader, plan: Plan, engines: Engines, encoding: Encoding) -> dict[str, Any]:
+def describe(
+    reader: VideoReader, plan: Plan, engines: Engines, encoding: Encoding, *, convert: bool = True
+) -> dict[str, Any]:
     """All that decides what a run gives, by the names that a person knows it by: the output's comment holds it.
 
-    What was left as it usually is, a whole film deinterlaced and its cuts found, is not mentioned.
+    What was left as it usually is is not mentioned: a whole film, deinterlaced, its cuts found, its streams converted.
     """
     height, width = plan.size
     asked = {name.lstrip("-"): value for name, value in reader.wanted.facts().items() if value != NOT_GIVEN}
     if reader.rate is not None:
         asked["rate"] = str(reader.rate)
-    left_out = {"deinterlace": reader.deinterlace or plan.parity, "cuts": reader.find_cuts or plan.parity}
+    usual = {
+        "deinterlace": reader.deinterlace or plan.parity,
+        "cuts": reader.find_cuts or plan.parity,
+        "convert": convert or plan.parity,
+    }
     return {
         "made_with": f"v2v {__version__}",
         **engines.facts,
@@ -271,7 +276,7 @@ def describe(reader: VideoReader, plan: Plan, engines: Engines, encoding: Encodi
         "crf": encoding.crf,
         "preset": encoding.preset,
         **asked,
-        **{name: False for name, done in left_out.items() if not done},
+        **{name: False for name, done in usual.items() if not done},
     }
 
 

@@ -269,6 +269,10 @@ def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
     made = plan(Settings(), MODEL.defaults, (80, 64))
     with VideoReader(source) as reader:
         facts = journal_facts(source, describe(reader, made, engines, encoding_for(reader.info)))
+        other = journal_facts(
+            source, describe(reader, made, engines, encoding_for(reader.info), convert=False)
+        )
+    assert other["--convert"] == "False" and "--convert" not in facts
     assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Plan)} <= facts.keys()
 
 
