@@ -74,14 +74,13 @@ def take_signals() -> None:
 
 def start(load: Callable[[], Callable[[], NoReturn]]) -> NoReturn:
     """Import a command, which takes a second, and run it; a signal ends it as quietly then as later."""
-    watch()
     try:
-        main = load()
+        watch()
+        load()()
     except BaseException:
         if (code := exit_code()) is not None:
             os._exit(code)
         raise
-    main()
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -286,23 +285,37 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("seconds", [0, 0.3, 0.8])
-def test_a_signal_to_all_processes_at_the_start_is_quiet(
-    stand_in_engines: Path, film: Path, tmp_path: Path, seconds: float
+def begun(stand_in_engines: Path, film: Path, output: Path) -> subprocess.Popen[str]:
+    """A command with two workers, in a group of its own, as soon as it sees to signals."""
+    process = start_command(
+        *(film, "-o", output, "--workers", 2, "--engines", stand_in_engines), start_new_session=True
+    )
+    while not catches(process.pid, signal.SIGTERM):
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_a_signal_while_the_command_is_imported_is_quiet(
+    stand_in_engines: Path, film: Path, tmp_path: Path, seconds: float, number: signal.Signals
 ) -> None:
-    script = "from v2v.runtime.start import main; main()"
-    output = ("-o", tmp_path / "out.mp4", "--workers", 2, "--engines", stand_in_engines)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, (film, *output))],
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        while not catches(process.pid, signal.SIGTERM):  # from then on a signal is seen to
-            time.sleep(0.005)
-        time.sleep(seconds)
-        os.killpg(process.pid, number)
-        _, err = process.communicate(timeout=30)
-        assert process.returncode == 128 + number
-        assert "Traceback" not in err
+    process = begun(stand_in_engines, film, tmp_path / "out.mp4")
+    time.sleep(seconds)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert err == ""
+
+
+def test_ctrl_c_is_not_heard_by_workers_that_begin(
+    stand_in_engines: Path, film: Path, tmp_path: Path
+) -> None:
+    process = begun(stand_in_engines, film, tmp_path / "out.mp4")
+    found = workers_of(process)
+    while not any("/numpy/" in Path(f"/proc/{pid}/maps").read_text() for pid in found):  # it imports
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
