@@ -13,6 +13,7 @@ from v2v.core.configs import MODELS
 from v2v.core.errors import EngineError, V2VError
 from v2v.device import Nonfinite, kernels
 from v2v.device.cpu import CpuDevice
+from v2v.engine.backend import Engine
 from v2v.runtime.diffusion.deepcache import UNetEngines
 from v2v.runtime.diffusion.guidance import Guidance
 from v2v.runtime.diffusion.sampling import DenoisingLoop
@@ -360,7 +361,7 @@ def test_check_tells_the_lowest_label_and_frame_once(device, rng, dtype, bad):
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
-class LinearUNet:
+class LinearUNet(Engine):
     """A stand-in that depends on the prompt and on its input and queues its work on the device, as an engine does."""
 
     def __init__(self, device, window, precision):
@@ -368,7 +369,7 @@ class LinearUNet:
         self.component = components(MODELS["small"], window, precision)["unet"]
         self.weights = {}
 
-    def run(self, inputs, outputs, stream):
+    def run(self, inputs, outputs, stream=0):
         latents, context = inputs["latents"], inputs["context"]
         weight = self.weights.setdefault(id(context), 0.4 + 0.3 * len(self.weights))
         self.device.combine([(weight, latents)], outputs["velocity"])
@@ -475,7 +476,7 @@ def test_noise_is_sent_while_the_device_has_work(extent):
     events = []
 
     class Watched(LinearUNet):
-        def run(self, inputs, outputs, stream):
+        def run(self, inputs, outputs, stream=0):
             if events[-1:] != [("step", int(inputs["timestep"][0]))]:
                 events.append(("step", int(inputs["timestep"][0])))
             super().run(inputs, outputs, stream)
