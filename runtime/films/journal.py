@@ -137,17 +137,19 @@ class Journal:
                 f"another run is writing {self.output}; wait for it, or choose another -o"
             ) from None
         except OSError as error:
+            with suppress(OSError):
+                self.folder.rmdir()  # if there is nothing in it
             raise JournalError(
                 f"cannot write {self.output}: {error.strerror} in folder {self.output.parent}; "
                 "choose another place with -o"
             ) from error
         try:
             self._begin()
-        except JournalError:  # an earlier run's work, which is not ours to remove
-            self._lock.release()
-            raise
-        except BaseException:
-            self.discard()
+        except BaseException:  # an earlier run's work, if there is some, must not be lost for it
+            if any(map(_RECORD.fullmatch, _names(self.folder))):
+                self._lock.release()
+            else:
+                self.discard()
             raise
         if not self._finished and len(_names(self.folder)) == len(os.listdir(self.folder)):  # noqa: PTH208
             self._worthless.enter_context(removed_on_abort(self.folder))

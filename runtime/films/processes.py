@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Process:
         )
         # Ctrl-C reaches all processes, and the first one ends the others: from its first moment on a worker does not
         # hear it, for it inherits what this thread lets through.
+        resource_tracker.ensure_running()  # which would let SIGINT through again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()

@@ -321,3 +321,120 @@ def test_a_finished_run_is_known_by_its_output_and_facts(tmp_path):
     clear_up(output)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert output.read_bytes() == b"film"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_is_kept_survives_a_run_that_fails_at_its_start(tmp_path, monkeypatch, error):
+    output = tmp_path / "out.mp4"
+    with Journal(output, {}) as journal:
+        journal.finish(0, done())
+
+    def fails(*_):
+        raise error
+
+    resumed = Journal(output, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "hashlib.sha256" if isinstance(error, KeyboardInterrupt) else "pathlib.Path.replace", fails
+        )
+        with pytest.raises(type(error)), resumed:
+            pass
+    with Journal(output, {}) as journal:  # the lock is free
+        assert journal.finished(0)
+
+
+@pytest.mark.parametrize("what", ["os.fsync", "pathlib.Path.replace"])
+def test_a_first_run_that_fails_at_its_start_leaves_nothing(tmp_path, monkeypatch, what):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(what, fails)
+    with pytest.raises((OSError, JournalError)), Journal(tmp_path / "out.mp4", {}):
+        pass
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_for_its_owner_alone(tmp_path):
+    with Journal(tmp_path / "out.mp4", {}) as journal:
+        journal.finish(0, done())
+        assert journal.folder.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o077 for path in journal.folder.glob("0*")} == {0}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Carry(np.zeros((2, 4, 3), np.float32), np.zeros((1, 4, 3, 5), np.float32)),
+        Carry(np.zeros((2, 4, 3, 5), np.float32), np.zeros((1, 4, 3, 5, 1), np.float32)),
+        Carry(np.zeros((2, 4, 3, 5), np.float64), np.zeros((1, 4, 3, 5), np.float32)),
+        Carry(np.zeros((2, 4, 3, 5), np.float32), np.zeros((1, 4, 3, 5), np.int64)),
+    ],
+)
+def test_a_carry_of_another_shape_or_kind_is_refused(tmp_path, odd):
+    with Journal(tmp_path / "out.mp4", {}) as journal:
+        journal.finish(0, Done(b"pictures", (0,), odd))
+        with pytest.raises(JournalError, match="segment 0 holds something else"):
+            journal.carry(0)
+
+
+def test_an_order_of_pictures_that_is_none_is_refused(tmp_path):
+    with Journal(tmp_path / "out.mp4", {}) as journal:
+        journal.finish(0, Done(b"pictures", (0, 2), done().carry))
+        with pytest.raises(JournalError, match="segment 0 holds something else"):
+            journal.segments()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_run_was_joining_goes(tmp_path, kind):
+    output = tmp_path / "out.mp4"
+    with Journal(output, {}) as journal:
+        journal.finish(0, done())
+        journal.joined.mkdir() if kind == "folder" else journal.joined.write_bytes(b"half")
+        if kind == "folder":
+            (journal.joined / "000001.png").write_bytes(b"half")
+        (journal.folder / "00001.mov").write_bytes(b"of a segment without a record")
+        (journal.folder / "00001.carry.part").write_bytes(b"half")
+    with Journal(output, {}) as journal:
+        names = ["00000.carry", "00000.json", "00000.mov", "journal.json", "lock"]
+        assert sorted(path.name for path in journal.folder.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ({"--seed": "5"}, {"--seed": "6"}, "its --seed was 5 when it was begun, but is 6 now"),
+        (
+            {"--seed": "5"},
+            {"--seed": "5", "--new": "x"},
+            "its --new was None when it was begun, but is x now",
+        ),
+        (
+            {"--seed": "5", "--old": "x"},
+            {"--seed": "5"},
+            "its --old was x when it was begun, but is None now",
+        ),
+    ],
+)
+def test_a_fact_that_differs_is_named_and_nothing_lost(tmp_path, then, now, said):
+    output = tmp_path / "out.mp4"
+    with Journal(output, then) as journal:
+        journal.finish(0, done())
+    with pytest.raises(JournalError, match=said), Journal(output, now):
+        pass
+    with Journal(output, then) as journal:
+        assert journal.finished(0)
+    with Journal(output, now, restart=True) as journal:
+        assert not journal.finished(0)
+
+
+def test_the_folder_of_another_run_is_locked(tmp_path):
+    output = tmp_path / "out.mp4"
+    with Journal(output, {}) as journal:
+        journal.finish(0, done())
+        with pytest.raises(JournalError, match="another run is writing"), Journal(output, {}):
+            pass
+        with pytest.raises(JournalError, match="another run is writing"):
+            clear_up(output)
+        assert journal.finished(0)
+        assert journal.segments()
