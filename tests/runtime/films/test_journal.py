@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -318,6 +322,12 @@ def test_a_finished_run_is_known_by_its_output_and_facts(tmp_path):
     flip(journal.folder / "complete.json", 90)
     assert finished_run(output) is None
     flip(journal.folder / "complete.json", 90)
+    made = output.stat().st_mtime_ns
+    for changed in (made - 1000, made + 1000):
+        os.utime(output, ns=(changed, changed))
+        assert finished_run(output) is None
+    os.utime(output, ns=(made, made))
+    assert finished_run(output) == left
     clear_up(output)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert output.read_bytes() == b"film"
@@ -369,6 +379,8 @@ def test_the_folder_is_for_its_owner_alone(tmp_path):
         Carry(np.zeros((2, 4, 3, 5), np.float32), np.zeros((1, 4, 3, 5, 1), np.float32)),
         Carry(np.zeros((2, 4, 3, 5), np.float64), np.zeros((1, 4, 3, 5), np.float32)),
         Carry(np.zeros((2, 4, 3, 5), np.float32), np.zeros((1, 4, 3, 5), np.int64)),
+        Carry(np.zeros((2, 4, 3, 5), np.float64), np.zeros((1, 4, 3, 5), np.float64)),
+        Carry(np.zeros((2, 4, 3), np.float32), np.zeros((1, 4, 3), np.float32)),
     ],
 )
 def test_a_carry_of_another_shape_or_kind_is_refused(tmp_path, odd):
@@ -438,3 +450,31 @@ def test_the_folder_of_another_run_is_locked(tmp_path):
             clear_up(output)
         assert journal.finished(0)
         assert journal.segments()
+
+
+STUCK = """
+import hashlib, sys
+from pathlib import Path
+from v2v.core.abort import watch
+from v2v.runtime.films.journal import Journal
+watch()
+with Journal(Path(sys.argv[1]), {}):
+    print("working", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # in which Python hears no signal
+"""
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_run_that_must_be_ended_before_anything_is_finished_leaves_what_is_not_its_own(tmp_path, foreign):
+    output = tmp_path / "out.mp4"
+    if foreign:
+        journal_folder(output).mkdir()
+        (journal_folder(output) / "note.txt").write_text("mine")
+    process = subprocess.Popen([sys.executable, "-c", STUCK, output], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert (journal_folder(output) / "note.txt").exists() == foreign
+    assert journal_folder(output).exists() == foreign
