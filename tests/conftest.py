@@ -1,7 +1,8 @@
-"""What all tests share: a store of their own, and one real engine set of the small model."""
+"""What all tests share: a store of their own, one real engine set of the small model, and the two cores."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,27 @@ from v2v.engine.store import EngineSet
 SMALL_WINDOW = (80, 72), 4  # (width, height) and frames: as little as the small UNet takes
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of single tests."""
-    parser.addoption("--kills", type=int, default=3, help="moments at which test_kill.py kills a run")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole fast suite.
+
+    What was chosen by name or by marker runs in one, without xdist between it and the terminal; so do tests on a GPU,
+    which measure its time and its memory.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    fast = config.option.markexpr == "not slow" and not config.option.keyword
+    if not (whole and fast) or Path("/dev/nvidiactl").exists():
+        return 0
+    os.environ |= {"OMP_NUM_THREADS": "1", "V2V_THREADS": "1"}  # each has a core
+    return 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is full-size is slow."""
+    for item in items:
+        if item.get_closest_marker("full_size"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +59,15 @@ def small_engine_set(tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
     pytest.importorskip("torch", reason="building engines needs PyTorch")
     model = MODELS["small"]
     size, frames = SMALL_WINDOW
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # common to the processes: who comes second waits and finds it built
+    (folder / "engines").mkdir(exist_ok=True)
     return build_engine_set(
         model,
         weights="random:0",
         window=window_for(model, size, frames),
         backend_name="onnxruntime",
         options=BuildOptions(precision="fp32", device="cpu"),
-        output=tmp_path_factory.mktemp("engines") / "small",
+        output=folder / "engines" / "small",
     ).engine_set

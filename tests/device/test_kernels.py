@@ -51,7 +51,11 @@ def expected(name):
     }
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+@pytest.mark.parametrize(
+    "capability",
+    [CAPABILITIES[0], *(pytest.param(later, marks=pytest.mark.slow) for later in CAPABILITIES[1:])],
+    ids=lambda c: f"sm_{c[0]}{c[1]}",
+)
 @pytest.mark.parametrize("name", kernels.FILES)
 def test_compiles_without_spilling(name, capability):
     logs = io.StringIO()

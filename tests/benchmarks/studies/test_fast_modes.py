@@ -82,6 +82,7 @@ def test_the_table_names_modes_costs_and_differences(bench):
     assert "| `--fast` |" in text and "on features | 20.0 dB | 30.0 dB |" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fp8", [False, True], ids=["FP32", "FP8"])
 def test_the_full_size_command_rehearsed_with_a_narrow_network(monkeypatch, tmp_path, fp8):
     arguments = ["full-size", "--size", "narrow", "--steps", "2", "-o", str(tmp_path), "--only=--reuse 2"]

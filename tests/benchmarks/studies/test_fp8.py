@@ -13,7 +13,6 @@ from v2v.benchmarks.studies.fp8 import measure
 from v2v.engine.inductor.fused.fp8 import PARTS
 
 
-@pytest.mark.full_size
 def test_more_in_fp8_is_less_exact_and_everything_is_written(tmp_path: Path) -> None:
     path = tmp_path / "fp8.json"
     measure("narrow", "cpu", path, ("spread",))

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 from v2v.benchmarks.studies import onnxruntime_evaluation
 
 
+@pytest.mark.slow
 def test_it_times_and_checks_each_setting(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     onnxruntime_evaluation.main(

@@ -133,7 +133,7 @@ def test_loading_and_running_compile_nothing(compiled: Compiled, monkeypatch: py
 def in_own_process(script: str, *arguments: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script that may import from the tests, in a process of its own."""
     root = Path(__file__).parents[3]
-    found = os.pathsep.join([str(root), str(root / "tests" / "engine")])
+    found = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         cwd=root,
@@ -160,6 +160,7 @@ print([name for name in sys.modules if name in ("torch._dynamo", "torch._inducto
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the linker is told in the words of Linux's")
 def test_packages_open_if_the_compiler_links_the_standard_library_into_everything(tmp_path: Path) -> None:
     compiler = tmp_path / "g++"

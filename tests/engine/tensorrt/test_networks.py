@@ -79,7 +79,13 @@ def export_and_build(
     return build(component, graph.path, folder), operators(graph.path)
 
 
-@pytest.mark.parametrize("name", [*COMPONENTS, "unet_outer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("text_encoder", "vae_encoder", "vae_decoder"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet", "unet_outer")),
+    ],
+)
 def test_the_small_graphs_build_with_the_layers_that_were_meant(
     tensorrt: ModuleType, tmp_path: Path, name: ComponentName
 ) -> None:
@@ -90,6 +96,7 @@ def test_the_small_graphs_build_with_the_layers_that_were_meant(
     assert (count(record, "ATTENTION_OUTPUT") > 0) is not name.startswith("vae")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae_encoder", "vae_decoder"])
 def test_the_reference_autoencoder_attends_without_iattention_and_norms_in_fp32(
     tensorrt: ModuleType, tmp_path: Path, name: ComponentName
@@ -103,6 +110,7 @@ def test_the_reference_autoencoder_attends_without_iattention_and_norms_in_fp32(
     assert count(record, "NORMALIZATION", "FLOAT") > 20
 
 
+@pytest.mark.slow
 def test_a_graph_with_an_open_frame_axis_serves_any_number_of_frames(
     tensorrt: ModuleType, tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """A run that is killed at any moment, by SIGKILL with all its processes, goes on to the bytes of an undisturbed one.
 
 Half of the moments are spread over the time that a run takes, half follow a file's appearance, so that the short
-ones between joining, naming and clearing up are met too. ``--kills 20`` tries more.
+ones between joining, naming and clearing up are met too.
 """
 
 from __future__ import annotations
@@ -101,11 +101,12 @@ def command(engines: Path, source: Path, output: Path, workers: int = 1) -> tupl
     return (source, "-o", f"{output}{folder}", *settings)
 
 
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    run: Run, stand_in_engines: Path, source: Path, tmp_path: Path, undisturbed, pytestconfig: pytest.Config
+    run: Run, stand_in_engines: Path, source: Path, tmp_path: Path, undisturbed, kills: int
 ) -> None:
     told = []
-    for seed in range(pytestconfig.getoption("--kills")):
+    for seed in range(kills):
         name = ("film.mp4", "film.mkv", "pictures")[seed % 3]
         expected, seconds = undisturbed(name)
         folder = tmp_path / str(seed)
