@@ -67,13 +67,13 @@ def watch() -> None:
 
 
 def take_signals() -> None:
-    """Take them back from a library that has put handlers of its own in their place; nothing before :func:`watch`."""
+    """Install our handlers again where a library has replaced them; does nothing before :func:`watch`."""
     for number in _handled:
         signal.signal(number, _raise)
 
 
 def start(load: Callable[[], Callable[[], NoReturn]]) -> NoReturn:
-    """Import a command, which takes a second, and run it; a signal ends it as quietly then as later."""
+    """Import a command with ``load``, which takes a second, and run it; a signal during the import ends it quietly."""
     watch()
     try:
         main = load()

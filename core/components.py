@@ -1,4 +1,4 @@
-"""The one place that knows each component's inputs, outputs, types and shapes for a window."""
+"""The components of a model: their inputs, outputs, types and shapes for a window."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def components(
         Component("unet_outer", (*to_unet, features), (velocity,)),
         Component("vae_decoder", (Tensor("latents", real, (1, z, h, w)),), (image,)),
     )
-    wanted = component_names(reuse)
-    return {component.name: component for component in described if component.name in wanted}
+    names = component_names(reuse)
+    return {component.name: component for component in described if component.name in names}
 
 
 def window_for(model: ModelConfig, size: tuple[int, int] | None = None, frames: int | None = None) -> Window:

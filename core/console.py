@@ -44,16 +44,16 @@ Options = TypeVar("Options", bound="DataclassInstance")
 class Console(rich.console.Console):
     """Shows text as it was typed, control characters as their codes: a name must not steer the terminal."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(highlight=False, soft_wrap=True, emoji=False, **given)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, emoji=False, **options)
 
-    def print(self, *objects: Any, **given: Any) -> None:
+    def print(self, *objects: Any, **options: Any) -> None:
         """As Rich's."""
-        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **given)
+        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **options)
 
 
 class _Stderr(io.TextIOBase):
-    """The standard error as it is now; that nobody reads it, or that it is full, is no reason to stop."""
+    """Writes to whatever ``sys.stderr`` is at the moment; a write that fails (closed, disk full) is ignored."""
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
@@ -93,20 +93,20 @@ def printable(text: str) -> str:
 
 
 class _EndOfFile(Exception):
-    """Stands for its cause."""
+    """Carries an EOFError past Click, which would take it for Ctrl-D; the EOFError is its cause."""
 
 
 class _App(typer.Typer):
     """Gives each of its commands ``--debug``."""
 
-    def command(self, *given: Any, **options: Any) -> Callable[[Any], Any]:
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
         """As Typer's."""
-        register = super().command(*given, **options)
+        register = super().command(*arguments, **options)
         return lambda function: register(_with_debug(function))
 
 
 def new_app() -> typer.Typer:
-    """An empty command whose usage errors :func:`run_app` can word."""
+    """An empty Typer application; :func:`run_app` runs it and reports its errors."""
     return _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -116,17 +116,17 @@ def _with_debug(function: Callable[..., Any]) -> Callable[..., None]:
     parameters = [
         each.replace(annotation=hints[each.name]) for each in inspect.signature(function).parameters.values()
     ]
-    wanted = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
+    annotation = Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters.append(inspect.Parameter("debug", kind, default=False, annotation=wanted))
+    parameters.append(inspect.Parameter("debug", kind, default=False, annotation=annotation))
 
-    def command(debug: bool, **given: Any) -> None:
+    def command(debug: bool, **values: Any) -> None:
         try:
-            function(**given)
+            function(**values)
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            if isinstance(error, EOFError):  # which Click would take for Ctrl-D
+            if isinstance(error, EOFError):
                 raise _EndOfFile from error
             raise
 
@@ -150,8 +150,8 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Calla
     ]
 
     def wrap(function: Callable[[Options], None]) -> Callable[..., None]:
-        def command(**given: Any) -> None:
-            function(options(**given))
+        def command(**values: Any) -> None:
+            function(options(**values))
 
         command.__doc__, command.__name__ = function.__doc__, function.__name__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -223,7 +223,10 @@ def _explain(error: BaseException) -> int:
 
 
 def _prepare_streams() -> None:
-    """Nothing that is opened from here on gets the number of a standard stream, or fails for an odd character."""
+    """Open /dev/null for standard streams that are closed, and let the others escape what they cannot encode.
+
+    Otherwise the next file to be opened would get the number of a standard stream.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -250,8 +253,8 @@ def print_result(facts: Any) -> None:
     if sys.stdout is None:
         raise UsageError("the standard output is closed, so there is no place for what --json prints")
     text = json.dumps(facts, indent=2, ensure_ascii=False)
-    shown = (each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
-    _write_results("".join(shown) + "\n")
+    escaped = (each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+    _write_results("".join(escaped) + "\n")
 
 
 def _write_results(text: str) -> None:
@@ -266,7 +269,7 @@ def _write_results(text: str) -> None:
 
 
 def _drop_results() -> None:
-    """What is left in the buffer of the standard output goes nowhere, so that Python can end in peace."""
+    """Send what is left in stdout's buffer to /dev/null, so that Python's flush at exit does not fail."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -276,7 +279,7 @@ def _say_error(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Say in one line what a person should know though the command goes on."""
+    """Print a warning on one line; the command goes on."""
     messages.print(f"warning: {' '.join(message.split())}", style="yellow", markup=False)
 
 
@@ -292,16 +295,16 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def one_of(what: str, given: str, allowed: Sequence[Choice]) -> Choice:
-    """``given`` if it is allowed.
+def one_of(name: str, value: str, allowed: Sequence[Choice]) -> Choice:
+    """``value`` if it is among ``allowed``; ``name`` is the option or argument that it was given for.
 
     Raises:
-        UsageError: it is not; the message lists what is.
+        UsageError: it is not; the message lists the allowed values.
     """
     for choice in allowed:
-        if given == choice:
+        if value == choice:
             return choice
-    raise UsageError(f"{what} must be one of {', '.join(allowed)}, not '{given}'")
+    raise UsageError(f"{name} must be one of {', '.join(allowed)}, not '{value}'")
 
 
 class BuildDisplay:
@@ -317,7 +320,7 @@ class BuildDisplay:
         )
         self._tasks: dict[str, rich.progress.TaskID] = {}
         self._phase: tuple[str, str] = ("", "")
-        self._shown = 0.0
+        self._updated = 0.0
 
     def __enter__(self) -> BuildDisplay:
         self._bars.start()
@@ -336,9 +339,9 @@ class BuildDisplay:
             self._finish_others()
             self._tasks[component] = self._bars.add_task(component, total=1.0, phase=phase)
         now = time.monotonic()
-        if (component, phase) == self._phase and share < 1.0 and now - self._shown < 0.05:
+        if (component, phase) == self._phase and share < 1.0 and now - self._updated < 0.05:
             return  # compilers report thousands of times a second
-        self._phase, self._shown = (component, phase), now
+        self._phase, self._updated = (component, phase), now
         # Rich stops the clock of a full bar, and the end of one phase may be the start of the next.
         self._bars.update(self._tasks[component], completed=min(share, 0.999), phase=phase)
 

@@ -1,4 +1,4 @@
-"""The last line of defence: a failure that nobody foresaw becomes one sentence and a file that tells the rest."""
+"""An unforeseen error becomes one sentence for the user and a log file with the traceback."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from v2v.core.version import __version__
 
 
 def unforeseen(error: BaseException) -> str:
-    """Keep all that is known of ``error`` in a file, and word it in one sentence that names the file.
+    """Write the traceback of ``error`` to a log file; returns one sentence that names the error and the file.
 
     The file lies in the user's folder for logs, or in the one for temporary files where that cannot be written.
     """
     kind = type(error).__name__
-    said = f"{kind}: {error}" if str(error) else kind
-    kept = _keep(error)
-    where = f"all that is known of it is in {kept}" if kept else "no file could be written that tells more"
-    return f"this should not have happened ({said}); {where}; please report it with that"
+    description = f"{kind}: {error}" if str(error) else kind
+    log = _write_log(error)
+    location = f"all that is known of it is in {log}" if log else "no file could be written that tells more"
+    return f"this should not have happened ({description}); {location}; please report it with that"
 
 
-def _keep(error: BaseException) -> Path | None:
+def _write_log(error: BaseException) -> Path | None:
     text = "\n".join(
         [
             time.strftime("%Y-%m-%d %H:%M:%S %z"),

@@ -1,4 +1,4 @@
-"""What goes wrong in ways that a person can put right."""
+"""The errors that a person can put right."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class EngineError(V2VError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says of its failure, short enough for a message; its kind if it says nothing."""
+    """The first line of a library's error message, for a message of ours; the error's class if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class UsageError(V2VError):
-    """An option or argument cannot mean anything."""
+    """An option or argument is invalid, or contradicts another."""

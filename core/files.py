@@ -32,13 +32,13 @@ def umask() -> int:
 
 
 def hidden_sibling(path: Path, ending: str) -> Path:
-    """``.NAME`` + ``ending`` beside ``path``, for what belongs to it; a name too long for that is cut and made unique.
+    """``.NAME`` + ``ending`` beside ``path``; where that is too long, NAME is cut and a hash keeps it unique.
 
     The same path gives the same sibling.
     """
     name, ending_bytes = os.fsencode(path.name), os.fsencode(ending)
     if 1 + len(name) + len(ending_bytes) > _LONGEST:
         mark = b"-" + hashlib.sha256(name).hexdigest()[:16].encode()
-        kept = name[: _LONGEST - 1 - len(mark) - len(ending_bytes)]
-        name = kept.decode(errors="ignore").encode() + mark  # no half characters
+        beginning = name[: _LONGEST - 1 - len(mark) - len(ending_bytes)]
+        name = beginning.decode(errors="ignore").encode() + mark  # no half characters
     return path.with_name(os.fsdecode(b"." + name + ending_bytes))

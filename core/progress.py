@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""How builds and other long work report their progress."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BuildProgress = Callable[[str, str, float], None]
 
 
 class Listener(Protocol):
-    """Whoever is told what a command does before its real work begins."""
+    """Receives the news of a command's preparations: choosing an engine set, building one."""
 
     def say(self, message: str) -> None:
         """One line of news."""
 
     def build(self) -> AbstractContextManager[BuildProgress]:
-        """Engines are being built: lend something to tell how far they are."""
+        """A context in which engines are built; it lends the function that takes their progress."""
