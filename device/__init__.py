@@ -209,14 +209,14 @@ class Device(Protocol):
         ...
 
     def check(self, array: Array, label: int) -> None:
-        """Queue a look for NaN and Inf in ``array`` (first axis: frames); :meth:`failure` tells the result."""
+        """Queue a search for NaN and Inf in ``array`` (first axis: frames); :meth:`failure` returns the result."""
         ...
 
     def failure(self) -> Nonfinite | None:
         """The lowest (label, frame) found so far by :meth:`check`, without waiting.
 
         What was queued before the last :meth:`synchronize`, :meth:`download` or ``Pending.result`` is
-        included. Once told, it is forgotten.
+        included. Each failure is returned once.
         """
         ...
 

@@ -118,12 +118,12 @@ class CpuDevice:
     def check(self, array: Array, label: int) -> None:
         bad = ~np.isfinite(array.reshape(array.shape[0], -1)).all(axis=1)
         if bad.any():
-            found = Nonfinite(label, int(bad.argmax()))
-            self._failure = min(self._failure or found, found)
+            nonfinite = Nonfinite(label, int(bad.argmax()))
+            self._failure = min(self._failure or nonfinite, nonfinite)
 
     def failure(self) -> Nonfinite | None:
-        told, self._failure = self._failure, None
-        return told
+        failure, self._failure = self._failure, None
+        return failure
 
 
 class _Fetched:

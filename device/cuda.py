@@ -41,7 +41,7 @@ _GROUP = 8  # elements that a thread handles
 _STATISTICS_BLOCKS = 1024  # at most; Scratch in guidance.cu has room for so many
 _SCRATCH_BYTES = 8 + 4 * 8 * _STATISTICS_BLOCKS
 _FRAME_TAPS = 2  # at most, of kernels of prepare_frame that are made for a number
-_NOTHING_FOUND = np.uint64(2**64 - 1)
+_ALL_FINITE = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ class CudaDevice:
         self._scratch = self.empty((_SCRATCH_BYTES,), np.uint8)
         self.zero(self._scratch)
         # The lowest (label, frame) that was not finite, and the host's memory where kernels say that there is one.
-        self._found = self.upload(np.full(1, _NOTHING_FOUND))
+        self._nonfinite = self.upload(np.full(1, _ALL_FINITE))
         self._flag_memory = self._pinned.take(4)
         self._flag = self._flag_memory.bytes[:4].view(np.int32)
         self._flag[0] = 0
@@ -286,30 +286,30 @@ class CudaDevice:
         )
 
     def combine(self, terms: Sequence[tuple[float, CudaArray]], out: CudaArray) -> None:
-        counting = [(coefficient, array) for coefficient, array in terms if coefficient]
-        if not counting:
+        nonzero = [(coefficient, array) for coefficient, array in terms if coefficient]
+        if not nonzero:
             self.zero(out)
             return
-        halves = sum(1 << k for k, (_, array) in enumerate(counting) if array.dtype == np.float16)
+        halves = sum(1 << k for k, (_, array) in enumerate(nonzero) if array.dtype == np.float16)
         halves |= (out.dtype == np.float16) << 7
-        pairs = [part for coefficient, array in counting for part in (array.pointer, _float(coefficient))]
-        kernel = self._kernel("combine", len(counting))
+        pairs = [part for coefficient, array in nonzero for part in (array.pointer, _float(coefficient))]
+        kernel = self._kernel("combine", len(nonzero))
         self._each(kernel, out.size, out.pointer, _int(halves), out.size, *pairs)
 
     def check(self, array: CudaArray, label: int) -> None:
         kernel = self._kernel("find_nonfinite", array.dtype)
         frame = array.size // array.shape[0]
-        found = (self._found.pointer, self._flag_memory.pointer)
-        self._each(kernel, array.size, array.pointer, array.size, frame, _int(label), *found)
+        report = (self._nonfinite.pointer, self._flag_memory.pointer)
+        self._each(kernel, array.size, array.pointer, array.size, frame, _int(label), *report)
 
     def failure(self) -> Nonfinite | None:
         if not self._flag[0]:
             return None
         # A run ends here anyway, so wait for all that is queued: it may have found something lower.
-        found = int(self.download(self._found)[0])
-        self.upload(np.full(1, _NOTHING_FOUND), self._found)
+        lowest = int(self.download(self._nonfinite)[0])
+        self.upload(np.full(1, _ALL_FINITE), self._nonfinite)
         self._flag[0] = 0  # nothing is under way that could set it
-        return Nonfinite(found >> 32, found & 0xFFFFFFFF)
+        return Nonfinite(lowest >> 32, lowest & 0xFFFFFFFF)
 
     # Launching ----------------------------------------------------------------------------------------------
     def _launch(self, kernel: Kernel, blocks: int, *arguments: Any) -> None:
@@ -329,13 +329,13 @@ class CudaDevice:
     ) -> None:
         _, channels, frames, height, width = window
         if any(
-            first < 0 or first + size > whole
-            for first, size, whole in zip(start, window[2:], (canvas[0], *canvas[2:]), strict=True)
+            first < 0 or first + size > extent
+            for first, size, extent in zip(start, window[2:], (canvas[0], *canvas[2:]), strict=True)
         ):
             raise ValueError(f"a window {list(window)} at {start} leaves its canvas {list(canvas)}")
-        place = (channels, frames, height, width, canvas[2], canvas[3], *start)
+        geometry = (channels, frames, height, width, canvas[2], canvas[3], *start)
         threads = channels * frames * height * -(-width // _GROUP)
-        self._each(kernel, threads * _GROUP, *arguments, *map(_int, place))
+        self._each(kernel, threads * _GROUP, *arguments, *map(_int, geometry))
 
     def _statistics(
         self, conditional: CudaArray, unconditional: CudaArray, guidance: float, rescale: float
@@ -359,8 +359,8 @@ class CudaDevice:
 
     def _find_kernel(self, name: str, *variant: npt.DTypeLike | int) -> Kernel:
         file = next(file for file, names in kernels.FILES.items() if name in names)
-        parts = (str(part) if isinstance(part, int) else np.dtype(part).name for part in variant)
-        return self._kernels[file].get_kernel("_".join((name, *parts)))
+        types = (str(part) if isinstance(part, int) else np.dtype(part).name for part in variant)
+        return self._kernels[file].get_kernel("_".join((name, *types)))
 
     def _load(self, name: str) -> Any:
         try:
@@ -406,18 +406,19 @@ class _Pinned:
 class _PinnedPool:
     """Page-locked memory on loan, in powers of two."""
 
-    _KEPT = 4  # of one size that wait for the device before more are made
+    _SLOTS_PER_SIZE = 4  # of one size that wait for the device before more are made
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
         self._free: dict[int, deque[_Pinned]] = {}
-        for slot in [self.take(1) for _ in range(self._KEPT)]:  # what keeps a loop's pace needs these
+        # The smallest size is made now: the denoising loop fetches one number a step to keep pace with the device.
+        for slot in [self.take(1) for _ in range(self._SLOTS_PER_SIZE)]:
             self.give(slot)
 
     def take(self, nbytes: int) -> _Pinned:
         size = max(1 << (nbytes - 1).bit_length(), 4096) if nbytes else 4096
         free = self._free.setdefault(size, deque())
-        if free and (len(free) >= self._KEPT or free[0].event.is_done):
+        if free and (len(free) >= self._SLOTS_PER_SIZE or free[0].event.is_done):
             slot = free.popleft()
             slot.event.sync()
             return slot
@@ -465,34 +466,34 @@ class _Feed:
         self._stream = device.gpu.create_stream()
         self._arrays = [device.empty(shape, dtype) for _ in range(self._DEPTH)]
         self._pinned = [device._pinned.take(self._arrays[0].nbytes) for _ in range(self._DEPTH)]
-        self._taken = [device.gpu.create_event() for _ in range(self._DEPTH)]
-        for event in self._taken:  # the memory exists from here on
+        self._consumed = [device.gpu.create_event() for _ in range(self._DEPTH)]
+        for event in self._consumed:  # the memory exists from here on
             device.cuda_stream.record(event)
-        self._put = self._took = 0
+        self._puts = self._takes = 0
 
     def put(self, host: npt.NDArray[Any]) -> None:
-        if self._put - self._took >= self._DEPTH:
+        if self._puts - self._takes >= self._DEPTH:
             raise RuntimeError("two arrays are waiting to be taken already")
-        place = self._put % self._DEPTH
-        array, slot = self._arrays[place], self._pinned[place]
+        index = self._puts % self._DEPTH
+        array, slot = self._arrays[index], self._pinned[index]
         if host.size != array.size:
             raise ValueError(f"{list(host.shape)} does not fit into {list(array.shape)}")
         slot.event.sync()  # the copy before the last has left this memory long ago
         slot.bytes[: array.nbytes].view(array.dtype)[:] = host.reshape(-1)
-        self._stream.wait(self._taken[place])
+        self._stream.wait(self._consumed[index])
         self._device._move(slot.pointer, array.pointer, array.nbytes, self._stream)
         self._stream.record(slot.event)
-        self._put += 1
+        self._puts += 1
 
     def take(self, out: CudaArray) -> None:
-        if self._took == self._put:
+        if self._takes == self._puts:
             raise RuntimeError("nothing was put")
-        place = self._took % self._DEPTH
+        index = self._takes % self._DEPTH
         stream = self._device.cuda_stream
-        stream.wait(self._pinned[place].event)
-        self._device.copy(self._arrays[place], out)
-        stream.record(self._taken[place])
-        self._took += 1
+        stream.wait(self._pinned[index].event)
+        self._device.copy(self._arrays[index], out)
+        stream.record(self._consumed[index])
+        self._takes += 1
 
 
 @dataclass(frozen=True)

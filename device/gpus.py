@@ -1,4 +1,4 @@
-"""Which GPUs are here."""
+"""The NVIDIA GPUs of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pixels a resized pixel is made of: the geometry that both devices share."""
+"""The source pixels and weights behind each resized pixel: the geometry that both devices share."""
 
 from __future__ import annotations
 

@@ -61,19 +61,19 @@ def compile_source(
     from cuda.core import Program, ProgramOptions
     from cuda.core.utils import FileStreamProgramCache
 
-    wanted = capability[0] * 10 + capability[1]
-    _, known = nvrtc.nvrtcGetSupportedArchs()
-    exact = wanted in known
-    number = wanted if exact else max((k for k in known if k <= wanted), default=min(known))
+    target = capability[0] * 10 + capability[1]
+    _, supported = nvrtc.nvrtcGetSupportedArchs()
+    exact = target in supported
+    compute = target if exact else max((k for k in supported if k <= target), default=min(supported))
     options = ProgramOptions(
         name=f"{name}.cu",
         std="c++17",
-        arch=f"{'sm' if exact else 'compute'}_{number}",
+        arch=f"{'sm' if exact else 'compute'}_{compute}",
         ptxas_options="-v" if exact and logs is not None else None,
     )
-    kept = None if cache is None else FileStreamProgramCache(cache)
+    program_cache = None if cache is None else FileStreamProgramCache(cache)
     program = Program(source(name), "c++", options)
-    return program.compile("cubin" if exact else "ptx", logs=logs, cache=kept)
+    return program.compile("cubin" if exact else "ptx", logs=logs, cache=program_cache)
 
 
 def load(name: str, capability: tuple[int, int]) -> ObjectCode:

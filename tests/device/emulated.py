@@ -72,7 +72,7 @@ class EmulatedDevice(cuda.CudaDevice):
         self.stream, self.allocations, self.capture_refused = 0, 0, "emulated"
         self._taps = lru_cache(maxsize=256)(self._make_taps)
         self._scratch = self.upload(np.zeros(cuda._SCRATCH_BYTES, np.uint8))
-        self._found = self.upload(np.full(1, cuda._NOTHING_FOUND))
+        self._nonfinite = self.upload(np.full(1, cuda._ALL_FINITE))
         self._flag = np.zeros(1, np.int32)
         self._flag_memory = SimpleNamespace(pointer=self._flag.ctypes.data)
 
