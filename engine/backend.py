@@ -40,9 +40,9 @@ class Compatibility(NamedTuple):
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the person who builds may choose, whatever the backend, and what the backend alone understands.
+    """The options of a build: those that every backend has, and ``extra``, a backend's own.
 
-    ``extra`` are a backend's own options as ``--option NAME=VALUE`` gives them; it reads and checks them.
+    ``extra`` are as ``--option NAME=VALUE`` gives them; the backend reads and checks them.
     """
 
     precision: Precision = "fp32"
@@ -65,7 +65,7 @@ class Graph(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a backend takes a component from: it asks for what it compiles, and nothing else is made."""
+    """A component to compile. A backend calls ``graph`` or ``network``, and only what it calls is made."""
 
     component: Component
     model: ModelConfig
@@ -79,14 +79,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a backend made of a component."""
+    """The result of compiling a component."""
 
     files: list[Path]  # the one to load first
     error: float  # relative L2 error against PyTorch in FP32, on random input
 
 
 Prompted = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""What differs from one prompt to the next: inputs, outputs."""
+"""The inputs and the outputs that differ from one prompt to the next."""
 
 
 class Engine(Protocol):
@@ -105,7 +105,7 @@ class Engine(Protocol):
     def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
         """As :meth:`run` for each of ``prompts``, with the inputs ``common`` to all of them.
 
-        One after the other, unless an engine does what no prompt changes only once.
+        One after the other; an engine may compute only once what no prompt changes.
         """
         for inputs, outputs in prompts:
             self.run({**common, **inputs}, outputs, stream)
@@ -157,7 +157,7 @@ class Engines(Protocol):
 
 @dataclass(frozen=True)
 class LooseEngines:
-    """Engines that belong to no folder, each made when it is asked for; satisfies :class:`Engines`."""
+    """Engines outside any engine set, each made by ``make`` when it is loaded; satisfies :class:`Engines`."""
 
     model: ModelConfig
     window: Window
@@ -182,7 +182,7 @@ class LooseEngines:
 
     @classmethod
     def of(cls, engines: Engines, loaded: Mapping[ComponentName, Engine]) -> LooseEngines:
-        """``loaded`` in the place of those that ``engines`` would load; they stay with whoever loaded them."""
+        """``engines``, but loading gives the engines in ``loaded``, which the caller goes on owning."""
         components = {name: engine.component for name, engine in loaded.items()}
         return cls(
             engines.model,
@@ -258,9 +258,9 @@ def backend(name: str) -> Backend:
         raise EngineError(f"there is no backend '{name}'; choose from {', '.join(BACKENDS)}")
     module, _, attribute = BACKENDS[name].partition(":")
     try:
-        made: Backend = getattr(importlib.import_module(module), attribute)()
+        engine_backend: Backend = getattr(importlib.import_module(module), attribute)()
     except ImportError as error:
         raise EngineError(
             f"backend '{name}' is not installed here ({error}); install it with: pip install 'v2v[{name}]'"
         ) from error
-    return made
+    return engine_backend

@@ -125,16 +125,16 @@ def build_engine_set(
         BuildError: weights, export or compilation fail, ``output`` holds something else, the disk is full.
         EngineError: the backend is not installed.
     """
-    asked = time.time()
-    made = backend(backend_name)
-    compiled_by = BackendRecord(made.name, made.version, made.facts(options))
+    requested = time.time()
+    engine_backend = backend(backend_name)
+    backend_record = BackendRecord(engine_backend.name, engine_backend.version, engine_backend.facts(options))
     if exporter is None:
-        ready = (
+        use_packaged = (
             packaged.fits(model, weights, window, options.precision)
             and save_weights is None
             and not options.reuse
         )
-        exporter = Exporter.packaged() if ready else Exporter.default()
+        exporter = Exporter.packaged() if use_packaged else Exporter.default()
     if Path(weights).expanduser().exists():  # the manifest's rebuild command must work from any folder
         weights = str(Path(weights).expanduser().resolve())
     progress("weights", "reading", 0.0)
@@ -150,17 +150,17 @@ def build_engine_set(
         WeightsRecord(loaded.source, loaded.kind, loaded.identity),
         window,
         options,
-        compiled_by,
+        backend_record,
     )
     path = (output or engines_root() / recipe.name).absolute()
     try:
         with building_lock(path, waiting=lambda: progress("weights", "waiting for another build", 1.0)):
-            there = _already_there(path, recipe, in_store=output is None)
-            if there is not None and (not force or _seconds(there.manifest.created) >= asked):
-                return Built(there, fresh=False)
-            _check_place(path, recipe, force)
+            existing = _existing_set(path, recipe, in_store=output is None)
+            if existing is not None and (not force or _seconds(existing.manifest.created) >= requested):
+                return Built(existing, fresh=False)
+            _check_output(path, recipe, force)
             with new_set(path) as folder:
-                manifest = _fill(folder, recipe, loaded, made, exporter, asked, progress)
+                manifest = _fill(folder, recipe, loaded, engine_backend, exporter, requested, progress)
                 finish(folder, manifest)
             return Built(EngineSet.open(path), fresh=True)
     except OSError as error:
@@ -178,7 +178,7 @@ def _fill(
     folder: Path,
     recipe: Recipe,
     weights: Weights,
-    made: Backend,
+    engine_backend: Backend,
     exporter: Exporter,
     started: float,
     progress: BuildProgress,
@@ -186,7 +186,7 @@ def _fill(
     """Make everything but the manifest inside ``folder``."""
     described = components(recipe.model, recipe.window, recipe.options.precision, recipe.options.reuse)
     records = {
-        name: _build_component(folder, component, recipe, weights, made, exporter, progress)
+        name: _build_component(folder, component, recipe, weights, engine_backend, exporter, progress)
         for name, component in described.items()
     }
     (folder / TOKENIZER).write_bytes(packaged_tokenizer())
@@ -205,7 +205,7 @@ def _build_component(
     component: Component,
     recipe: Recipe,
     weights: Weights,
-    made: Backend,
+    engine_backend: Backend,
     exporter: Exporter,
     progress: BuildProgress,
 ) -> ComponentRecord:
@@ -216,16 +216,16 @@ def _build_component(
     graphs.mkdir()
     report: PhaseProgress = lambda phase, share: progress(name, phase, share)  # noqa: E731
     model, window, precision = recipe.model, recipe.window, recipe.options.precision
-    exporting = 0.0
+    export_seconds = 0.0
 
     def timed(work: Callable[[], Any]) -> Any:
-        nonlocal exporting
+        nonlocal export_seconds
         report("exporting", 0.0)
         started = time.monotonic()
         try:
             return work()
         finally:
-            exporting += time.monotonic() - started
+            export_seconds += time.monotonic() - started
             report("compiling", 0.0)
 
     def export(open_frames: bool) -> Any:
@@ -246,10 +246,10 @@ def _build_component(
         network=lambda: timed(lambda: exporter.plain_network(name, model, weights)),
     )
     started = time.monotonic()
-    compiled = made.build(source, target, recipe.options, report)
+    compiled = engine_backend.build(source, target, recipe.options, report)
     seconds = time.monotonic() - started
     shutil.rmtree(graphs)
-    return _record(folder, component, compiled, exporting, seconds - exporting, report)
+    return _record(folder, component, compiled, export_seconds, seconds - export_seconds, report)
 
 
 def _record(
@@ -277,7 +277,7 @@ def _record(
     return record
 
 
-def _already_there(path: Path, recipe: Recipe, *, in_store: bool) -> EngineSet | None:
+def _existing_set(path: Path, recipe: Recipe, *, in_store: bool) -> EngineSet | None:
     """An intact set made from ``recipe`` that runs here: at ``path``, or anywhere in the store.
 
     The store may hold one made with other versions that still fits, as its backend judges.
@@ -286,7 +286,7 @@ def _already_there(path: Path, recipe: Recipe, *, in_store: bool) -> EngineSet |
     with suppress(EngineError):  # nothing there, or damaged: built anew
         candidates.append(EngineSet.open(path))
     if in_store:
-        candidates += [found for found in list_sets(path.parent) if isinstance(found, EngineSet)]
+        candidates += [stored for stored in list_sets(path.parent) if isinstance(stored, EngineSet)]
     for candidate in candidates:
         made_from = candidate.manifest.recipe
         if made_from.identity == recipe.identity:
@@ -297,7 +297,7 @@ def _already_there(path: Path, recipe: Recipe, *, in_store: bool) -> EngineSet |
     return None
 
 
-def _check_place(path: Path, recipe: Recipe, force: bool) -> None:
+def _check_output(path: Path, recipe: Recipe, force: bool) -> None:
     """Refuse to replace what is not an engine set, and another engine set without ``force``."""
     allowed = replaceable(path)
     if not allowed.fits:

@@ -1,4 +1,4 @@
-"""Which engine set a run takes, and what a build takes where nothing is said."""
+"""Choose the engine set of a run, and the defaults of a build."""
 
 from __future__ import annotations
 
@@ -95,25 +95,27 @@ def choose_engines(
     """
     if named is not None:
         in_store = engines_root() / named
-        chosen = EngineSet.open(in_store if in_store.is_dir() and not Path(named).exists() else Path(named))
-        chosen.require(wanted)
+        engine_set = EngineSet.open(
+            in_store if in_store.is_dir() and not Path(named).exists() else Path(named)
+        )
+        engine_set.require(wanted)
     else:
-        chosen = _find_or_build(wanted, listener)
+        engine_set = _find_or_build(wanted, listener)
         if fast or (reuse or 1) > 1:
-            chosen = _specialised(chosen, wanted, fast=fast, reuse=reuse != 1)
-    recipe = chosen.manifest.recipe
-    listener.say(f"engine set {chosen.name}: {recipe.model.name} on {recipe.backend.name}")
+            engine_set = _specialised(engine_set, wanted, fast=fast, reuse=reuse != 1)
+    recipe = engine_set.manifest.recipe
+    listener.say(f"engine set {engine_set.name}: {recipe.model.name} on {recipe.backend.name}")
     if recipe.weights.kind == "random":
         warnings.warn(
             f"the weights of model {recipe.model.name} are random numbers: its pictures mean nothing",
             stacklevel=2,
         )
-    return chosen
+    return engine_set
 
 
-def _specialised(chosen: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) -> EngineSet:
-    """The sibling of ``chosen`` that was built for what is asked, as far as there is one."""
-    recipe = chosen.manifest.recipe
+def _specialised(engine_set: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) -> EngineSet:
+    """The set like ``engine_set`` that was built with --reuse or FP8 as asked; ``engine_set`` where there is none."""
+    recipe = engine_set.manifest.recipe
     sibling = Wanted(
         model=recipe.model.name,
         window=recipe.window,
@@ -126,7 +128,7 @@ def _specialised(chosen: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) 
         for fp8 in (True, False) if fast else (recipe.fp8,):
             with contextlib.suppress(NoEngineSet):
                 return find(replace(sibling, reuse=reusing, fp8=fp8))
-    return chosen
+    return engine_set
 
 
 def _find_or_build(wanted: Wanted, listener: Listener) -> EngineSet:
@@ -147,7 +149,7 @@ def _find_or_build(wanted: Wanted, listener: Listener) -> EngineSet:
 def build_default(
     model: ModelConfig, wanted: Wanted, listener: Listener, weights: str | None = None
 ) -> EngineSet:
-    """Build engines of ``model`` as ``wanted`` asks; what it leaves open is what a build takes by default.
+    """Build engines of ``model`` as ``wanted`` asks; what it leaves open has the defaults of a build.
 
     Raises:
         BuildError, EngineError: as :func:`~v2v.engine.build.build_engine_set`.

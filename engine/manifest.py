@@ -1,4 +1,4 @@
-"""What an engine set says about itself: ``manifest.json``, as dataclasses.
+"""The description of an engine set, ``manifest.json``, as dataclasses.
 
 The manifest is written last and holds everything needed to decide, without loading anything, whether the set
 serves a run and what to type to build another.
@@ -97,7 +97,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def difference(self, other: Recipe) -> str | None:
-        """The first fact that a person chooses in which ``other`` differs; None where it is the same."""
+        """The first of the facts that a person chooses in which ``other`` differs; None where all are the same."""
         for fact, mine, theirs in (
             ("model", self.model.name, other.model.name),
             ("window", self.window, other.window),
@@ -138,13 +138,13 @@ class Recipe:
     def command(self) -> str:
         """The command that builds this recipe."""
         size = f"{self.window.width}x{self.window.height}"
-        words = ["v2v-build-engines", self.model.name, "--weights", self.weights.source]
-        words += ["--size", size, "--frames", str(self.window.frames), "--backend", self.backend.name]
-        words += ["--device", self.options.device, "--precision", self.options.precision]
-        words += ["--reuse"] if self.options.reuse else []
+        arguments = ["v2v-build-engines", self.model.name, "--weights", self.weights.source]
+        arguments += ["--size", size, "--frames", str(self.window.frames), "--backend", self.backend.name]
+        arguments += ["--device", self.options.device, "--precision", self.options.precision]
+        arguments += ["--reuse"] if self.options.reuse else []
         for key, value in self.options.extra.items():
-            words += ["--option", f"{key}={value}"]
-        return shlex.join(words)
+            arguments += ["--option", f"{key}={value}"]
+        return shlex.join(arguments)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Engine sets on disk: find them, open them, judge them, make them appear whole or not at all.
+"""Engine sets on disk: find them, open them, check whether they run here, write them completely or not at all.
 
     $V2V_ENGINES (default: the user's cache folder, v2v/engines)
     ├── small-random-256x144x8-fp32-cpu-onnxruntime-1.32.0-1f0c9a3b/      one engine set
@@ -38,16 +38,16 @@ from v2v.engine.backend import BACKENDS, Compatibility, Engine, backend
 from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
 
 TOKENIZER = "tokenizer.json"
-_HASHED_FIRST = (
-    64 << 20
-)  # bytes of a file up to which its digest is checked before it is loaded, not meanwhile
-OURS = ".v2v-build"  # an empty file that marks a folder as made by a build, so that a build may remove it
+# Bytes of a file up to which its digest is checked before it is loaded; larger files are checked meanwhile.
+_HASHED_FIRST = 64 << 20
+BUILD_MARK = ".v2v-build"
+"""An empty file that marks a folder as made by a build, so that a build may remove it."""
 
 
 def engines_root() -> Path:
     """Folder that holds the engine sets: ``$V2V_ENGINES``, or the user's cache folder."""
-    given = os.environ.get("V2V_ENGINES")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("v2v")) / "engines"
+    folder = os.environ.get("V2V_ENGINES")
+    return Path(folder).expanduser() if folder else Path(platformdirs.user_cache_dir("v2v")) / "engines"
 
 
 def timing_cache_folder() -> Path:
@@ -168,8 +168,8 @@ class EngineSet:
     def rebuild_command(self) -> str:
         """What to type to build this set anew, for this machine and this version of v2v."""
         in_store = self.path.parent.resolve() == engines_root().resolve()
-        where = "" if in_store else f" -o {self.path}"
-        return f"{self.manifest.recipe.command}{where} --force"
+        output_option = "" if in_store else f" -o {self.path}"
+        return f"{self.manifest.recipe.command}{output_option} --force"
 
     def component(self, name: ComponentName) -> Component:
         """Inputs and outputs of a component, as built."""
@@ -206,22 +206,22 @@ class EngineSet:
         expected = components(recipe.model, recipe.window, recipe.options.precision, recipe.options.reuse)
         for name, component in expected.items():
             if self.component(name) != component:
-                built = self.manifest.v2v
+                builder_version = self.manifest.v2v
                 return Compatibility(
-                    False, f"its {name} takes or gives other tensors: it was built by v2v {built}"
+                    False, f"its {name} takes or gives other tensors: it was built by v2v {builder_version}"
                 )
         try:
-            made = backend(recipe.backend.name)
+            engine_backend = backend(recipe.backend.name)
         except EngineError as error:
             return Compatibility(False, str(error))
-        first = Compatibility(False, f"backend {made.name} finds no device here")
-        for candidate in (device,) if device else made.devices:
-            fits = made.fits(recipe.backend.facts, candidate)
-            if fits.fits:
-                return fits
-            if first.reason.endswith("no device here"):
-                first = fits
-        return first
+        first_mismatch = Compatibility(False, f"backend {engine_backend.name} finds no device here")
+        for candidate in (device,) if device else engine_backend.devices:
+            compatibility = engine_backend.fits(recipe.backend.facts, candidate)
+            if compatibility.fits:
+                return compatibility
+            if first_mismatch.reason.endswith("no device here"):
+                first_mismatch = compatibility
+        return first_mismatch
 
     def require(self, wanted: Wanted) -> None:
         """Like :meth:`suits`, for a set that the user named.
@@ -229,10 +229,10 @@ class EngineSet:
         Raises:
             EngineError: names the set, the fact that differs and the command that builds what is wanted.
         """
-        fits = self.suits(wanted)
-        if not fits.fits:
+        compatibility = self.suits(wanted)
+        if not compatibility.fits:
             raise EngineError(
-                f"engine set {self.path} does not fit: {fits.reason}; rebuild it with: {self.rebuild_command}"
+                f"engine set {self.path} does not fit: {compatibility.reason}; rebuild it with: {self.rebuild_command}"
             )
 
     def load(self, name: ComponentName, device: str) -> Engine:
@@ -245,11 +245,11 @@ class EngineSet:
         record = self.manifest.components[name]
         for file in record.files:
             self._check_size(file)
-        made = backend(recipe.backend.name)
-        fits = made.fits(recipe.backend.facts, device)
-        if not fits.fits:
+        engine_backend = backend(recipe.backend.name)
+        compatibility = engine_backend.fits(recipe.backend.facts, device)
+        if not compatibility.fits:
             raise EngineError(
-                f"engine set {self.path} does not run on {device} here: {fits.reason}; "
+                f"engine set {self.path} does not run on {device} here: {compatibility.reason}; "
                 f"rebuild it with: {self.rebuild_command}"
             )
         paths = [self.path / file.name for file in record.files]
@@ -259,7 +259,7 @@ class EngineSet:
         with ThreadPoolExecutor(2, "v2v-digest") as threads:  # weights: gigabytes, while they are loaded
             checks = [threads.submit(self._check_digest, file) for file in record.files if file not in small]
             try:
-                engine = made.load(self.component(name), paths, device)
+                engine = engine_backend.load(self.component(name), paths, device)
             except EngineError as error:
                 for check in checks:
                     check.result()
@@ -278,12 +278,12 @@ class EngineSet:
         Raises:
             EngineError: names the first file that differs.
         """
-        read = 0
+        bytes_read = 0
         for file in self.manifest.files:
             self._check_size(file)
             self._check_digest(file)
-            read += file.bytes
-            progress(read)
+            bytes_read += file.bytes
+            progress(bytes_read)
 
     def _check_digest(self, file: StoredFile) -> None:
         if stored_file(self.path / file.name, self.path).sha256 != file.sha256:
@@ -338,38 +338,40 @@ def find(wanted: Wanted, root: Path | None = None) -> EngineSet:
         if isinstance(candidate, EngineError):
             reasons.append(str(candidate))
             continue
-        fits = candidate.suits(wanted)
-        if fits.fits:
+        compatibility = candidate.suits(wanted)
+        if compatibility.fits:
             fitting.append(candidate)
         else:
-            reasons.append(f"{candidate.name}: {fits.reason}")
+            reasons.append(f"{candidate.name}: {compatibility.reason}")
     if not fitting:
-        seen = "; ".join(reasons) or "it holds none"
-        raise NoEngineSet(f"no engine set in {root} fits ({seen}); build one with: {_build_command(wanted)}")
+        summary = "; ".join(reasons) or "it holds none"
+        raise NoEngineSet(
+            f"no engine set in {root} fits ({summary}); build one with: {_build_command(wanted)}"
+        )
 
-    def rank(found: EngineSet) -> tuple[bool, int, bool, bool]:
-        recipe = found.manifest.recipe
+    def rank(engine_set: EngineSet) -> tuple[bool, int, bool, bool]:
+        recipe = engine_set.manifest.recipe
         options = recipe.options
         return options.device != "cuda", preference.index(recipe.backend.name), recipe.fp8, options.reuse
 
-    newest_first = sorted(fitting, key=lambda found: found.manifest.created, reverse=True)
+    newest_first = sorted(fitting, key=lambda engine_set: engine_set.manifest.created, reverse=True)
     return min(newest_first, key=rank)
 
 
 def _build_command(wanted: Wanted) -> str:
-    words = ["v2v-build-engines", wanted.model or "MODEL"]
+    arguments = ["v2v-build-engines", wanted.model or "MODEL"]
     if wanted.window:
         size = f"{wanted.window.width}x{wanted.window.height}"
-        words += ["--size", size, "--frames", str(wanted.window.frames)]
+        arguments += ["--size", size, "--frames", str(wanted.window.frames)]
     for flag, value in (
         ("--backend", wanted.backend),
         ("--device", wanted.device),
         ("--precision", wanted.precision),
     ):
-        words += [flag, value] if value else []
-    words += ["--reuse"] if wanted.reuse else []
-    words += ["--option", "fp8=yes"] if wanted.fp8 else []
-    return " ".join(words)
+        arguments += [flag, value] if value else []
+    arguments += ["--reuse"] if wanted.reuse else []
+    arguments += ["--option", "fp8=yes"] if wanted.fp8 else []
+    return " ".join(arguments)
 
 
 def stored_file(path: Path, folder: Path) -> StoredFile:
@@ -418,14 +420,14 @@ def new_set(path: Path) -> Iterator[Path]:
     building, old = _sibling(path, "building"), _sibling(path, "old")
     building.mkdir()
     try:
-        (building / OURS).touch()
+        (building / BUILD_MARK).touch()
         with removed_on_abort(building):
             yield building
             if not (building / MANIFEST).exists():
                 raise V2VError(f"the build of {path} ended without a manifest")
             sync_tree(building)
             if path.exists():
-                (path / OURS).touch()
+                (path / BUILD_MARK).touch()
                 path.rename(old)
             building.rename(path)
             sync(path.parent)
@@ -453,7 +455,7 @@ def replaceable(path: Path) -> Compatibility:
         return Compatibility(
             False, f"{path} exists and is no engine set; name another folder, or empty it yourself"
         )
-    foreign = sorted(present - {MANIFEST, OURS, *(file.name for file in manifest.files)})
+    foreign = sorted(present - {MANIFEST, BUILD_MARK, *(file.name for file in manifest.files)})
     if foreign:
         return Compatibility(
             False, f"{path} also holds what is no part of its engine set ({foreign[0]}); move that away first"
@@ -462,22 +464,22 @@ def replaceable(path: Path) -> Compatibility:
 
 
 def _tidy(path: Path) -> None:
-    """Bring the surroundings of ``path`` in order, whatever moment a build of it was stopped at."""
+    """Remove what a stopped build of ``path`` left beside it; put the old set back if the new one is not in place."""
     building, old = _sibling(path, "building"), _sibling(path, "old")
-    if (old / OURS).exists() and not path.exists():  # stopped between the two renames
+    if (old / BUILD_MARK).exists() and not path.exists():  # stopped between the two renames
         old.rename(path)
     for folder in (building, old):
         _remove(folder)
     with suppress(OSError):  # a finished set needs no mark; one that we may not write does no harm with it
-        (path / OURS).unlink(missing_ok=True)
+        (path / BUILD_MARK).unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that bears our mark, the mark last, or an empty one."""
+    """Remove an empty folder, or one that holds :data:`BUILD_MARK`, the mark last."""
     if not folder.is_dir():
         return
     content = list(folder.iterdir())
-    mark = folder / OURS
+    mark = folder / BUILD_MARK
     if content and mark not in content:
         raise EngineError(f"{folder} is in the way of a build and was not made by one; move it away")
     for path in content:

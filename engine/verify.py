@@ -26,7 +26,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of one component."""
+    """How one component loaded, ran and compared."""
 
     component: ComponentName
     load_seconds: float
@@ -65,9 +65,9 @@ def run_once(engine: Engine, inputs: Arrays, device: str) -> tuple[Arrays, float
     return outputs, run(engine, inputs, outputs)
 
 
-def worst_error(found: Arrays, expected: Arrays) -> float:
+def worst_error(outputs: Arrays, expected: Arrays) -> float:
     """The largest :func:`~v2v.core.samples.relative_error` of all outputs."""
-    return max(relative_error(found[name], reference) for name, reference in expected.items())
+    return max(relative_error(outputs[name], reference) for name, reference in expected.items())
 
 
 def _verify(

@@ -68,7 +68,7 @@ FP8_TOLERANCE = 0.3
 
 @dataclass(frozen=True)
 class InductorOptions:
-    """What this backend alone can be told, ``v2v-build-engines --option NAME=yes|no``."""
+    """The options that only this backend has, ``v2v-build-engines --option NAME=yes|no``."""
 
     fused: (
         bool  # networks made of few operations with kernels of their own; on a GPU yes where nothing is said
@@ -77,21 +77,21 @@ class InductorOptions:
 
     @classmethod
     def read(cls, options: BuildOptions) -> InductorOptions:
-        """Read them.
+        """Read a build's ``extra`` options.
 
         Raises:
-            BuildError: one that this backend does not have, or neither yes nor no.
+            BuildError: an option that this backend does not have, or a value other than yes and no.
         """
-        what = {
+        meanings = {
             "fused": "networks made of few operations with kernels of their own",
             "fp8": "products in FP8",
         }
         for key, value in options.extra.items():
-            if key not in what or value not in ("yes", "no"):
-                known = ", ".join(f"{choice}=yes|no ({meaning})" for choice, meaning in what.items())
-                raise BuildError(f"backend inductor has no option {key}={value}; it has {known}")
-        given = {key: value == "yes" for key, value in options.extra.items()}
-        return cls(fused=given.get("fused", True), fp8=given.get("fp8", False))
+            if key not in meanings or value not in ("yes", "no"):
+                listing = ", ".join(f"{choice}=yes|no ({meaning})" for choice, meaning in meanings.items())
+                raise BuildError(f"backend inductor has no option {key}={value}; it has {listing}")
+        switches = {key: value == "yes" for key, value in options.extra.items()}
+        return cls(fused=switches.get("fused", True), fp8=switches.get("fp8", False))
 
 
 class InductorBackend:
@@ -115,12 +115,12 @@ class InductorBackend:
         component, model = source.component, source.model
         if options.device not in self.devices:
             raise BuildError(f"PyTorch {torch.__version__} has no {options.device} here to compile for")
-        chosen = self._check(options)
-        if chosen.fp8:
+        own_options = self._check(options)
+        if own_options.fp8:
             _check_fp8_model(model)
         plain = _Method(source.network(), METHOD_OF[component.name])
         inputs = _sample_inputs(component, model, options.device)
-        module = _to_compile(component.name, model, plain, options, chosen)
+        module = _to_compile(component.name, model, plain, options, own_options)
         try:
             with (
                 torch.inference_mode(False),
@@ -133,7 +133,7 @@ class InductorBackend:
                     _pieces(component.name, module, inputs, folder), options.device, progress
                 )
         except Exception as error:  # a compiler's errors have no common class
-            advice = "; --option fused=no compiles the plain network instead" if chosen.fused else ""
+            advice = "; --option fused=no compiles the plain network instead" if own_options.fused else ""
             raise BuildError(
                 f"{component.name} does not compile in PyTorch: {first_line(error)}{advice}"
             ) from error
@@ -142,14 +142,14 @@ class InductorBackend:
         del constants
         progress("checking", 0.0)
         engine = self.load(component, files, options.device)
-        found = engine.evaluate(inputs)
+        actual = engine.evaluate(inputs)
         engine.close()
         expected = _reference(plain, inputs, options.device)
         difference = max(
-            relative_error(one.cpu().numpy(), other.cpu().numpy())
-            for one, other in zip(found, expected, strict=True)
+            relative_error(output.cpu().numpy(), reference.cpu().numpy())
+            for output, reference in zip(actual, expected, strict=True)
         )
-        fp8 = chosen.fp8 and is_unet(component.name)
+        fp8 = own_options.fp8 and is_unet(component.name)
         tolerance = FP8_TOLERANCE if fp8 else _BUILD_TOLERANCE[options.precision]
         if not difference <= tolerance:
             raise BuildError(
@@ -165,7 +165,7 @@ class InductorBackend:
         Raises:
             BuildError: ``options`` ask for what this backend or this GPU does not have.
         """
-        chosen = self._check(options)
+        own_options = self._check(options)
         if options.device == "cuda" and "cuda" in self.devices:
             capability = ".".join(map(str, torch.cuda.get_device_capability()))
             return {
@@ -173,7 +173,7 @@ class InductorBackend:
                 "gpu": torch.cuda.get_device_name(),
                 "compute_capability": capability,
                 "label": f"sm{capability.replace('.', '')}",
-                **({"fp8": True} if chosen.fp8 else {}),
+                **({"fp8": True} if own_options.fp8 else {}),
             }
         return {"torch": torch.__version__, "cpu": _cpu(), "label": _cpu().split()[-1].lower()}
 
@@ -182,15 +182,15 @@ class InductorBackend:
         return FP8_TOLERANCE if is_unet(name) and self._check(options).fp8 else TOLERANCE[options.precision]
 
     def _check(self, options: BuildOptions) -> InductorOptions:
-        chosen = InductorOptions.read(options)
-        if not chosen.fp8:
-            return chosen
+        own_options = InductorOptions.read(options)
+        if not own_options.fp8:
+            return own_options
         if options.device != "cuda" or options.precision != "fp16":
             raise BuildError(
                 "--option fp8=yes computes parts of an FP16 UNet on a GPU: it needs --device cuda --precision fp16, "
                 f"not {options.device} and {options.precision}"
             )
-        if not chosen.fused:
+        if not own_options.fused:
             raise BuildError("--option fp8=yes is a choice of the fused network: leave out --option fused=no")
         if "cuda" in self.devices and torch.cuda.get_device_capability() < FP8_CAPABILITY:
             have, need = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(), FP8_CAPABILITY))
@@ -198,7 +198,7 @@ class InductorBackend:
                 f"{torch.cuda.get_device_name()} has no FP8 (its compute capability is {have}, FP8 came with "
                 f"{need}): leave out --option fp8=yes"
             )
-        return chosen
+        return own_options
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether the machine code of a set runs here."""
@@ -207,13 +207,13 @@ class InductorBackend:
         if ("gpu" in facts) != (device == "cuda"):
             return Compatibility(False, f"it was compiled for {'cuda' if 'gpu' in facts else 'cpu'}")
         here = self.facts(BuildOptions(device=device))
-        for fact, what in (
+        for fact, title in (
             ("torch", "PyTorch"),
             ("compute_capability", "compute capability"),
             ("cpu", "CPU instructions"),
         ):
             if facts.get(fact) != here.get(fact):
-                return Compatibility(False, f"it needs {what} {facts.get(fact)}, here is {here.get(fact)}")
+                return Compatibility(False, f"it needs {title} {facts.get(fact)}, here is {here.get(fact)}")
         return Compatibility(True)
 
     def load(self, component: Component, files: list[Path], device: str) -> InductorEngine:
@@ -238,28 +238,30 @@ class _Piece:
 
 
 def _pieces(name: ComponentName, module: Any, inputs: tuple[Tensor, ...], folder: Path) -> list[_Piece]:
-    """In the order in which they run; all but the last take what no prompt changes."""
+    """The pieces in the order in which they run; the prompt is an input of the last alone."""
     if not hasattr(module, "unprompted"):
         return [_Piece(module, inputs, folder / f"{name}.pt2")]
     latents, timestep, *prompted = inputs
-    kept = module.unprompted(latents, timestep)
+    unprompted = module.unprompted(latents, timestep)
     return [
         _Piece(_Method(module, "unprompted"), (latents, timestep), folder / f"{name}.unprompted.pt2"),
-        _Piece(_Method(module, "prompted"), (kept, timestep, *prompted), folder / f"{name}.prompted.pt2"),
+        _Piece(
+            _Method(module, "prompted"), (unprompted, timestep, *prompted), folder / f"{name}.prompted.pt2"
+        ),
     ]
 
 
 def _compile(
     pieces: list[_Piece], device: str, progress: PhaseProgress
 ) -> tuple[list[Path], dict[str, Tensor]]:
-    """Machine code of each piece, and what constants they read."""
-    chosen = {**_OPTIONS, **(_CUDA_OPTIONS if device == "cuda" else {})}
+    """Machine code of each piece, and the constants that they read, by name."""
+    options = {**_OPTIONS, **(_CUDA_OPTIONS if device == "cuda" else {})}
     constants: dict[str, Tensor] = {}
     for number, piece in enumerate(pieces):
         progress("tracing", number / len(pieces))
         program = torch.export.export(piece.module, piece.inputs, strict=False)
         progress("compiling", number / len(pieces))
-        compile_package(program, piece.path, chosen)
+        compile_package(program, piece.path, options)
         named = {**program.state_dict, **program.constants}
         constants |= {name: value for name, value in named.items() if isinstance(value, Tensor)}
     return [piece.path for piece in pieces], constants
@@ -278,11 +280,15 @@ class _Method(nn.Module):
 
 
 def _to_compile(
-    name: ComponentName, model: ModelConfig, plain: _Method, options: BuildOptions, chosen: InductorOptions
+    name: ComponentName,
+    model: ModelConfig,
+    plain: _Method,
+    options: BuildOptions,
+    own_options: InductorOptions,
 ) -> nn.Module:
     """What the compiler gets: on a GPU the fused network, where there is one."""
     network: Any = plain.network
-    fuse = chosen.fused and options.device == "cuda"
+    fuse = own_options.fused and options.device == "cuda"
     precision = torch.float16 if options.precision == "fp16" else torch.float32
     fused: nn.Module | None = None
     if fuse and is_unet(name) and model.unet.groups:
@@ -296,12 +302,12 @@ def _to_compile(
         fused = FusedEncoder(network) if name == "vae_encoder" else FusedDecoder(network)
     if fused is None:
         fused = _Method(copy.deepcopy(network), plain.method)
-    made: Any = fused.to(options.device, precision).requires_grad_(False).eval()
-    if chosen.fp8 and is_unet(name):
+    converted: Any = fused.to(options.device, precision).requires_grad_(False).eval()
+    if own_options.fp8 and is_unet(name):
         from v2v.engine.inductor.fused.fp8 import quantise
 
-        quantise(made)
-    module: nn.Module = made
+        quantise(converted)
+    module: nn.Module = converted
     return module
 
 

@@ -22,7 +22,7 @@ from v2v.engine.inductor.torch_internals import open_package, quiet
 
 
 class InductorEngine(Engine):
-    """Code and weights of a component; a UNet of two pieces does what no prompt changes only once.
+    """Code and weights of a component; of a UNet of two pieces the first, which takes no prompt, runs once a step.
 
     On CUDA the first run on a stream asks for memory and chooses kernels; later ones find both, so that they can be
     captured in a CUDA graph. That memory is the engine's own until it is closed: a captured graph may keep using it.
@@ -39,10 +39,10 @@ class InductorEngine(Engine):
                 self._weights = _load(component, weights, device)
                 self._runners = [open_package(code) for code in codes]
                 for runner in self._runners:
-                    asked = runner.get_constant_fqns()
-                    own = {name: self._weights[name] for name in asked if name in self._weights}
+                    names = runner.get_constant_fqns()
+                    constants = {name: self._weights[name] for name in names if name in self._weights}
                     inactive, complete, user_managed = False, True, True
-                    runner.load_constants(own, inactive, complete, user_managed)
+                    runner.load_constants(constants, inactive, complete, user_managed)
         except (RuntimeError, SafetensorError, OSError) as error:
             raise EngineError(f"{codes[0]} does not load in PyTorch: {first_line(error)}") from error
         self._pool: Any = torch.cuda.MemPool() if device == "cuda" else None
@@ -59,7 +59,7 @@ class InductorEngine(Engine):
 
     def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
         """See :class:`v2v.engine.backend.Engine`; raises as :meth:`run` does."""
-        every = [
+        evaluations = [
             (
                 tuple(self._wrap(tensor, {**common, **inputs}) for tensor in self.component.inputs),
                 [self._wrap(tensor, outputs) for tensor in self.component.outputs],
@@ -68,8 +68,8 @@ class InductorEngine(Engine):
         ]
         try:
             with self._queued_on(stream):
-                shared = self._unprompted(every[0][0])
-                for tensors, targets in every:
+                shared = self._unprompted(evaluations[0][0])
+                for tensors, targets in evaluations:
                     for target, result in zip(targets, self._prompted(shared, tensors), strict=True):
                         target.copy_(result)
         except RuntimeError as error:
@@ -86,7 +86,7 @@ class InductorEngine(Engine):
         self._pool = None
 
     def _unprompted(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        """What the last piece of code takes in the place of the first input: that, if there is no other piece."""
+        """The first inputs of the last piece of code: what the piece before it returns, else the latents."""
         return self._call(self._runners[0], [*tensors[:2]]) if len(self._runners) > 1 else [tensors[0]]
 
     def _prompted(self, shared: list[Tensor], tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -130,9 +130,9 @@ class InductorEngine(Engine):
 
 def _load(component: Component, path: Path, device: str) -> dict[str, Tensor]:
     with safe_open(path, framework="pt", device=device) as file:
-        found = (file.metadata() or {}).get("component")
-        if found != json.dumps(asdict(component)):
-            raise EngineError(f"{path} is not the {component.name} expected: it was built for {found}")
+        built_for = (file.metadata() or {}).get("component")
+        if built_for != json.dumps(asdict(component)):
+            raise EngineError(f"{path} is not the {component.name} expected: it was built for {built_for}")
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 

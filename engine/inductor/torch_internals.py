@@ -53,7 +53,7 @@ def remembered_analyses() -> Iterator[None]:
     originals = {name: getattr(wrap, name) for name in names}
 
     def remembering(analyse: Any) -> Any:
-        known: dict[Any, Any] = {}
+        analyses: dict[Any, Any] = {}
 
         def look_up(kernel: Any, arguments: Any, descriptors: Any) -> Any:
             function = kernel
@@ -64,9 +64,9 @@ def remembered_analyses() -> Iterator[None]:
                 (name, value if name in constants else str(type(value))) for name, value in arguments.items()
             )
             key = (id(kernel), described, str(descriptors))
-            if key not in known:
-                known[key] = analyse(kernel, arguments, descriptors)
-            return known[key]
+            if key not in analyses:
+                analyses[key] = analyse(kernel, arguments, descriptors)
+            return analyses[key]
 
         return look_up
 

@@ -62,7 +62,7 @@ class OnnxRuntimeBackend:
         graph = exported.path
         progress("checking", 0.0)
         try:
-            _check_interface(_described(graph), source.component, graph)
+            _check_interface(_open_for_inspection(graph), source.component, graph)
         except EngineError as error:
             raise BuildError(str(error)) from error
         progress("checking", 1.0)
@@ -210,8 +210,8 @@ def _quiet_options() -> ort.SessionOptions:
     return options
 
 
-def _described(path: Path) -> ort.InferenceSession:
-    """A session good for looking at: on the CPU, unoptimised, weights left in their file."""
+def _open_for_inspection(path: Path) -> ort.InferenceSession:
+    """A session for reading inputs and outputs only: on the CPU, unoptimised, weights left in their file."""
     options = _quiet_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
@@ -223,11 +223,11 @@ def _described(path: Path) -> ort.InferenceSession:
 
 def _check_interface(session: ort.InferenceSession, component: Component, path: Path) -> None:
     """Raise EngineError unless the session's inputs and outputs are ``component``'s."""
-    for kind, found, expected in (
+    for kind, tensors, expected in (
         ("inputs", session.get_inputs(), component.inputs),
         ("outputs", session.get_outputs(), component.outputs),
     ):
-        have = {Tensor(a.name, _TYPES.get(a.type, a.type), tuple(a.shape)) for a in found}
+        have = {Tensor(a.name, _TYPES.get(a.type, a.type), tuple(a.shape)) for a in tensors}
         if have != set(expected):
             raise EngineError(
                 f"{path} is not the {component.name} expected: its {kind} are {_listing(have)} "

@@ -43,18 +43,18 @@ def merged(factors: Iterable[Factor]) -> Axis:
 
 def reshaped(layout: Layout, shape: Sequence[int]) -> Layout | None:
     """The layout after Reshape to ``shape``; None where an axis would have to be cut between whole factors."""
-    left = list(merged(factor for axis in layout for factor in axis))
+    factors = list(merged(factor for axis in layout for factor in axis))
     axes: list[Axis] = []
     for size in shape:
         axis: list[Factor] = []
         while size > 1:
-            length, stride = left.pop(0)
+            length, stride = factors.pop(0)
             if size % length == 0:
                 axis.append((length, stride))
                 size //= length
             elif length % size == 0:
                 axis.append((size, stride * (length // size)))
-                left.insert(0, (length // size, stride))
+                factors.insert(0, (length // size, stride))
                 size = 1
             else:
                 return None
@@ -62,21 +62,21 @@ def reshaped(layout: Layout, shape: Sequence[int]) -> Layout | None:
     return tuple(axes)
 
 
-def refined(one: Axis, other: Axis) -> tuple[Axis, Axis] | None:
-    """Both axes, of one size, cut into factors of the same sizes; None where that cannot be."""
-    ours, theirs = list(reversed(one)), list(reversed(other))
+def refined(first: Axis, second: Axis) -> tuple[Axis, Axis] | None:
+    """Both axes, which have one size, cut into factors of the same sizes; None where that is impossible."""
+    first_factors, second_factors = list(reversed(first)), list(reversed(second))
     cut: tuple[list[Factor], list[Factor]] = ([], [])
-    while ours and theirs:
-        (size, stride), (size_, stride_) = ours.pop(0), theirs.pop(0)
-        part = min(size, size_)
-        if size % part or size_ % part:
+    while first_factors and second_factors:
+        (size, stride), (size_, stride_) = first_factors.pop(0), second_factors.pop(0)
+        common = min(size, size_)
+        if size % common or size_ % common:
             return None
-        cut[0].append((part, stride))
-        cut[1].append((part, stride_))
-        if size > part:
-            ours.insert(0, (size // part, stride * part))
-        if size_ > part:
-            theirs.insert(0, (size_ // part, stride_ * part))
+        cut[0].append((common, stride))
+        cut[1].append((common, stride_))
+        if size > common:
+            first_factors.insert(0, (size // common, stride * common))
+        if size_ > common:
+            second_factors.insert(0, (size_ // common, stride_ * common))
     return tuple(reversed(cut[0])), tuple(reversed(cut[1]))
 
 

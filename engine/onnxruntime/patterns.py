@@ -73,14 +73,14 @@ def join_pieces(graph: ir.Graph, widths: Sequence[int]) -> None:
         if len(split.outputs) != len(concat.inputs) or not all(_width(node) in widths for node in halves):
             continue
         first = split.outputs[0]
-        whole = split.inputs[0]
-        assert whole is not None
+        all_rows = split.inputs[0]
+        assert all_rows is not None
         rows = concat.outputs[0].shape[0]
         for value in steps:
             assert value.shape is not None
             value.shape = ir.Shape([rows, *value.shape[1:]])
         ir.convenience.replace_all_uses_with(concat.outputs[0], last)
-        ir.convenience.replace_all_uses_with(first, whole)
+        ir.convenience.replace_all_uses_with(first, all_rows)
 
 
 _PER_ROW = {"Gemm", "Gelu", "Mul"}
@@ -117,7 +117,7 @@ def _split_above(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     if node is None or _is_row_split(node):
         return node
-    return next((found for source in node.inputs if (found := _split_above(source))), None)
+    return next((split for source in node.inputs if (split := _split_above(source))), None)
 
 
 def _is_row_split(node: ir.Node) -> bool:
@@ -168,13 +168,13 @@ def after_norm(node: ir.Node) -> tuple[ir.Value, bool]:
 
 def between(node: ir.Node, output: ir.Value) -> set[ir.Node]:
     """The nodes on the way from ``node`` to ``output``."""
-    found: set[ir.Node] = set()
+    nodes: set[ir.Node] = set()
     todo = [output.producer()]
     while todo:
         current = todo.pop()
-        if current is not None and current is not node and current not in found:
-            found.add(current)
+        if current is not None and current is not node and current not in nodes:
+            nodes.add(current)
             todo += [value.producer() for value in current.inputs if value is not None]
-            if len(found) > 4:
+            if len(nodes) > 4:
                 break
-    return found
+    return nodes

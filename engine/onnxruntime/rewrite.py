@@ -69,8 +69,8 @@ class Stored:
     """An array of the rewritten graph, rows of ``channels``, or how to make it.
 
     One of three: ``value`` is there; ``make`` writes it, given a bias to add or None; or it is the sum of
-    ``parts``. ``bias`` [channels] is still to be added to what is made. ``again`` makes it from ``sources`` with
-    their rows in another order, for what treats each row alone.
+    ``parts``. ``bias`` [channels] is still to be added to what is made. ``remake``, of operations that treat each row
+    alone, makes it from ``sources`` whose rows are in another order.
     """
 
     size: int
@@ -80,9 +80,9 @@ class Stored:
     parts: tuple[Stored, Stored] | None = None
     bias: ir.Value | None = None
     sources: tuple[Stored, ...] = ()
-    again: Callable[[tuple[Stored, ...]], Stored] | None = None
+    remake: Callable[[tuple[Stored, ...]], Stored] | None = None
     reordered: dict[Axis, Stored] = field(default_factory=dict)
-    bare: ir.Value | None = None  # made without the bias
+    value_without_bias: ir.Value | None = None
 
 
 class View(NamedTuple):
@@ -110,20 +110,20 @@ def rewrite(model: ir.Model) -> ir.Model:
     """
     join_pieces(model.graph, GATED_WIDTHS)
     passes.RemoveUnusedNodesPass()(model)
-    made = _Rewriter(model.graph).model(model)
-    passes.CommonSubexpressionEliminationPass()(made)
-    passes.RemoveUnusedNodesPass()(made)
-    return made
+    rewritten = _Rewriter(model.graph).model(model)
+    passes.CommonSubexpressionEliminationPass()(rewritten)
+    passes.RemoveUnusedNodesPass()(rewritten)
+    return rewritten
 
 
 def rewrite_file(source: Path, target: Path, progress: Callable[[float], None] = lambda share: None) -> None:
     """Rewrite ``source`` and write it, with its weights in ``<target>.data``."""
-    made = rewrite(ir.load(source))
+    rewritten = rewrite(ir.load(source))
 
-    def written(_: Any, information: Any) -> None:
+    def report(_: Any, information: Any) -> None:
         progress((information.index + 1) / information.total)
 
-    ir.save(made, target, external_data=f"{target.name}.data", callback=written)
+    ir.save(rewritten, target, external_data=f"{target.name}.data", callback=report)
 
 
 # Rewriting --------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class _Rewriter:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
         self.views: dict[ir.Value, View] = {}
-        self.done: set[ir.Node] = set()
+        self.translated: set[ir.Node] = set()
         self.shapes: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
 
     def model(self, model: ir.Model) -> ir.Model:
@@ -171,7 +171,7 @@ class _Rewriter:
             inputs.append(entry)
             self.views[value] = self._dense(entry)
         for node in self.old:
-            if node not in self.done and not all(self._origin(value) for value in node.inputs):
+            if node not in self.translated and not all(self._origin(value) for value in node.inputs):
                 self._translate(node)
         outputs = [self._output(value) for value in self.old.outputs]
         graph = ir.Graph(
@@ -190,12 +190,12 @@ class _Rewriter:
             return
         if node.op_type in _ELEMENTWISE and self._elementwise(node):
             return
-        self._as_it_stands(node)
+        self._copy_node(node)
 
     def _output(self, value: ir.Value) -> ir.Value:
         view = self.views[value]
-        found = self._arranged(view, range(len(view.layout)))
-        named = self._emit("Identity", [found], view.shape, found.dtype)
+        array = self._arranged(view, range(len(view.layout)))
+        named = self._emit("Identity", [array], view.shape, array.dtype)
         named.name = value.name
         return named
 
@@ -264,15 +264,15 @@ class _Rewriter:
         assert origin is not None and origin.const_value is not None
         source = origin.const_value
         dtype = dtype or source.dtype
-        wanted = tuple(shape or source.shape.numpy())
-        result = wanted if change is None else change[1](np.empty(wanted, np.uint8)).shape
+        source_shape = tuple(shape or source.shape.numpy())
+        result = source_shape if change is None else change[1](np.empty(source_shape, np.uint8)).shape
         name = "/".join(
             [str(origin.name), dtype.name, "x".join(map(str, result)), *([change[0]] if change else [])]
         )
         if name not in self.initializers:
 
             def convert() -> ir.TensorProtocol:
-                array = source.numpy().reshape(wanted)
+                array = source.numpy().reshape(source_shape)
                 array = array if change is None else change[1](array)
                 return ir.tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), name=name)
 
@@ -298,7 +298,7 @@ class _Rewriter:
             self.views[value] = self._dense(self._weight(origin, shape, value.dtype))
         return self.views[value]
 
-    def _whole(self, stored: Stored) -> ir.Value:
+    def _materialised(self, stored: Stored) -> ir.Value:
         """The array itself, biases and sums added."""
         if stored.value is None:
             if stored.parts is not None:
@@ -315,26 +315,26 @@ class _Rewriter:
                 stored.value = stored.make(stored.bias)
         return stored.value
 
-    def _bare(self, stored: Stored) -> tuple[ir.Value, ir.Value | None]:
+    def _without_bias(self, stored: Stored) -> tuple[ir.Value, ir.Value | None]:
         """The array without the bias that must still be added, and that bias."""
         if stored.value is not None or stored.make is None:
-            return self._whole(stored), None
-        stored.bare = stored.bare or stored.make(None)
-        return stored.bare, stored.bias
+            return self._materialised(stored), None
+        stored.value_without_bias = stored.value_without_bias or stored.make(None)
+        return stored.value_without_bias, stored.bias
 
     def _summands(self, stored: Stored) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """The two arrays of a sum and the bias to add to them."""
         assert stored.parts is not None
-        second, bias_2 = self._bare(
+        second, bias_2 = self._without_bias(
             stored.parts[1]
         )  # the younger first: on its way the elder may get its value
-        first, bias_1 = self._bare(stored.parts[0])
+        first, bias_1 = self._without_bias(stored.parts[0])
         return first, second, self._vector_sum(bias_1, bias_2)
 
-    def _vector_sum(self, one: ir.Value | None, other: ir.Value | None) -> ir.Value | None:
-        if one is None or other is None:
-            return one or other
-        return self._emit("Add", [one, other], _sizes(one), one.dtype)
+    def _vector_sum(self, first: ir.Value | None, second: ir.Value | None) -> ir.Value | None:
+        if first is None or second is None:
+            return first or second
+        return self._emit("Add", [first, second], _sizes(first), first.dtype)
 
     def _sum(self, first: Stored, second: Stored) -> Stored:
         return Stored(
@@ -342,7 +342,7 @@ class _Rewriter:
             first.channels,
             parts=(first, second),
             sources=(first, second),
-            again=lambda parts: self._sum(parts[0], parts[1]),
+            remake=lambda parts: self._sum(parts[0], parts[1]),
         )
 
     def _arranged(self, view: View, axes: Iterable[int]) -> ir.Value:
@@ -356,21 +356,21 @@ class _Rewriter:
     def _in_order(self, stored: Stored, order: Sequence[Factor]) -> ir.Value:
         """The array with its factors in this order."""
         if is_dense(order):
-            return self._whole(stored)
+            return self._materialised(stored)
         for inner in range(1, len(order)):
             rows, channels = order[:-inner], order[-inner:]
             if math.prod(size for size, _ in channels) == stored.channels and is_dense(channels):
-                return self._whole(self._ordered(stored, rows))
-        return self._transposed(self._whole(stored), order)
+                return self._materialised(self._ordered(stored, rows))
+        return self._transposed(self._materialised(stored), order)
 
     def _transposed(self, value: ir.Value, order: Sequence[Factor]) -> ir.Value:
         order = [factor for factor in order if factor[0] > 1]
         order = list(merged(order))
-        lying = sorted(order, key=lambda factor: -factor[1])
-        array = self._shaped(value, [size for size, _ in lying])
+        memory_order = sorted(order, key=lambda factor: -factor[1])
+        array = self._shaped(value, [size for size, _ in memory_order])
         shape = [size for size, _ in order]
         return self._emit(
-            "Transpose", [array], shape, value.dtype, perm=[lying.index(factor) for factor in order]
+            "Transpose", [array], shape, value.dtype, perm=[memory_order.index(factor) for factor in order]
         )
 
     def _cost(self, stored: Stored, rows: Sequence[Factor]) -> float:
@@ -380,7 +380,7 @@ class _Rewriter:
         return min(1.0, self._cost_above(stored, rows))
 
     def _cost_above(self, stored: Stored, rows: Sequence[Factor]) -> float:
-        if stored.again is None or (stored.parts is not None and stored.value is not None):
+        if stored.remake is None or (stored.parts is not None and stored.value is not None):
             return math.inf
         return sum(self._cost(source, _scaled(rows, stored, source)) for source in stored.sources)
 
@@ -391,11 +391,11 @@ class _Rewriter:
             return stored
         if key not in stored.reordered:
             if self._cost_above(stored, rows) <= 1:
-                assert stored.again is not None
+                assert stored.remake is not None
                 sources = [self._ordered(source, _scaled(rows, stored, source)) for source in stored.sources]
-                stored.reordered[key] = stored.again(tuple(sources))
+                stored.reordered[key] = stored.remake(tuple(sources))
             else:
-                value = self._transposed(self._whole(stored), [*rows, (stored.channels, 1)])
+                value = self._transposed(self._materialised(stored), [*rows, (stored.channels, 1)])
                 stored.reordered[key] = Stored(stored.size, stored.channels, value)
         return stored.reordered[key]
 
@@ -413,7 +413,7 @@ class _Rewriter:
         shape = [view.shape[i] if size == 0 else size for i, size in enumerate(target)]
         if -1 in shape:
             shape[shape.index(-1)] = view.stored.size // -math.prod(shape)
-        return self._look_at(node, view, shape)
+        return self._reshape_view(node, view, shape)
 
     def _unsqueeze(self, node: ir.Node) -> bool:
         view = self._view(node.inputs[0])
@@ -422,14 +422,14 @@ class _Rewriter:
         sizes = list(view.shape)
         for axis in sorted(axis % rank for axis in axes):
             sizes.insert(axis, 1)
-        return self._look_at(node, view, sizes)
+        return self._reshape_view(node, view, sizes)
 
     def _squeeze(self, node: ir.Node) -> bool:
         view = self._view(node.inputs[0])
         axes = {axis % len(view.layout) for axis in self._integers_of(node.inputs[1])}
-        return self._look_at(node, view, [size for i, size in enumerate(view.shape) if i not in axes])
+        return self._reshape_view(node, view, [size for i, size in enumerate(view.shape) if i not in axes])
 
-    def _look_at(self, node: ir.Node, view: View, shape: Sequence[int]) -> bool:
+    def _reshape_view(self, node: ir.Node, view: View, shape: Sequence[int]) -> bool:
         layout = reshaped(view.layout, shape)
         if layout is None:
             value = self._shaped(self._arranged(view, range(len(view.layout))), shape)
@@ -441,8 +441,8 @@ class _Rewriter:
     def _integers_of(self, value: ir.Value | None) -> list[int]:
         origin = self._origin(value)
         assert origin is not None and origin.const_value is not None, "shapes must be constants"
-        found: list[int] = origin.const_value.numpy().ravel().tolist()
-        return found
+        values: list[int] = origin.const_value.numpy().ravel().tolist()
+        return values
 
     def _cast(self, node: ir.Node) -> bool:
         """A cast for a norm alone is the norm's own business: it computes in FP32."""
@@ -458,30 +458,30 @@ class _Rewriter:
         x, origin = self._view(node.inputs[0]), self._origin(node.inputs[1])
         if origin is None or origin.shape is None:
             return False
-        found = convolution(node, origin.shape.numpy())
-        if found is None:
+        conv = convolution(node, origin.shape.numpy())
+        if conv is None:
             return False
-        batch, sizes = x.shape[0], found.sizes(x.shape)
+        batch, sizes = x.shape[0], conv.sizes(x.shape)
         axes = (0, *range(2, len(x.layout)), 1)
-        array = self._shaped(self._arranged(x, axes), (batch, *sizes, found.channels))
-        if found.is_linear:
-            weight = self._weight(origin, (found.outputs, found.channels))
-            rows = Stored(x.stored.size, found.channels, array)
+        array = self._shaped(self._arranged(x, axes), (batch, *sizes, conv.channels))
+        if conv.is_linear:
+            weight = self._weight(origin, (conv.outputs, conv.channels))
+            rows = Stored(x.stored.size, conv.channels, array)
             stored = self._product(rows, weight, self._bias(node), batch * math.prod(sizes))
         else:
-            stored = self._convolved(array, found, origin, self._bias(node))
-        ends = x.shape[2:] if found.over_frames else found.ends(sizes)
-        self.views[node.outputs[0]] = _channels_second(stored, (batch, *ends, found.outputs))
+            stored = self._convolved(array, conv, origin, self._bias(node))
+        ends = x.shape[2:] if conv.over_frames else conv.ends(sizes)
+        self.views[node.outputs[0]] = _channels_second(stored, (batch, *ends, conv.outputs))
         return True
 
     def _convolved(
-        self, array: ir.Value, how: Convolution, origin: ir.Value, bias: ir.Value | None
+        self, array: ir.Value, conv: Convolution, origin: ir.Value, bias: ir.Value | None
     ) -> Stored:
         """``array`` [N, rows, columns, C] convolved with the weights ``origin`` [O, C, kernel...]."""
         last = ("last", lambda weight: np.moveaxis(weight, 1, -1))
-        weight = self._weight(origin, (how.outputs, how.channels, *how.kernel), change=last)
+        weight = self._weight(origin, (conv.outputs, conv.channels, *conv.kernel), change=last)
         batch, *sizes, _ = _sizes(array)
-        shape = (batch, *how.ends(sizes), how.outputs)
+        shape = (batch, *conv.ends(sizes), conv.outputs)
 
         def make(added: ir.Value | None) -> ir.Value:
             return self._emit(
@@ -490,12 +490,12 @@ class _Rewriter:
                 shape,
                 array.dtype,
                 CONTRIB,
-                kernel_shape=list(how.kernel),
-                pads=list(how.pads),
-                strides=list(how.steps),
+                kernel_shape=list(conv.kernel),
+                pads=list(conv.pads),
+                strides=list(conv.steps),
             )
 
-        return Stored(math.prod(shape), how.outputs, make=make, bias=bias)
+        return Stored(math.prod(shape), conv.outputs, make=make, bias=bias)
 
     def _bias(self, node: ir.Node) -> ir.Value | None:
         """The third input of a convolution or product, as a vector."""
@@ -523,7 +523,7 @@ class _Rewriter:
         out = _sizes(weight)[0]
 
         def make(added: ir.Value | None) -> ir.Value:
-            array = self._shaped(self._whole(x), (rows, x.channels))
+            array = self._shaped(self._materialised(x), (rows, x.channels))
             inputs = [array, weight] if added is None else [array, weight, added]
             return self._emit("Gemm", inputs, (rows, out), array.dtype, transB=1)
 
@@ -533,7 +533,7 @@ class _Rewriter:
             make=make,
             bias=bias,
             sources=(x,),
-            again=lambda sources: self._product(sources[0], weight, bias, rows),
+            remake=lambda sources: self._product(sources[0], weight, bias, rows),
         )
 
     def _split(self, node: ir.Node) -> bool:
@@ -545,7 +545,7 @@ class _Rewriter:
         width = x.stored.channels // 2
         if x.layout[-1] != ((2 * width, 1),) or width not in GATED_WIDTHS:
             return False
-        array, bias = self._bare(x.stored)
+        array, bias = self._without_bias(x.stored)
         if bias is None:
             bias = self._constant(np.zeros(2 * width, array.dtype.numpy() if array.dtype else np.float16))
         rows = x.stored.size // (2 * width)
@@ -553,7 +553,7 @@ class _Rewriter:
         value = self._emit("BiasSplitGelu", [array, bias], (1, rows, width), array.dtype, CONTRIB)
         layout = tuple(wider(axis, 2, 1) for axis in x.layout[:-1])
         self.views[product.outputs[0]] = View(Stored(rows * width, width, value), (*layout, ((width, 1),)))
-        self.done |= {gelu, product}
+        self.translated |= {gelu, product}
         return True
 
     # Norms
@@ -591,10 +591,10 @@ class _Rewriter:
             self.nodes.append(norm)
             value, stored.value = (self._describe(out, shape, first.dtype) for out in norm.outputs)
         else:
-            array = self._shaped(self._whole(stored), shape)
+            array = self._shaped(self._materialised(stored), shape)
             value = self._emit("GroupNorm", [array, scale, offset], shape, array.dtype, CONTRIB, **attributes)
         self.views[output] = _channels_second(Stored(stored.size, channels, value), (batch, *sizes, channels))
-        self.done |= between(node, output)
+        self.translated |= between(node, output)
         return True
 
     def _layernormalization(self, node: ir.Node) -> bool:
@@ -609,7 +609,7 @@ class _Rewriter:
         scale, offset = (self._weight(value) for value in node.inputs[1:3])
         stored = self._layer_norm(x.stored, scale, offset, real(node, "epsilon", 1e-5))
         self.views[output] = View(stored, x.layout)
-        self.done |= between(node, output)
+        self.translated |= between(node, output)
         return True
 
     def _layer_norm(self, x: Stored, scale: ir.Value, offset: ir.Value, epsilon: float) -> Stored:
@@ -630,7 +630,7 @@ class _Rewriter:
             node.outputs[1].name = node.outputs[2].name = ""  # mean and deviation: not wanted
             x.value = self._describe(node.outputs[3], shape, first.dtype)
         else:
-            array = self._shaped(self._whole(x), shape)
+            array = self._shaped(self._materialised(x), shape)
             value = self._emit(
                 "LayerNormalization", [array, scale, offset], shape, array.dtype, epsilon=epsilon, axis=-1
             )
@@ -639,7 +639,7 @@ class _Rewriter:
             x.channels,
             value,
             sources=(x,),
-            again=lambda sources: self._layer_norm(sources[0], scale, offset, epsilon),
+            remake=lambda sources: self._layer_norm(sources[0], scale, offset, epsilon),
         )
 
     # Attention
@@ -658,10 +658,10 @@ class _Rewriter:
         ]
         shape = (batch, tokens, heads * size)
         attributes = {"num_heads": heads, "unidirectional": integer(node, "is_causal")}
-        found = self._emit("MultiHeadAttention", arrays, shape, arrays[0].dtype, CONTRIB, **attributes)
-        lying = dense((batch, tokens, heads, size))
-        stored = Stored(math.prod(shape), heads * size, found)
-        self.views[node.outputs[0]] = View(stored, tuple(lying[axis] for axis in (0, 2, 1, 3)))
+        output = self._emit("MultiHeadAttention", arrays, shape, arrays[0].dtype, CONTRIB, **attributes)
+        axes = dense((batch, tokens, heads, size))
+        stored = Stored(math.prod(shape), heads * size, output)
+        self.views[node.outputs[0]] = View(stored, tuple(axes[axis] for axis in (0, 2, 1, 3)))
         return True
 
     # Sums and the rest
@@ -670,7 +670,7 @@ class _Rewriter:
         first, second = self._view(node.inputs[0]), self._view(node.inputs[1])
         if first.shape != second.shape:
             return self._add_vector(node, first, second) or self._add_vector(node, second, first)
-        cuts = [refined(one, other) for one, other in zip(first.layout, second.layout, strict=True)]
+        cuts = [refined(left, right) for left, right in zip(first.layout, second.layout, strict=True)]
         if None in cuts or first.stored.channels != second.stored.channels:
             return False
         ours, theirs = (tuple(cut[side] for cut in cuts if cut) for side in (0, 1))
@@ -679,18 +679,18 @@ class _Rewriter:
         )
         in_ours = sorted(pairs, key=lambda pair: -pair[0][1])
         in_theirs = sorted(pairs, key=lambda pair: -pair[1][1])
-        layout, one, other = ours, first.stored, second.stored
+        layout, left, right = ours, first.stored, second.stored
         if in_ours != in_theirs:
-            inner = _inner(in_ours, one.channels)
+            inner = _inner(in_ours, left.channels)
             if inner is None or in_ours[-inner:] != in_theirs[-inner:]:
                 return False
             to_theirs = [pair[0] for pair in in_theirs[:-inner]]
             to_ours = [pair[1] for pair in in_ours[:-inner]]
-            if self._cost(one, to_theirs) < self._cost(other, to_ours):
-                one, layout = self._ordered(one, to_theirs), theirs
+            if self._cost(left, to_theirs) < self._cost(right, to_ours):
+                left, layout = self._ordered(left, to_theirs), theirs
             else:
-                other = self._ordered(other, to_ours)
-        self.views[node.outputs[0]] = View(self._sum(one, other), tuple(merged(axis) for axis in layout))
+                right = self._ordered(right, to_ours)
+        self.views[node.outputs[0]] = View(self._sum(left, right), tuple(merged(axis) for axis in layout))
         return True
 
     def _add_vector(self, node: ir.Node, view: View, small: View) -> bool:
@@ -713,7 +713,7 @@ class _Rewriter:
         views = [self._view(value) for value in node.inputs]
         rank = len(views[0].layout)
         axis = integer(node, "axis") % rank
-        strides = [max((stride for _, stride in part), default=0) for part in views[0].layout]
+        strides = [max((stride for _, stride in axis_factors), default=0) for axis_factors in views[0].layout]
         axes = sorted(range(rank), key=lambda i: (-strides[i] if strides[i] else -math.inf, i))
         if rank < 4 or axis != axes[-1]:
             return False
@@ -745,7 +745,7 @@ class _Rewriter:
             if len(limits) == 4 and limits[2] == [2] and limits[3] == [1]:
                 rows = rows[limits[0][0] : limits[1][0]]
                 output = users[0].outputs[0]
-                self.done.add(users[0])
+                self.translated.add(users[0])
         picked = self._constant(np.array(rows, np.int64))
         shape = (batch, len(rows), 2 * width * channels)
         value = self._emit("Gather", [columns, picked], shape, array.dtype, axis=1)
@@ -760,7 +760,7 @@ class _Rewriter:
         if gate is None or gate.op_type != "Sigmoid" or gate.inputs[0] is not x:
             return False
         view = self._view(x)
-        array = self._whole(view.stored)
+        array = self._materialised(view.stored)
         value = self._emit("QuickGelu", [array], _sizes(array), array.dtype, CONTRIB, alpha=1.0)
         self.views[node.outputs[0]] = View(Stored(view.stored.size, view.stored.channels, value), view.layout)
         return True
@@ -775,18 +775,21 @@ class _Rewriter:
             return False
         if any(len(view.layout) > len(large[0].layout) for view in views):
             return False
-        shape = _sizes(self._whole(large[0].stored))
+        shape = _sizes(self._materialised(large[0].stored))
         arrays = [
-            self._shaped(self._whole(view.stored), shape if view.stored.size > 1 else ()) for view in views
+            self._shaped(self._materialised(view.stored), shape if view.stored.size > 1 else ())
+            for view in views
         ]
         kind = "com.microsoft" if node.op_type in ("Gelu",) else ""
-        attributes = {} if node.op_type == "Gelu" else {k: a.value for k, a in _kept(node).items()}
+        attributes = (
+            {} if node.op_type == "Gelu" else {k: a.value for k, a in _supported_attributes(node).items()}
+        )
         value = self._emit(node.op_type, arrays, shape, node.outputs[0].dtype, kind, **attributes)
         stored = Stored(large[0].stored.size, large[0].stored.channels, value)
         self.views[node.outputs[0]] = View(stored, large[0].layout)
         return True
 
-    def _as_it_stands(self, node: ir.Node) -> None:
+    def _copy_node(self, node: ir.Node) -> None:
         """Copy the node, on tensors as the exported graph has them."""
         if node.op_type in _NEWER or not _is_exact(node):
             shapes = [self._view(value).shape for value in node.inputs if value is not None]
@@ -802,7 +805,7 @@ class _Rewriter:
                 if view is None
                 else self._shaped(self._arranged(view, range(len(view.layout))), view.shape)
             )
-        attributes = {key: attribute.value for key, attribute in _kept(node).items()}
+        attributes = {key: attribute.value for key, attribute in _supported_attributes(node).items()}
         domain = CONTRIB if node.op_type == "Gelu" else node.domain
         attributes = {} if node.op_type == "Gelu" else attributes
         copy = ir.node(node.op_type, inputs, attributes, domain=domain, num_outputs=len(node.outputs))
@@ -822,7 +825,7 @@ def _is_exact(node: ir.Node) -> bool:
     return approximate is None or approximate.as_string() == "none"
 
 
-def _kept(node: ir.Node) -> dict[str, ir.Attr]:
+def _supported_attributes(node: ir.Node) -> dict[str, ir.Attr]:
     """The attributes that the operation has in :data:`OPSET` too."""
     newer = {"Cast": {"saturate", "round_mode"}}
     return {key: value for key, value in node.attributes.items() if key not in newer.get(node.op_type, ())}

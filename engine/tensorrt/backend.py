@@ -56,16 +56,16 @@ class TensorRTBackend:
             BuildError: an unknown option, a graph that TensorRT does not take, or too little memory; the message
                 names the component, the layer where known, and what to try.
         """
-        library, chosen = self._chosen(options)
+        library, own_options = self._library_and_options(options)
         gpu, component = _gpu_or_none(), source.component
-        graph = source.graph(chosen.frames is not None and is_unet(component.name))
+        graph = source.graph(own_options.frames is not None and is_unet(component.name))
         plan = build_plan(
             library,
             component,
             graph.path,
-            chosen,
-            limits(gpu.memory if gpu else None, chosen),
-            library.portability(chosen.portable),
+            own_options,
+            limits(gpu.memory if gpu else None, own_options),
+            library.portability(own_options.portable),
             timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing",
             progress,
         )
@@ -85,8 +85,8 @@ class TensorRTBackend:
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
         """Library, version, GPU, compute capability, driver and portability; works without a GPU, which is None."""
-        library, chosen = self._chosen(options)
-        portability = library.portability(chosen.portable)
+        library, own_options = self._library_and_options(options)
+        portability = library.portability(own_options.portable)
         gpu = _gpu_or_none()
         return {
             "library": library.name,
@@ -136,9 +136,9 @@ class TensorRTBackend:
         jit = timing_cache_folder() / f"{record.crc32:08x}-{library.version}-{_label(gpu)}.jit"
         return TensorRTEngine(component, plan, library, gpu, jit if library.is_rtx else None)
 
-    def _chosen(self, options: BuildOptions) -> tuple[Library, TensorRTOptions]:
+    def _library_and_options(self, options: BuildOptions) -> tuple[Library, TensorRTOptions]:
         """The library that ``options`` ask for, after a look at all of them."""
-        chosen = TensorRTOptions.read(options.extra)
+        own_options = TensorRTOptions.read(options.extra)
         if options.device != "cuda":
             raise BuildError(f"backend tensorrt builds for --device cuda, not {options.device}")
         if options.precision != "fp16":
@@ -146,12 +146,12 @@ class TensorRTBackend:
                 f"backend tensorrt builds with --precision fp16, not {options.precision}: its fused attention takes "
                 "nothing wider"
             )
-        if chosen.library is None:
-            return self._library, chosen
+        if own_options.library is None:
+            return self._library, own_options
         try:
-            return load_library(chosen.library), chosen
+            return load_library(own_options.library), own_options
         except ImportError as error:
-            raise BuildError(f"option library={chosen.library}: {error}") from error
+            raise BuildError(f"option library={own_options.library}: {error}") from error
 
 
 def _fits_gpu(facts: Mapping[str, Any], gpu: Gpu) -> Compatibility:
@@ -159,8 +159,8 @@ def _fits_gpu(facts: Mapping[str, Any], gpu: Gpu) -> Compatibility:
     if portability == SAME_GPU and built_on != gpu.name:
         return Compatibility(False, f"it was built on {built_on or 'no GPU'}, here is {gpu.name}")
     capability = facts["compute_capability"]
-    built = tuple(int(part) for part in str(capability).split(".")) if capability else None
-    if not runs_on(portability, built, gpu.capability):  # type: ignore[arg-type]
+    built_capability = tuple(int(part) for part in str(capability).split(".")) if capability else None
+    if not runs_on(portability, built_capability, gpu.capability):  # type: ignore[arg-type]
         return Compatibility(
             False,
             f"it was built for {_REACH[portability].format(capability)}, "
@@ -193,8 +193,8 @@ def _label(gpu: Gpu | None) -> str:
     if gpu is None:
         return "no-gpu"
     name = re.sub(r"\b(nvidia|geforce|gpu)\b", "", gpu.name.lower())
-    words = re.findall(r"[a-z0-9]+", name)
-    return "-".join([*words, f"sm{gpu.capability[0]}{gpu.capability[1]}"])
+    parts = re.findall(r"[a-z0-9]+", name)
+    return "-".join([*parts, f"sm{gpu.capability[0]}{gpu.capability[1]}"])
 
 
 def _write(path: Path, data: memoryview, progress: PhaseProgress) -> int:

@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class TensorRTOptions:
-    """What TensorRT alone can be told, ``v2v-build-engines --option NAME=VALUE``; None leaves it to the backend.
+    """TensorRT's own options, ``v2v-build-engines --option NAME=VALUE``; None leaves a choice to the backend.
 
     ``library`` and ``portable`` are described at :mod:`v2v.engine.tensorrt.backend`.
     """
@@ -52,27 +52,27 @@ class TensorRTOptions:
     frames: tuple[int, int] | None = None  # fewest and most, of one optimisation profile
 
     @classmethod
-    def read(cls, given: Mapping[str, str]) -> TensorRTOptions:
-        """Read them; ``tactic_memory`` and ``workspace`` are given in GiB, ``frames`` as 8:32.
+    def read(cls, extra: Mapping[str, str]) -> TensorRTOptions:
+        """Read a build's ``extra`` options; there ``tactic_memory`` and ``workspace`` are in GiB, ``frames`` as 8:32.
 
         Raises:
-            BuildError: one that TensorRT does not have, or not a number.
+            BuildError: an option that TensorRT does not have, or a value that is not a number.
         """
         names = [field.name for field in fields(cls)]
-        if unknown := sorted(set(given) - set(names)):
+        if unknown := sorted(set(extra) - set(names)):
             raise BuildError(f"backend tensorrt has no option '{unknown[0]}'; it has {', '.join(names)}")
-        low, _, high = given.get("frames", "").partition(":")
-        if "frames" in given and not (low.isdecimal() and high.isdecimal()):
-            raise BuildError(f"option frames={given['frames']} must be a range, as 8:32")
-        level = given.get("optimization_level")
+        low, _, high = extra.get("frames", "").partition(":")
+        if "frames" in extra and not (low.isdecimal() and high.isdecimal()):
+            raise BuildError(f"option frames={extra['frames']} must be a range, as 8:32")
+        level = extra.get("optimization_level")
         if level is not None and level not in ("0", "1", "2", "3", "4", "5"):
             raise BuildError(f"option optimization_level={level} must be a number from 0 to 5")
         return cls(
-            library=given.get("library"),
-            portable=given.get("portable"),
-            tactics=_number(given, "tactics"),
-            tactic_memory=_number(given, "tactic_memory", unit=GIB),
-            workspace=_number(given, "workspace", unit=GIB),
+            library=extra.get("library"),
+            portable=extra.get("portable"),
+            tactics=_number(extra, "tactics"),
+            tactic_memory=_number(extra, "tactic_memory", unit=GIB),
+            workspace=_number(extra, "workspace", unit=GIB),
             optimization_level=None if level is None else int(level),
             frames=(int(low), int(high)) if high else None,
         )
@@ -85,11 +85,11 @@ def limits(gpu_memory: int | None, options: TensorRTOptions) -> Limits:
     workspace: so everything may be used but what the weights and the driver need, about 4 GiB. Cards of 16 and
     24 GB search at TensorRT's own level 3; from 40 GB on there is room for level 4, which tries more kernels.
     """
-    room = None if gpu_memory is None else max(gpu_memory - 4 * GIB, gpu_memory // 2)
+    available = None if gpu_memory is None else max(gpu_memory - 4 * GIB, gpu_memory // 2)
     large = gpu_memory is not None and gpu_memory >= 40 * GIB
     return Limits(
-        workspace=room if options.workspace is None else options.workspace,
-        tactic_memory=room if options.tactic_memory is None else options.tactic_memory,
+        workspace=available if options.workspace is None else options.workspace,
+        tactic_memory=available if options.tactic_memory is None else options.tactic_memory,
         tactics=options.tactics,
         optimization_level=(4 if large else 3)
         if options.optimization_level is None
@@ -97,9 +97,9 @@ def limits(gpu_memory: int | None, options: TensorRTOptions) -> Limits:
     )
 
 
-def _number(given: Mapping[str, str], name: str, unit: int = 1) -> int | None:
-    """A number above zero among the options given, times ``unit``."""
-    text = given.get(name)
+def _number(extra: Mapping[str, str], name: str, unit: int = 1) -> int | None:
+    """The option ``name``, a number above zero, times ``unit``; None where it is absent."""
+    text = extra.get(name)
     if text is None:
         return None
     try:
@@ -113,7 +113,7 @@ def _number(given: Mapping[str, str], name: str, unit: int = 1) -> int | None:
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """A compiled component and what the builder said of it."""
+    """A compiled component and the figures that the builder logged."""
 
     data: Any  # IHostMemory, a buffer
     activation_bytes: int | None  # scratch while it runs
@@ -151,7 +151,7 @@ def build_plan(
 
 @dataclass
 class _State:
-    """What the building thread and the waiting one tell each other."""
+    """What the thread that builds and the one that waits for it share."""
 
     phase: str = "parsing"
     share: float = 0.0
@@ -271,14 +271,15 @@ def check_interface(
     Raises:
         BuildError: names the first tensor that differs.
     """
-    found = {
+    tensors = {
         "input": [network.get_input(i) for i in range(network.num_inputs)],
         "output": [network.get_output(i) for i in range(network.num_outputs)],
     }
     open_axes = 0
     for kind, expected in (("input", component.inputs), ("output", component.outputs)):
         have = {
-            tensor.name: describe(library, tensor.name, tensor.dtype, tensor.shape) for tensor in found[kind]
+            tensor.name: describe(library, tensor.name, tensor.dtype, tensor.shape)
+            for tensor in tensors[kind]
         }
         for tensor in expected:
             if not matches(have.get(tensor.name), tensor, dynamic=frames is not None):
@@ -288,8 +289,8 @@ def check_interface(
                 )
             open_axes += -1 in have[tensor.name].shape
         if len(have) != len(expected):
-            extra = sorted(set(have) - {tensor.name for tensor in expected})
-            raise BuildError(f"the graph of {component.name} has an unknown {kind} '{extra[0]}'")
+            unexpected = sorted(set(have) - {tensor.name for tensor in expected})
+            raise BuildError(f"the graph of {component.name} has an unknown {kind} '{unexpected[0]}'")
     if frames is not None and is_unet(component.name) and not open_axes:
         raise BuildError(
             f"the graph of {component.name} is for exactly {component.inputs[0].shape[2]} frames, "
@@ -302,11 +303,11 @@ def describe(library: Library, name: str, dtype: Any, shape: Any) -> Tensor:
     return Tensor(name, _TYPES.get(dtype.name, dtype.name.lower()), tuple(shape))
 
 
-def matches(found: Tensor | None, expected: Tensor, *, dynamic: bool) -> bool:
-    """Whether ``found`` is ``expected``, up to open axes (-1) if ``dynamic``."""
-    if found is None or found.dtype != expected.dtype or len(found.shape) != len(expected.shape):
+def matches(actual: Tensor | None, expected: Tensor, *, dynamic: bool) -> bool:
+    """Whether ``actual`` is ``expected``, up to open axes (-1) if ``dynamic``."""
+    if actual is None or actual.dtype != expected.dtype or len(actual.shape) != len(expected.shape):
         return False
-    pairs = zip(found.shape, expected.shape, strict=True)
+    pairs = zip(actual.shape, expected.shape, strict=True)
     return all(have == want or (dynamic and have == -1) for have, want in pairs)
 
 
@@ -342,7 +343,7 @@ def _add_profile(
     """One optimisation profile over ``frames`` (first and last), best at the window's own number of frames."""
     profile = builder.create_optimization_profile()
     expected = {tensor.name: tensor.shape for tensor in component.inputs}
-    used = False
+    has_open_axes = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         shape, best = tuple(tensor.shape), expected[tensor.name]
@@ -354,8 +355,8 @@ def _add_profile(
             )
         least, most = (tuple(f if n == -1 else n for n in shape) for f in frames)
         profile.set_shape(tensor.name, least, best, most)
-        used = True
-    if used:
+        has_open_axes = True
+    if has_open_axes:
         config.add_optimization_profile(profile)
 
 
@@ -365,9 +366,9 @@ class TimingCache:
     def __init__(self, path: Path, config: Any) -> None:
         self._path = path
         self._config = config
-        known = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        stored = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
         # Damaged, made by another version or on another GPU? Then start afresh.
-        if known is None or not config.set_timing_cache(known, False):
+        if stored is None or not config.set_timing_cache(stored, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self) -> None:
@@ -377,9 +378,9 @@ class TimingCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(self._path.with_suffix(".lock"), timeout=10):
                 if self._path.is_file():
-                    there = self._config.create_timing_cache(self._path.read_bytes())
-                    if there is not None:
-                        cache.combine(there, False)
+                    stored = self._config.create_timing_cache(self._path.read_bytes())
+                    if stored is not None:
+                        cache.combine(stored, False)
                 fresh = self._path.with_suffix(f".{os.getpid()}")
                 fresh.write_bytes(memoryview(cache.serialize()))
                 fresh.replace(self._path)
@@ -394,26 +395,26 @@ def _monitor(api: Any, state: _State) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.phases: dict[str, tuple[str | None, int]] = {}  # name -> parent, steps
-            self.done: dict[str, float] = {}
+            self.steps_done: dict[str, float] = {}
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases[name] = (parent, max(steps, 1))
-            self.done[name] = 0.0
+            self.steps_done[name] = 0.0
 
         def step_complete(self, name: str, step: int) -> bool:
-            self.done[name] = step + 1.0
+            self.steps_done[name] = step + 1.0
             self._publish(name)
             return not state.cancelled.is_set()
 
         def phase_finish(self, name: str) -> None:
             self.phases.pop(name, None)
-            self.done.pop(name, None)
+            self.steps_done.pop(name, None)
 
         def _publish(self, name: str | None) -> None:
             share = 0.0  # of the step that is under way, from the innermost phase outwards
             while name is not None and name in self.phases:
                 parent, steps = self.phases[name]
-                share = min((self.done[name] + share) / steps, 1.0)
+                share = min((self.steps_done[name] + share) / steps, 1.0)
                 name = parent
             state.share = max(state.share, min(share, 1.0))
 
@@ -431,8 +432,8 @@ def layer_counts(network: Any) -> dict[str, int]:
 
 def _figure(messages: list[Message], title: str) -> int | None:
     """``Total Weights Memory: 35328 bytes`` -> 35328."""
-    found = [re.search(rf"{title}: (\d+) bytes", message.text) for message in messages]
-    values = [int(match.group(1)) for match in found if match]
+    figures = [re.search(rf"{title}: (\d+) bytes", message.text) for message in messages]
+    values = [int(match.group(1)) for match in figures if match]
     return values[-1] if values else None
 
 
@@ -475,7 +476,7 @@ def check_attention(library: Library, network: Any, component: Component, graph:
         BuildError: names the layers whose attention has no fused kernel.
     """
     fused: dict[tuple[tuple[str, tuple[int, ...]], ...], bool] = {}
-    missing = []
+    unfused = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type.name != "ATTENTION_INPUT":
@@ -486,12 +487,12 @@ def check_attention(library: Library, network: Any, component: Component, graph:
             fused[kind] = _is_fused(library, kind)
         if not fused[kind]:
             name = re.sub(r"_AttentionInput$", "", layer.name)
-            missing.append(f"{_scope(graph, name)} {kind[0][0]} {list(kind[0][1])}")
-    if missing:
-        others = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            unfused.append(f"{_scope(graph, name)} {kind[0][0]} {list(kind[0][1])}")
+    if unfused:
+        more = f" and {len(unfused) - 3} more" if len(unfused) > 3 else ""
         raise BuildError(
             f"{library.title} cannot compile {component.name}: it has no fused kernel for the attention in "
-            f"{', '.join(missing[:3])}{others}; {_ATTENTION_ADVICE}"
+            f"{', '.join(unfused[:3])}{more}; {_ATTENTION_ADVICE}"
         )
 
 
@@ -517,8 +518,8 @@ def _is_fused(library: Library, kind: tuple[tuple[str, tuple[int, ...]], ...]) -
         for name, (dtype, shape) in zip(names, kind, strict=True)
     ]
     result = helper.make_tensor_value_info("output", values[0].type.tensor_type.elem_type, None)
-    made = helper.make_graph([helper.make_node("Attention", names, ["output"])], "probe", values, [result])
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    graph = helper.make_graph([helper.make_node("Attention", names, ["output"])], "probe", values, [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     builder = library.api.Builder(library.log)
     network = library.new_network(builder)
     parser = library.api.OnnxParser(network, library.log)

@@ -68,19 +68,19 @@ class Library:
         """Name and version for people."""
         return f"{'TensorRT for RTX' if self.is_rtx else 'TensorRT'} {self.version}"
 
-    def portability(self, wanted: str | None) -> Portability:
-        """Where an engine built with this library runs; ``wanted`` is one of :data:`PORTABILITIES` or None.
+    def portability(self, requested: str | None) -> Portability:
+        """Where an engine built with this library runs; ``requested`` is one of :data:`PORTABILITIES` or None.
 
         Raises:
             EngineError: no such portability.
         """
         if self.is_rtx:
             return RTX
-        if wanted is None:
+        if requested is None:
             return SAME_GPU
-        if wanted not in PORTABILITIES:
-            raise EngineError(f"portable={wanted} is unknown; choose from {', '.join(PORTABILITIES)}")
-        return wanted
+        if requested not in PORTABILITIES:
+            raise EngineError(f"portable={requested} is unknown; choose from {', '.join(PORTABILITIES)}")
+        return requested
 
     def new_network(self, builder: Any) -> Any:
         """A strongly typed network: the types in the graph are the types that run.

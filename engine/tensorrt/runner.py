@@ -134,8 +134,8 @@ class TensorRTEngine(Engine):
         need = int(self._engine.device_memory_size_v2)
         self._scratch: Scratch | None = shared_scratch(gpu, max(need, largest_scratch(plan)))
         with library.capture() as messages:
-            known = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
-            self._context, self._jit = library.new_context(self._engine, known)
+            jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
+            self._context, self._jit = library.new_context(self._engine, jit_code)
             if self._context is None:
                 self.close()
                 raise EngineError(_failure(component, "cannot be made ready to run", messages))
@@ -172,10 +172,10 @@ class TensorRTEngine(Engine):
         if array is None:
             raise EngineError(f"{name} needs an array for '{tensor.name}'")
         shape, open_shape = tuple(array.shape), self.dynamic.get(tensor.name, tensor.shape)
-        fits = len(shape) == len(open_shape) and all(
+        shape_fits = len(shape) == len(open_shape) and all(
             want in (-1, have) for have, want in zip(shape, open_shape, strict=True)
         )
-        if not fits or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+        if not shape_fits or np.dtype(array.dtype) != np.dtype(tensor.dtype):
             raise EngineError(
                 f"'{tensor.name}' of {name} must be {tensor.dtype} {list(tensor.shape)}, "
                 f"not {np.dtype(array.dtype)} {list(shape)}"
@@ -243,18 +243,18 @@ def check_engine(
     }
     for is_input, expected in ((True, component.inputs), (False, component.outputs)):
         for tensor in expected:
-            kind, found = have.get(tensor.name, (is_input, None))
-            if kind != is_input or not matches(found, tensor, dynamic=True):
-                listing = ", ".join(str(found) for _, found in have.values())
+            kind, actual = have.get(tensor.name, (is_input, None))
+            if kind != is_input or not matches(actual, tensor, dynamic=True):
+                listing = ", ".join(str(actual) for _, actual in have.values())
                 raise EngineError(
                     f"{plan} is not the {component.name} expected: {tensor} is missing among {listing}"
                 )
     if unknown := sorted(set(have) - {t.name for t in (*component.inputs, *component.outputs)}):
         raise EngineError(f"{plan} is not the {component.name} expected: it also has '{unknown[0]}'")
-    return {name: found.shape for name, (_, found) in have.items() if -1 in found.shape}
+    return {name: actual.shape for name, (_, actual) in have.items() if -1 in actual.shape}
 
 
-def _failure(component: Component, what: str, messages: list[Any]) -> str:
+def _failure(component: Component, problem: str, messages: list[Any]) -> str:
     """One line from TensorRT's log about ``component``."""
     errors = [" ".join(message.text.split()) for message in messages if message.is_error]
     cause = errors[0] if errors else "TensorRT gives no reason"
@@ -263,4 +263,4 @@ def _failure(component: Component, what: str, messages: list[Any]) -> str:
         if "memory" in cause.lower()
         else ""
     )
-    return f"{component.name} {what}: {cause}{advice}"
+    return f"{component.name} {problem}: {cause}{advice}"
