@@ -40,18 +40,18 @@ class ResnetBlock(Weights):
             bias = bias + block.nin_shortcut.bias
         self.keep("last_bias", bias)
 
-    def forward(self, part: Map) -> Map:
+    def forward(self, x_map: Map) -> Map:
         """``[1, R, I] -> [1, R, O]``."""
-        h, _ = self.convolutions[0](self.norms[0]([part.x], [part.moments]), 1, part.height)
+        h, _ = self.convolutions[0](self.norms[0]([x_map.x], [x_map.moments]), 1, x_map.height)
         normed = self.norms[1]([h], [ops.moments(h)], self.convolutions[0].bias)
-        h, _ = self.convolutions[1](normed, 1, part.height)
-        x = F.linear(part.x, self.shortcut) if self.has_shortcut else part.x
-        return Map(*ops.add_moments(x, [h], self.last_bias), part.height)
+        h, _ = self.convolutions[1](normed, 1, x_map.height)
+        x = F.linear(x_map.x, self.shortcut) if self.has_shortcut else x_map.x
+        return Map(*ops.add_moments(x, [h], self.last_bias), x_map.height)
 
 
 def _norm(norm: nn.Module) -> Norm:
     assert isinstance(norm, GroupNorm)
-    return Norm(norm, whole=False)
+    return Norm(norm, over_clip=False)
 
 
 class Attention(Weights):
@@ -71,13 +71,13 @@ class Attention(Weights):
         self.keep("out", block.proj_out.weight.flatten(1))
         self.keep("out_bias", block.proj_out.bias)
 
-    def forward(self, part: Map) -> Map:
+    def forward(self, x_map: Map) -> Map:
         """``[1, R, C] -> [1, R, C]``."""
-        normed = self.norm([part.x], [part.moments])
+        normed = self.norm([x_map.x], [x_map.moments])
         q, k, v = F.linear(normed, self.qkv, self.qkv_bias).chunk(3, -1)
         scores = (q * q.shape[-1] ** -0.5) @ k.t()
         mixed = torch.softmax(scores, -1) @ v  # in FP32 inside, whatever the type
-        return Map(*ops.add_moments(part.x, [F.linear(mixed, self.out)[None]], self.out_bias), part.height)
+        return Map(*ops.add_moments(x_map.x, [F.linear(mixed, self.out)[None]], self.out_bias), x_map.height)
 
 
 class Resample(Weights):
@@ -92,15 +92,15 @@ class Resample(Weights):
         self.keep("weight", positions_first(block.conv.weight))
         self.keep("bias", block.conv.bias)
 
-    def forward(self, part: Map) -> Map:
+    def forward(self, x_map: Map) -> Map:
         """``[1, h * w, C] -> [1, h' * w', C]``."""
-        image = torch.unflatten(part.x, 1, (part.height, -1))
+        image = torch.unflatten(x_map.x, 1, (x_map.height, -1))
         if self.up:
             image = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
-            height, stride, padding = 2 * part.height, 1, (1, 1)
+            height, stride, padding = 2 * x_map.height, 1, (1, 1)
         else:
             image = F.pad(image, (0, 0, 0, 1, 0, 1))
-            height, stride, padding = part.height + 1, 2, (0, 0)
+            height, stride, padding = x_map.height + 1, 2, (0, 0)
         y, height = ops.convolution(
             image.flatten(0, 2), self.weight, 1, height, bias=self.bias, stride=stride, padding=padding
         )
@@ -118,10 +118,10 @@ class Chain(nn.Module):
 
     def forward(self, x: Tensor, height: int) -> tuple[Tensor, int]:
         """``[R, I] -> [R', O]`` and the new height."""
-        part = mapped(self.first(x, 1, height, self.first.bias)[0], height)
+        x_map = mapped(self.first(x, 1, height, self.first.bias)[0], height)
         for block in self.blocks:
-            part = block(part)
-        y, height = self.last(self.norm([part.x], [part.moments]), 1, part.height, self.last.bias)
+            x_map = block(x_map)
+        y, height = self.last(self.norm([x_map.x], [x_map.moments]), 1, x_map.height, self.last.bias)
         return y.flatten(0, 1), height
 
 

@@ -55,5 +55,5 @@ def convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, frames: int, height: int, stride: int, padding: list[int]
 ) -> Tensor:
     """The operator, a whole to compilers: PyTorch's (2.11) expects another order of a result in memory than cuDNN's."""
-    made: Tensor = torch.ops.v2v.convolution(x, weight, bias, frames, height, stride, padding)
-    return made
+    y: Tensor = torch.ops.v2v.convolution(x, weight, bias, frames, height, stride, padding)
+    return y

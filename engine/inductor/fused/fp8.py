@@ -5,10 +5,12 @@ so activations need no scale and nothing is calibrated. Norms and gates write e4
 Weights are divided by a scale that makes the largest of them 448: one scale per output channel where a kernel of ours
 applies it (convolutions, gated products), one per matrix where cuBLAS does. What is too large saturates.
 
-What carries a sum on stays as it was: shortcuts, changes of resolution, the projections into and out of transformers
-and of attention's results, first and last convolution; so do attention and all that depends on the prompt or the time
-alone. e4m3 keeps three bits after the leading one, so each product is off by about 3.7 % of its size (2.6 % from either
-side, as random as the data); it accumulates in what tensor cores take for FP32 beside e4m3, which adds 0.05 to 0.4 %.
+The path along which sums accumulate from block to block stays as it was: shortcuts, changes of resolution, the
+projections into and out of transformers and of attention's results, first and last convolution. So do attention and all
+that depends on the prompt or the time alone.
+
+e4m3 keeps three bits after the leading one, so each product is off by about 3.7 % of its size (2.6 % from either side,
+as random as the data). Tensor cores accumulate e4m3 products in a reduced FP32, which adds 0.05 to 0.4 %.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def quantise(network: unet.FusedUNet, parts: Collection[str] = PARTS) -> unet.Fu
         if isinstance(module, unet.ResBlock) and PARTS[0] in parts:
             block.first, block.second = SpatialStage(block.first), SpatialStage(block.second)
         elif isinstance(module, unet.TemporalStage) and PARTS[1] in parts:
-            block.norm.writes = E4M3
+            block.norm.output_dtype = E4M3
             block.convolution = TemporalConvolution(block.convolution)
         elif isinstance(module, unet.Transformer):
             if PARTS[2] in parts:
@@ -83,8 +85,8 @@ class Linear(unet.Weights):
 
     weight: Tensor
     scale: Tensor
-    one: Tensor
-    takes = E4M3
+    unit_scale: Tensor
+    input_dtype = E4M3
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -92,12 +94,12 @@ class Linear(unet.Weights):
         self.dtype = weight.dtype
         self.keep("weight", quantised(weight, scale))
         self.keep("scale", scale)
-        self.keep("one", torch.ones_like(scale))
+        self.keep("unit_scale", torch.ones_like(scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[F * R, I]`` e4m3 -> ``[F * R, O]``."""
         if x.is_cuda:
-            return fp8_product(x, self.weight, self.one, self.scale, self.dtype)
+            return fp8_product(x, self.weight, self.unit_scale, self.scale, self.dtype)
         return (F.linear(x.float(), self.weight.float()) * self.scale).to(self.dtype)
 
 
@@ -107,15 +109,15 @@ class SpatialStage(nn.Module):
     def __init__(self, stage: unet.SpatialStage) -> None:
         super().__init__()
         self.norm = stage.norm
-        self.norm.writes = E4M3
+        self.norm.output_dtype = E4M3
         self.convolution = Rows(stage.convolution.weight.flatten(1))
 
     def forward(self, xs: list[Tensor], moments: list[Tensor], height: int, shift: Tensor | None) -> Tensor:
         """``xs [F, R, I']``, together I channels -> ``[F, R, O]``."""
         width = xs[0].shape[1] // height
         normed = self.norm(xs, moments, shift, padded_width=width)
-        of = self.convolution
-        return convolution(normed, of.weight, of.scale, xs[0].shape[0], height, width, of.dtype)
+        conv = self.convolution
+        return convolution(normed, conv.weight, conv.scale, xs[0].shape[0], height, width, conv.dtype)
 
 
 class TemporalConvolution(Rows):
@@ -171,8 +173,8 @@ def _tile(width: int, depth: int, device: torch.device) -> dict[str, Any]:
 def _stages(size: int, device: torch.device, most: int) -> int:
     """How many tiles of ``size`` bytes fit into a multiprocessor's shared memory beside a little else."""
     properties: Any = torch.cuda.get_device_properties(device)
-    room: int = properties.shared_memory_per_block_optin - 2048
-    return max(1, min(most, room // size))
+    available: int = properties.shared_memory_per_block_optin - 2048
+    return max(1, min(most, available // size))
 
 
 @triton_op("v2v::fp8_convolution", mutates_args=())
@@ -205,8 +207,8 @@ def convolution(
         ``[F, H * W, O]``.
     """
     if x.is_cuda:
-        made: Tensor = _convolution(x, weight, scale, frames, height, width, dtype)
-        return made
+        fused: Tensor = _convolution(x, weight, scale, frames, height, width, dtype)
+        return fused
     image = torch.unflatten(x.float(), 0, (frames, height + 1, width + 1))[:, :height, :width]
     kernel = torch.unflatten(weight.float(), 1, (3, 3, -1)).permute(0, 3, 1, 2)
     y = F.conv2d(image.permute(0, 3, 1, 2), kernel, padding=1).permute(0, 2, 3, 1).flatten(1, 2)
@@ -227,8 +229,8 @@ def _temporal_convolution(
 def temporal_convolution(x: Tensor, weight: Tensor, scale: Tensor, frames: int, dtype: torch.dtype) -> Tensor:
     """Convolution over three frames without bias: ``x [F * R, I]``, ``weight [O, 3 * I]`` -> ``[F, R, O]``."""
     if x.is_cuda:
-        made: Tensor = _temporal_convolution(x, weight, scale, frames, dtype)
-        return made
+        fused: Tensor = _temporal_convolution(x, weight, scale, frames, dtype)
+        return fused
     return (ops.temporal_convolution(x.float(), weight.float(), frames) * scale).to(dtype)
 
 
@@ -261,7 +263,7 @@ def gated(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         e4m3 ``[F * R, O]``.
     """
     if x.is_cuda:
-        made: Tensor = _gated(x, weight, scale, bias)
-        return made
+        fused: Tensor = _gated(x, weight, scale, bias)
+        return fused
     value, gate = (F.linear(x.float(), weight.float()) * scale + bias.float()).chunk(2, -1)
     return ops.rounded(value * F.gelu(gate), E4M3)

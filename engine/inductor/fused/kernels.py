@@ -61,8 +61,8 @@ def channel_moments(
     if THREE:
         origin += tl.load(third + offset, mask=inside, other=0.0).to(tl.float32)
 
-    one = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    two = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(first, last, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
         mask = (row < last)[:, None] & inside[None, :]
@@ -74,12 +74,12 @@ def channel_moments(
             value += tl.load(third + place, mask=mask, other=0.0).to(tl.float32)
         if ADD:
             tl.store(total + place, value.to(total.dtype.element_ty), mask=mask)
-        away = tl.where(mask, value - origin[None, :], 0.0)
-        one += away
-        two += away * away
+        deviation = tl.where(mask, value - origin[None, :], 0.0)
+        sums += deviation
+        squares += deviation * deviation
     count = (last - first).to(tl.float32)
-    drift = tl.sum(one, 0) / count
-    spread = tl.maximum(tl.sum(two, 0) - drift * drift * count, 0.0)
+    drift = tl.sum(sums, 0) / count
+    spread = tl.maximum(tl.sum(squares, 0) - drift * drift * count, 0.0)
     out = moments + (piece.to(tl.int64) * channels + column) * 2
     tl.store(out, origin + drift, mask=inside)
     tl.store(out + 1, spread, mask=inside)
@@ -112,9 +112,9 @@ def _sum_squares(
         mask = (piece < pieces)[:, None] & inside[None, :]
         count = tl.minimum(chunk, rows - (piece % chunks) * chunk).to(tl.float32)[:, None]
         place = (piece[:, None] * channels + column[None, :]) * 2
-        away = tl.load(moments + place, mask=mask, other=0.0) + shifts[None, :] - mean
+        deviation = tl.load(moments + place, mask=mask, other=0.0) + shifts[None, :] - mean
         spread = tl.load(moments + place + 1, mask=mask, other=0.0)
-        total += tl.where(mask, spread + count * away * away, 0.0)
+        total += tl.where(mask, spread + count * deviation * deviation, 0.0)
     return tl.sum(tl.sum(total, 1), 0)
 
 
@@ -438,13 +438,13 @@ def product(
         row = first_m + tl.arange(0, BLOCK_M)
         column = first_n + tl.arange(0, BLOCK_N)
         inside = column < N
-        kept = row < M
+        valid = row < M
         if PADDED:
             j = row % (image_width + 1)
             i = row // (image_width + 1) % (image_height + 1)
-            kept &= (i < image_height) & (j < image_width)
+            valid &= (i < image_height) & (j < image_width)
             row = (row // ((image_width + 1) * (image_height + 1)) * image_height + i) * image_width + j
-        mask = kept[:, None]
+        mask = valid[:, None]
         line = out + row.to(tl.int64)[:, None] * stride + (stride - N)
         if SCALED:
             acc *= tl.load(scale + column, mask=inside, other=0.0)[None, :]

@@ -5,9 +5,9 @@ not matter, tokens ``[F * R, C]``. It is what a channels-last tensor ``[F, C, H,
 through a view and matrix products need none.
 
 Norms over groups of channels are split in three: moments of each channel over chunks of rows (mean, sum of squared
-deviations), which whoever writes a map last can compute on the way; one scale and offset per channel out of them; and
-the pass that applies these. What only shifts a channel (a convolution's bias, the time embedding) enters at the second
-step and never costs a pass.
+deviations), which the kernel that writes a map can compute on the way; one scale and offset per channel out of them;
+and the pass that applies these. What only shifts a channel (a convolution's bias, the time embedding) enters at the
+second step and never costs a pass.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _general_only = False
 
 @contextmanager
 def general_kernels() -> Iterator[None]:
-    """Within it kernels are the general ones on Hopper too: to compare, or if its own ones give trouble."""
+    """A context in which Hopper runs the general kernels too: for comparison, or where its own fail."""
     global _general_only
     before, _general_only = _general_only, True
     try:
@@ -125,8 +125,8 @@ def rounded(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _chunk(frames: int, rows: int, channels: int) -> int:
     """Rows per program of the moments: enough programs to fill a GPU twice over, and not many more."""
-    wanted = _up(2112, frames * _up(channels, 64))
-    return _up(_up(rows, min(wanted, _up(rows, 128))), 64) * 64
+    programs = _up(2112, frames * _up(channels, 64))
+    return _up(_up(rows, min(programs, _up(rows, 128))), 64) * 64
 
 
 @triton_op("v2v::moments", mutates_args=())
@@ -187,8 +187,8 @@ def _add_moments(x: Tensor, others: list[Tensor], bias: Tensor) -> tuple[Tensor,
 def moments(x: Tensor) -> Tensor:
     """``x [F, R, C]`` -> moments ``[F, chunks, C, 2]`` FP32: mean and sum of squared deviations of each channel."""
     if x.is_cuda:
-        made: Tensor = _moments(x)
-        return made
+        fused: Tensor = _moments(x)
+        return fused
     variance, mean = torch.var_mean(x.float(), 1, correction=0)
     return torch.stack([mean, variance * x.shape[1]], -1)[:, None]
 
@@ -196,15 +196,15 @@ def moments(x: Tensor) -> Tensor:
 def add_moments(x: Tensor, others: list[Tensor], bias: Tensor) -> tuple[Tensor, Tensor]:
     """``x``, one or two others and ``bias [C]`` added up, and the moments of the sum, in one pass."""
     if x.is_cuda:
-        total, found = _add_moments(x, others, bias)
-        return total, found
+        total, moments_of_sum = _add_moments(x, others, bias)
+        return total, moments_of_sum
     total = sum(others, x + bias)
     return total, moments(total)
 
 
 @triton_op("v2v::norm_coefficients", mutates_args=())
 def _norm_coefficients(
-    found: list[Tensor],
+    moments: list[Tensor],
     shift: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -212,11 +212,11 @@ def _norm_coefficients(
     chunks: list[int],
     groups: int,
     eps: float,
-    whole: bool,
+    over_clip: bool,
 ) -> Tensor:
-    frames = found[0].shape[0]
-    widths = [part.shape[2] for part in found] + [0]
-    segments = 1 if whole else frames
+    frames = moments[0].shape[0]
+    widths = [part.shape[2] for part in moments] + [0]
+    segments = 1 if over_clip else frames
     channels = sum(widths)
     group = channels // groups
     out = weight.new_empty((2, segments, channels), dtype=torch.float32)
@@ -225,8 +225,8 @@ def _norm_coefficients(
         "norm_coefficients",
         (segments, groups),
         warps=4,
-        first=found[0],
-        second=found[-1],
+        first=moments[0],
+        second=moments[-1],
         shift=out if shift is None else shift,
         weight=weight,
         bias=bias,
@@ -239,7 +239,7 @@ def _norm_coefficients(
         second_chunk=chunks[-1],
         group=group,
         eps=eps,
-        TWO=len(found) == 2,
+        TWO=len(moments) == 2,
         SHIFT=shift is not None,
         BLOCK_P=max(2048 // block, 1),
         BLOCK_G=block,
@@ -248,37 +248,37 @@ def _norm_coefficients(
 
 
 def norm_coefficients(
-    found: list[Tensor],
+    moments: list[Tensor],
     rows: int,
     weight: Tensor,
     bias: Tensor,
     *,
     groups: int,
     eps: float,
-    whole: bool,
+    over_clip: bool,
     shift: Tensor | None,
 ) -> Tensor:
     """Moments -> scale and offset ``[2, S, C]`` FP32 of a group norm.
 
     Args:
-        found: moments of the map, or of the two maps that follow each other along the channels.
+        moments: of the map, or of the two maps that follow each other along the channels.
         rows: positions of a frame.
         weight: of the norm, ``[C]``.
         bias: of the norm, ``[C]``.
         groups: of the norm.
         eps: of the norm.
-        whole: statistics span all frames (S is 1) instead of one (S is F).
+        over_clip: statistics span all frames (S is 1) instead of one (S is F).
         shift: ``[C]``, added to the map before the norm.
     """
     if weight.is_cuda:
-        chunks = [_chunk(part.shape[0], rows, part.shape[2]) for part in found]
-        made: Tensor = _norm_coefficients(found, shift, weight, bias, rows, chunks, groups, eps, whole)
-        return made
-    both = torch.cat(found, 2)[:, 0]  # plain moments have one chunk
+        chunks = [_chunk(part.shape[0], rows, part.shape[2]) for part in moments]
+        fused: Tensor = _norm_coefficients(moments, shift, weight, bias, rows, chunks, groups, eps, over_clip)
+        return fused
+    both = torch.cat(moments, 2)[:, 0]  # plain moments have one chunk
     mean, spread = both.unbind(-1)  # [F, C]
     if shift is not None:
         mean = mean + shift.float()
-    segments = 1 if whole else mean.shape[0]
+    segments = 1 if over_clip else mean.shape[0]
     grouped = mean.reshape(segments, -1, groups, mean.shape[1] // groups)
     centre = grouped.mean((1, 3), keepdim=True)
     count = rows * grouped.shape[1] * grouped.shape[3]
@@ -293,24 +293,24 @@ def norm_coefficients(
 
 @triton_op("v2v::scale_offset", mutates_args=())
 def _scale_offset(
-    parts: list[Tensor], coefficients: Tensor, silu: bool, dtype: torch.dtype, padded_width: int
+    maps: list[Tensor], coefficients: Tensor, silu: bool, dtype: torch.dtype, padded_width: int
 ) -> Tensor:
-    frames, rows, _ = parts[0].shape
+    frames, rows, _ = maps[0].shape
     segments, channels = coefficients.shape[1:]
     height = rows // padded_width if padded_width else 0
-    written = (height + 1) * (padded_width + 1) if padded_width else rows
-    out = parts[0].new_empty((frames * written, channels), dtype=dtype)
+    rows_out = (height + 1) * (padded_width + 1) if padded_width else rows
+    out = maps[0].new_empty((frames * rows_out, channels), dtype=dtype)
     start = 0
-    for part in parts:
-        width = part.shape[2]
+    for x in maps:
+        width = x.shape[2]
         _launch(
             "scale_offset",
-            (_up(width, 64), frames * _up(written, 64)),
+            (_up(width, 64), frames * _up(rows_out, 64)),
             warps=4,
-            x=part,
+            x=x,
             coefficients=coefficients,
             out=out,
-            rows=written,
+            rows=rows_out,
             channels=width,
             all_channels=channels,
             start=start,
@@ -327,7 +327,7 @@ def _scale_offset(
 
 
 def scale_offset(
-    parts: list[Tensor],
+    maps: list[Tensor],
     coefficients: Tensor,
     *,
     silu: bool,
@@ -337,22 +337,22 @@ def scale_offset(
     """Maps one after the other along the channels, scaled and shifted, then SiLU where asked: ``[F * R, C]``.
 
     Args:
-        parts: ``[F, R, C']``, together C channels.
+        maps: ``[F, R, C']``, together C channels.
         coefficients: ``[2, S, C]``.
         silu: whether SiLU follows.
         dtype: of the result; as the map where None.
         padded_width: where positive, the width of the image, and the result is ``[F * (H + 1) * (W + 1), C]``: zeros
             follow each row of the image and each frame, which is all the padding that a 3x3 convolution reads.
     """
-    if parts[0].is_cuda:
-        made: Tensor = _scale_offset(parts, coefficients, silu, dtype or parts[0].dtype, padded_width)
-        return made
+    if maps[0].is_cuda:
+        fused: Tensor = _scale_offset(maps, coefficients, silu, dtype or maps[0].dtype, padded_width)
+        return fused
     scale, offset = coefficients[:, :, None, :]
-    y = torch.cat(parts, 2).float() * scale + offset
+    y = torch.cat(maps, 2).float() * scale + offset
     y = F.silu(y) if silu else y
     if padded_width:
         y = F.pad(torch.unflatten(y, 1, (-1, padded_width)), (0, 0, 0, 1, 0, 1)).flatten(1, 2)
-    return rounded(y.flatten(0, 1), dtype or parts[0].dtype)
+    return rounded(y.flatten(0, 1), dtype or maps[0].dtype)
 
 
 # Transformer blocks -----------------------------------------------------------------------------------------
@@ -447,8 +447,8 @@ def layer_norm(
 ) -> Tensor:
     """Layer norm of ``x + bias`` over the last axis, in FP32; the result in ``dtype``, as ``x`` where None."""
     if x.is_cuda:
-        made: Tensor = _layer_norm(x, bias, weight, offset, eps, dtype or x.dtype)
-        return made
+        fused: Tensor = _layer_norm(x, bias, weight, offset, eps, dtype or x.dtype)
+        return fused
     y = F.layer_norm(x.float() + bias.float(), weight.shape, weight.float(), offset.float(), eps)
     return rounded(y, dtype or x.dtype)
 
@@ -540,8 +540,8 @@ def feed_forward(
         eps: of the layer norm.
     """
     if x.is_cuda:
-        made: Tensor = _feed_forward(x, delta, bias, weight, offset, eps, expand, expand_bias, contract)
-        return made
+        fused: Tensor = _feed_forward(x, delta, bias, weight, offset, eps, expand, expand_bias, contract)
+        return fused
     total, normed = add_layer_norm(x, delta, bias, weight, offset, eps)
     value, gates = F.linear(normed, expand, expand_bias).chunk(2, -1)
     return F.linear(torch.cat([total, value * F.gelu(gates)], -1), contract)
@@ -619,10 +619,10 @@ def launch_product(
 
 @triton_op("v2v::temporal_attention", mutates_args=())
 def _temporal_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
-    tokens, three = qkv.shape
+    tokens, qkv_width = qkv.shape
     rows = tokens // frames
-    heads = three // (3 * size)
-    out = qkv.new_empty((tokens, three // 3))
+    heads = qkv_width // (3 * size)
+    out = qkv.new_empty((tokens, qkv_width // 3))
     _launch(
         "temporal_attention",
         (rows * heads,),
@@ -643,8 +643,8 @@ def _temporal_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
 def temporal_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
     """Attention of each position among its frames: ``qkv [F * R, 3C]`` -> ``[F * R, C]``, heads of ``size``."""
     if qkv.is_cuda:
-        made: Tensor = _temporal_attention(qkv, frames, size)
-        return made
+        fused: Tensor = _temporal_attention(qkv, frames, size)
+        return fused
     parts = torch.unflatten(qkv, 0, (frames, -1)).chunk(3, -1)
     q, k, v = (torch.unflatten(part, -1, (-1, size)).permute(1, 2, 0, 3) for part in parts)
     return F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2).flatten(0, 1)
@@ -658,10 +658,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @triton_op("v2v::spatial_attention", mutates_args=())
 def _spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
-    tokens, three = qkv.shape
+    tokens, qkv_width = qkv.shape
     rows = tokens // frames
-    heads = three // (3 * size)
-    out = qkv.new_empty((tokens, three // 3))
+    heads = qkv_width // (3 * size)
+    out = qkv.new_empty((tokens, qkv_width // 3))
     consumers = 3 if size == 64 and _has_twins(qkv.device) else 0
     _launch(
         "spatial_attention",
@@ -687,8 +687,8 @@ def _spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
 def spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
     """Attention among the positions of each frame: ``qkv [F * R, 3C]`` -> ``[F * R, C]``, heads of ``size``."""
     if qkv.is_cuda and qkv.dtype == torch.float16:
-        made: Tensor = _spatial_attention(qkv, frames, size)
-        return made
+        fused: Tensor = _spatial_attention(qkv, frames, size)
+        return fused
     parts = torch.unflatten(qkv, 0, (frames, -1)).chunk(3, -1)
     return _attend(*(torch.unflatten(part, -1, (-1, size)) for part in parts)).flatten(0, 1)
 
@@ -722,8 +722,8 @@ def _text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
 def text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
     """Every position attends to the prompt: ``q [F * R, C]``, ``kv [tokens, 2C]`` -> ``[F * R, C]``."""
     if q.is_cuda:
-        made: Tensor = _text_attention(q, kv, size)
-        return made
+        fused: Tensor = _text_attention(q, kv, size)
+        return fused
     k, v = (torch.unflatten(part, -1, (-1, size))[None] for part in kv.chunk(2, -1))
     return _attend(torch.unflatten(q[None], -1, (-1, size)), k, v)[0]
 
@@ -743,10 +743,10 @@ def convolution(
 ) -> tuple[Tensor, int]:
     """Spatial convolution: ``x [F * R, I]``, ``weight [O, k, k, I]``, ``bias [O]`` -> ``[F, R', O]``, height."""
     if x.is_cuda:
-        made = convolution_operator(x, weight, bias, frames, height, stride, list(padding))
+        y = convolution_operator(x, weight, bias, frames, height, stride, list(padding))
     else:
-        made = convolve(x, weight, bias, frames, height, stride, padding)
-    return made, (height + 2 * padding[0] - weight.shape[1]) // stride + 1
+        y = convolve(x, weight, bias, frames, height, stride, padding)
+    return y, (height + 2 * padding[0] - weight.shape[1]) // stride + 1
 
 
 @triton_op("v2v::temporal_convolution", mutates_args=())
@@ -754,12 +754,12 @@ def _temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
     rows, width = x.shape[0] // frames, weight.shape[0]
     out = x.new_empty((frames, rows, width))
     # 320 columns in one tile where that is the width: the input is read once.
-    whole = width % 320 == 0 and width % 128 != 0
+    one_tile = width % 320 == 0 and width % 128 != 0
     if _has_twins(x.device):
-        blocks, twin = ((64, 256, 64), 3) if whole else ((128, 128, 0), 4)
+        blocks, twin = ((64, 256, 64), 3) if one_tile else ((128, 128, 0), 4)
         tile: dict[str, Any] = {"blocks": blocks, "warps": 4, "twin": twin}
     else:
-        tile = {"blocks": (128, 256, 64) if whole else (128, 128, 0), "warps": 8}
+        tile = {"blocks": (128, 256, 64) if one_tile else (128, 128, 0), "warps": 8}
     launch_product(x, weight, None, out, stages=3, taps=3, step=rows, **tile)
     return out
 
@@ -767,8 +767,8 @@ def _temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
 def temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
     """Convolution over three frames without bias: ``x [F * R, I]``, ``weight [O, 3 * I]`` -> ``[F, R, O]``."""
     if x.is_cuda and x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
-        made: Tensor = _temporal_convolution(x, weight, frames)
-        return made
+        fused: Tensor = _temporal_convolution(x, weight, frames)
+        return fused
     middle = torch.unflatten(x, 0, (frames, -1))
     padded = F.pad(middle, (0, 0, 0, 0, 1, 1))
     return F.linear(torch.cat([padded[:-2], middle, padded[2:]], -1), weight)
@@ -813,8 +813,8 @@ def interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, height
         ``[F, (2 height - 2) * 2 width, C]``.
     """
     if phases.is_cuda:
-        made: Tensor = _interleave(phases, top, bottom, bias, height, width)
-        return made
+        fused: Tensor = _interleave(phases, top, bottom, bias, height, width)
+        return fused
 
     def columns(rows: Tensor) -> Tensor:
         """``[..., width + 1, 2, C] -> [..., 2 width, C]``."""

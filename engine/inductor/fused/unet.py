@@ -4,7 +4,7 @@ One video at a time (B is 1), as the engines run it. What differs from the plain
 
 - A bias that ends in a norm is part of the norm's coefficients; the time embedding too.
 - The sums that end residual blocks and transformers also compute the moments for the next norm.
-- Skip connections are never concatenated: norms and the shortcut's matrix product take two parts.
+- Skip connections are never concatenated: norms and the shortcut's matrix product take two maps.
 - Queries, keys and values come from one matrix product, and attention reads them where they lie.
 - ``proj_out`` is linear, so it is multiplied into the last layer of the feed-forward network before it.
 - Nearest-neighbour doubling followed by a 3x3 convolution is four 2x2 convolutions of the small map, with 4/9 of
@@ -63,7 +63,7 @@ class Linear(Weights):
     """Matrix product without bias."""
 
     weight: Tensor
-    takes: torch.dtype | None = None  # of its input, which the norm before it writes; None: as the map
+    input_dtype: torch.dtype | None = None  # the norm before it writes this type; None: that of the map
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class Norm(Weights):
 
     weight: Tensor
     bias: Tensor
-    writes: torch.dtype | None = None  # None: the type of the map
+    output_dtype: torch.dtype | None = None  # None: the type of the map
 
-    def __init__(self, norm: GroupNorm, *, whole: bool) -> None:
+    def __init__(self, norm: GroupNorm, *, over_clip: bool) -> None:
         super().__init__()
         self.keep("weight", norm.weight)
         self.keep("bias", norm.bias)
-        self.groups, self.eps, self.silu, self.whole = norm.num_groups, norm.eps, norm.silu, whole
+        self.groups, self.eps, self.silu, self.over_clip = norm.num_groups, norm.eps, norm.silu, over_clip
 
     def forward(
         self, xs: list[Tensor], moments: list[Tensor], shift: Tensor | None = None, *, padded_width: int = 0
@@ -98,11 +98,11 @@ class Norm(Weights):
             self.bias,
             groups=self.groups,
             eps=self.eps,
-            whole=self.whole,
+            over_clip=self.over_clip,
             shift=shift,
         )
         return ops.scale_offset(
-            xs, coefficients, silu=self.silu, dtype=self.writes, padded_width=padded_width
+            xs, coefficients, silu=self.silu, dtype=self.output_dtype, padded_width=padded_width
         )
 
 
@@ -130,11 +130,11 @@ class SpatialStage(nn.Module):
 
     def __init__(self, norm: GroupNorm, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.norm = Norm(norm, whole=False)
+        self.norm = Norm(norm, over_clip=False)
         self.convolution = Convolution(conv)
 
     def forward(self, xs: list[Tensor], moments: list[Tensor], height: int, shift: Tensor | None) -> Tensor:
-        """``xs [F, R, I']``, together I channels -> ``[F, R, O]``; ``shift [I]``: what the input still lacks."""
+        """``xs [F, R, I']``, together I channels -> ``[F, R, O]``; ``shift [I]`` is still to be added to the input."""
         y: Tensor = self.convolution(self.norm(xs, moments, shift), xs[0].shape[0], height)[0]
         return y
 
@@ -161,12 +161,12 @@ class TemporalStage(Weights):
 
     def __init__(self, stage: Any) -> None:
         super().__init__()
-        self.norm = Norm(stage[0], whole=True)
+        self.norm = Norm(stage[0], over_clip=True)
         self.convolution = TemporalConvolution(stage[-1])
         self.keep("bias", stage[-1].bias)
 
     def forward(self, x: Tensor, moments: Tensor, shift: Tensor | None) -> Tensor:
-        """``shift [C]``: what the input still lacks."""
+        """``x [F, R, C]`` -> ``[F, R, C]``; ``shift [C]`` is still to be added to the input."""
         y: Tensor = self.convolution(self.norm([x], [moments], shift), x.shape[0])
         return y
 
@@ -191,10 +191,10 @@ class ResBlock(Weights):
         t = block.temopral_conv
         self.stages = nn.ModuleList(TemporalStage(stage) for stage in (t.conv1, t.conv2, t.conv3, t.conv4))
 
-    def forward(self, parts: list[Map], shift: Tensor) -> Map:
+    def forward(self, maps: list[Map], shift: Tensor) -> Map:
         """``shift [O]``: time embedding and bias of the first convolution."""
-        xs, height = [part.x for part in parts], parts[0].height
-        h = self.first(xs, [part.moments for part in parts], height, None)
+        xs, height = [x_map.x for x_map in maps], maps[0].height
+        h = self.first(xs, [x_map.moments for x_map in maps], height, None)
         h = self.second([h], [ops.moments(h)], height, shift)
         others = [h]
         if self.has_shortcut:
@@ -203,16 +203,16 @@ class ResBlock(Weights):
             others += linear[1:]
             xs = linear
         x, moments = ops.add_moments(xs[0], others, self.second_bias)
-        h, found = x, moments
-        lacking: Tensor | None = None
+        h, stage_moments = x, moments
+        pending_bias: Tensor | None = None
         for index, stage in enumerate(self.stages):
             assert isinstance(stage, TemporalStage)
-            h = stage(h, found, lacking)
-            lacking = stage.bias
+            h = stage(h, stage_moments, pending_bias)
+            pending_bias = stage.bias
             if index < len(self.stages) - 1:
-                found = ops.moments(h)
-        assert lacking is not None
-        x, moments = ops.add_moments(x, [h], lacking)
+                stage_moments = ops.moments(h)
+        assert pending_bias is not None
+        x, moments = ops.add_moments(x, [h], pending_bias)
         return Map(x, moments, height)
 
 
@@ -240,7 +240,7 @@ class FeedForward(Weights):
 
 
 class Transformer(Weights):
-    """Norm, projection, two attentions, feed-forward network, projection, shortcut; subclasses attend."""
+    """Norm, projection, two attentions, feed-forward network, projection, shortcut; subclasses add the attentions."""
 
     proj_in_bias: Tensor
     out1: Tensor
@@ -251,12 +251,12 @@ class Transformer(Weights):
     norm1: Tensor
     norm2: Tensor
 
-    def __init__(self, block: Any, second: Tensor, *, whole: bool) -> None:
-        """``second``: weights of what :meth:`second_attention` is given."""
+    def __init__(self, block: Any, second: Tensor, *, over_clip: bool) -> None:
+        """``second``: weights of the projection whose result :meth:`second_attention` takes."""
         super().__init__()
         inner = block.transformer_blocks[0]
         self.size: int = inner.attn1.head_size
-        self.norm = Norm(block.norm, whole=whole)
+        self.norm = Norm(block.norm, over_clip=over_clip)
         self.proj_in = Linear(block.proj_in.weight.flatten(1))
         self.keep("proj_in_bias", block.proj_in.bias)
         self.qkv = Linear(_stack(inner.attn1))
@@ -274,22 +274,24 @@ class Transformer(Weights):
         bias = projection.float() @ last.bias.float() + block.proj_out.bias.float()
         self.keep("contract_bias", like(projection, bias))
 
-    def transform(self, part: Map, context: Tensor | None) -> Map:
+    def transform(self, x_map: Map, context: Tensor | None) -> Map:
         """Run the block; ``context`` is the prompt's keys and values, or None between frames."""
-        return self.finish(part.x, *self.begin(part), context, part.height)
+        return self.finish(x_map.x, *self.begin(x_map), context, x_map.height)
 
-    def begin(self, part: Map) -> tuple[Tensor, Tensor]:
+    def begin(self, x_map: Map) -> tuple[Tensor, Tensor]:
         """The block up to the second attention, which may be to the prompt: tokens, and their norm."""
-        tokens = self.proj_in(self.norm([part.x], [part.moments]))
-        normed = ops.layer_norm(tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=self.qkv.takes)
-        mixed = self.first_attention(self.qkv(normed), part.x.shape[0])
+        tokens = self.proj_in(self.norm([x_map.x], [x_map.moments]))
+        normed = ops.layer_norm(
+            tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=self.qkv.input_dtype
+        )
+        mixed = self.first_attention(self.qkv(normed), x_map.x.shape[0])
         return ops.add_layer_norm(
             tokens,
             F.linear(mixed, self.out1),
             self.out1_bias,
             self.norm2[0],
             self.norm2[1],
-            dtype=self.second.takes,
+            dtype=self.second.input_dtype,
         )
 
     def finish(self, x: Tensor, tokens: Tensor, normed: Tensor, context: Tensor | None, height: int) -> Map:
@@ -315,7 +317,7 @@ class SpatialTransformer(Transformer):
     """Attention within frames, attention to the prompt."""
 
     def __init__(self, block: Any) -> None:
-        super().__init__(block, block.transformer_blocks[0].attn2.to_q.weight, whole=False)
+        super().__init__(block, block.transformer_blocks[0].attn2.to_q.weight, over_clip=False)
 
     def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """Among the positions of a frame."""
@@ -331,7 +333,7 @@ class TemporalTransformer(Transformer):
     """Attention between frames, twice."""
 
     def __init__(self, block: Any) -> None:
-        super().__init__(block, _stack(block.transformer_blocks[0].attn2), whole=True)
+        super().__init__(block, _stack(block.transformer_blocks[0].attn2), over_clip=True)
 
     def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """Among the frames of a position."""
@@ -349,9 +351,9 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = Convolution(block.op)
 
-    def forward(self, part: Map) -> Map:
+    def forward(self, x_map: Map) -> Map:
         """Convolve every second position."""
-        y, height = self.conv(part.x.flatten(0, 1), part.x.shape[0], part.height, self.conv.bias)
+        y, height = self.conv(x_map.x.flatten(0, 1), x_map.x.shape[0], x_map.height, self.conv.bias)
         return Map(y, ops.moments(y), height)
 
 
@@ -382,9 +384,9 @@ class Upsample(Weights):
         self.keep("bottom", stack(pair(wide[:, :, :2], 3)))
         self.keep("bias", block.conv.bias)
 
-    def forward(self, part: Map) -> Map:
+    def forward(self, x_map: Map) -> Map:
         """Double."""
-        x, height = part.x, part.height
+        x, height = x_map.x, x_map.height
         frames, width = x.shape[0], x.shape[1] // height
         edges = x[:, : 2 * width].flatten(0, 1), x[:, -2 * width :].flatten(0, 1)
         phases, _ = ops.convolution(x.flatten(0, 1), self.phases, frames, height, padding=(1, 1))
@@ -451,7 +453,7 @@ class FusedUNet(Weights):
         self.middle = convert_all(unet.middle_block if inside else nn.ModuleList())
         self.up = nn.ModuleList(convert_all(stage) for stage in list(unet.output_blocks)[:-1] if inside)
         self.up.append(convert_all(unet.output_blocks[-1]))
-        self.last_norm = Norm(unet.out[0], whole=False)
+        self.last_norm = Norm(unet.out[0], over_clip=False)
         # [9 * Z, C]: what each position gives to itself and its eight neighbours.
         self.keep("last", unet.out[2].weight.permute(2, 3, 0, 1).flatten(0, 2))
         self.keep("last_bias", unet.out[2].bias)
@@ -473,7 +475,7 @@ class FusedUNet(Weights):
         return self.prompted(self.unprompted(latents, timestep), timestep, context, features)
 
     def unprompted(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
-        """The part of an evaluation that no prompt changes: what :meth:`prompted` goes on from.
+        """The part of an evaluation that no prompt changes; :meth:`prompted` continues from its result.
 
         The first block's map ``[F, H, W, C]`` and its moments. Where the second block attends, also its map
         ``[F, R, C]``, tokens and normed tokens ``[F * R, C]`` as they are before its attention to the prompt.
@@ -482,55 +484,55 @@ class FusedUNet(Weights):
         x = latents[0].permute(1, 2, 3, 0).flatten(0, 2)
         x, _ = ops.convolution(x, self.stem, frames, height, bias=self.stem_bias)
         first = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
-        kept = torch.unflatten(first.x, 1, (height, width)), first.moments
+        shared = torch.unflatten(first.x, 1, (height, width)), first.moments
         if not self.begins_second:
-            return kept
+            return shared
         residual, attention, *_ = self._modules_of(self.down[0])
-        part = residual([first], self._shifts(timestep, latents.dtype)[0])
-        return (*kept, part.x, *attention.begin(part))
+        x_map = residual([first], self._shifts(timestep, latents.dtype)[0])
+        return (*shared, x_map.x, *attention.begin(x_map))
 
     def prompted(
-        self, kept: tuple[Tensor, ...], timestep: Tensor, context: Tensor, features: Tensor | None = None
+        self, shared: tuple[Tensor, ...], timestep: Tensor, context: Tensor, features: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The rest of an evaluation; see :meth:`unprompted` for ``kept``, :meth:`forward` for the others."""
-        image, moments, *second = kept
+        """The rest of an evaluation; :meth:`unprompted` gives ``shared``, :meth:`forward` has the other arguments."""
+        image, moments, *second = shared
         frames, height, width = image.shape[:3]
         first = Map(image.flatten(1, 2), moments, height)
         shift = iter(self._shifts(timestep, image.dtype))
         prompt = iter(torch.split(F.linear(context[0], self.prompts), self.prompt_widths, 1))
 
-        def run(modules: list[Any], parts: list[Map]) -> Map:
+        def run(modules: list[Any], maps: list[Map]) -> Map:
             for module in modules:
                 if isinstance(module, ResBlock):
-                    parts = [module(parts, next(shift))]
+                    maps = [module(maps, next(shift))]
                 elif isinstance(module, SpatialTransformer):
-                    parts = [module.transform(parts[0], next(prompt))]
+                    maps = [module.transform(maps[0], next(prompt))]
                 elif isinstance(module, TemporalTransformer):
-                    parts = [module.transform(parts[0], None)]
+                    maps = [module.transform(maps[0], None)]
                 else:
-                    parts = [module(parts[0])]
-            return parts[0]
+                    maps = [module(maps[0])]
+            return maps[0]
 
-        part, skips = first, [first]
+        x_map, skips = first, [first]
         if features is not None:
             x = features[0].flatten(1, 2)
-            part = Map(x, ops.moments(x), height)
+            x_map = Map(x, ops.moments(x), height)
         else:
             stages = [self._modules_of(stage) for stage in self.down]
             if self.begins_second:
                 _, attention, *rest = stages.pop(0)
                 next(shift)
-                part = run(rest, [attention.finish(*second, next(prompt), height)])
-                skips.append(part)
+                x_map = run(rest, [attention.finish(*second, next(prompt), height)])
+                skips.append(x_map)
             for stage in stages:
-                part = run(stage, [part])
-                skips.append(part)
-            part = run(self._modules_of(self.middle), [part])
+                x_map = run(stage, [x_map])
+                skips.append(x_map)
+            x_map = run(self._modules_of(self.middle), [x_map])
             for stage in map(self._modules_of, list(self.up)[:-1]):
-                part = run(stage, [part, skips.pop()])
-        deep = part.x
-        part = run(self._modules_of(self.up[-1]), [part, skips.pop()])
-        velocity = self._output(part, frames, height, width)
+                x_map = run(stage, [x_map, skips.pop()])
+        deep = x_map.x
+        x_map = run(self._modules_of(self.up[-1]), [x_map, skips.pop()])
+        velocity = self._output(x_map, frames, height, width)
         if self.name == "unet_full":
             return velocity, torch.unflatten(deep, 1, (height, width))[None]
         return velocity
@@ -544,15 +546,18 @@ class FusedUNet(Weights):
         embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(dtype))
         return torch.split(F.linear(F.silu(embedding), self.times, self.times_bias)[0], self.time_widths)
 
-    def _output(self, part: Map, frames: int, height: int, width: int) -> Tensor:
-        """So few channels come out that a convolution would mostly multiply padding: one product, nine sums."""
-        given = F.linear(self.last_norm([part.x], [part.moments]), self.last)
+    def _output(self, x_map: Map, frames: int, height: int, width: int) -> Tensor:
+        """The last norm and 3x3 convolution, as one product and nine sums.
+
+        So few channels come out that a convolution kernel would mostly multiply padding.
+        """
+        products = F.linear(self.last_norm([x_map.x], [x_map.moments]), self.last)
         padded = F.pad(
-            torch.unflatten(torch.unflatten(given, -1, (9, -1)), 0, (frames, height, width)),
+            torch.unflatten(torch.unflatten(products, -1, (9, -1)), 0, (frames, height, width)),
             (0, 0, 0, 0, 1, 1, 1, 1),
         )
         y = self.last_bias.float()
         for tap in range(9):
             row, column = divmod(tap, 3)
             y = y + padded[:, row : row + height, column : column + width, tap].float()
-        return y.permute(3, 0, 1, 2)[None].to(given.dtype).contiguous()
+        return y.permute(3, 0, 1, 2)[None].to(products.dtype).contiguous()
