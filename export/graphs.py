@@ -134,8 +134,8 @@ def export_component(
         report("checking", 0.5)
         if probe is not graph:
             _write_beside(probe, path.with_name("probe.onnx"), path)
-        found = _run_onnx(name, path if probe is graph else path.with_name("probe.onnx"), inputs)
-        error = max(map(relative_error, found, expected))
+        outputs = _run_onnx(name, path if probe is graph else path.with_name("probe.onnx"), inputs)
+        error = max(map(relative_error, outputs, expected))
         if error > TOLERANCE[precision]:
             raise BuildError(
                 f"{name}: the exported {precision} graph differs from PyTorch by {error:.1e} (relative), "
@@ -229,7 +229,7 @@ def _simplified(model: ir.Model) -> ir.Model:
     passes.InlinePass()(model)
     onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=fold)
     onnxscript.rewriter.rewrite(model, _SIMPLIFICATIONS)
-    for tidy in (
+    for simplify in (
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
@@ -237,7 +237,7 @@ def _simplified(model: ir.Model) -> ir.Model:
         passes.RemoveUnusedOpsetsPass(),
         passes.ClearMetadataAndDocStringPass(),  # stack traces of whoever exported
     ):
-        tidy(model)
+        simplify(model)
     return model
 
 
@@ -313,11 +313,11 @@ def _write(graph: ir.Model, module: nn.Module, path: Path, report: Callable[[flo
     for value in weights:
         value.const_value = _lazy_tensor(value, values[str(value.name)])
 
-    def written(_: Any, information: Any) -> None:
+    def advance(_: Any, information: Any) -> None:
         report((information.index + 1) / information.total)
 
     report(0.0)
-    ir.save(graph, path, external_data=data_file(path).name, callback=written)
+    ir.save(graph, path, external_data=data_file(path).name, callback=advance)
     for value in weights:
         value.const_value = None  # lets go of the module
 

@@ -112,8 +112,8 @@ class Weights:
         Raises:
             WeightsError: the file cannot be read, or a tensor is missing, unknown or has another shape.
         """
-        tensors, where = self.read(network)
-        return _checked(tensors, network, self.model, where)
+        tensors, origin = self.read(network)
+        return _checked(tensors, network, self.model, origin)
 
     def load(self, network: Network, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Make one network with these weights, ready to infer.
@@ -121,9 +121,9 @@ class Weights:
         Raises:
             WeightsError: as :meth:`state_dict`.
         """
-        made = make_network(network, self.model)
-        made.load_state_dict(self.state_dict(network), strict=True, assign=True)
-        return made.to(dtype).requires_grad_(False).eval()
+        module = make_network(network, self.model)
+        module.load_state_dict(self.state_dict(network), strict=True, assign=True)
+        return module.to(dtype).requires_grad_(False).eval()
 
 
 def make_network(network: Network, model: ModelConfig) -> nn.Module:
@@ -152,14 +152,14 @@ def load_weights(
     Raises:
         WeightsError: nothing is there, or a file is not what its name promises.
     """
-    scheme, _, rest = source.partition(":")
+    scheme, _, argument = source.partition(":")
     if scheme == "random":
-        return _random(rest, source, model)
+        return _random(argument, source, model)
     if scheme == "hf":
-        return _from_place(_HubPlace(rest), source, model, progress, verify)
+        return _from_folder(_HubFolder(argument), source, model, progress, verify)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_place(_FolderPlace(path), source, model, progress, verify)
+        return _from_folder(_LocalFolder(path), source, model, progress, verify)
     if path.is_file():
         if path.suffix != ".safetensors":
             raise WeightsError(f"{path}: a single file of weights must be .safetensors; or name its folder")
@@ -222,7 +222,7 @@ def _write_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str
 
 
 def _checked(
-    tensors: Mapping[str, Tensor], network: Network, model: ModelConfig, where: str
+    tensors: Mapping[str, Tensor], network: Network, model: ModelConfig, origin: str
 ) -> dict[str, Tensor]:
     """``tensors`` if they are exactly those of ``network``."""
     expected = {name: tuple(value.shape) for name, value in make_network(network, model).state_dict().items()}
@@ -240,25 +240,25 @@ def _checked(
         if names
     ]
     if faults:
-        raise WeightsError(f"{where}: not the {network} of {model.name}; {'; '.join(faults)}")
+        raise WeightsError(f"{origin}: not the {network} of {model.name}; {'; '.join(faults)}")
     return {name: tensors[name] for name in expected if name in tensors}
 
 
 def _some(names: list[str], at_most: int = 4) -> str:
     """The first few names and how many more there are."""
-    rest = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+    others = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {others} more" if others > 0 else "")
 
 
 def _digest(path: Path, progress: PhaseProgress | None) -> str:
     """SHA-256 of a file."""
-    digest, done, size = hashlib.sha256(), 0, max(path.stat().st_size, 1)
+    digest, bytes_read, size = hashlib.sha256(), 0, max(path.stat().st_size, 1)
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
-            done += len(block)
+            bytes_read += len(block)
             if progress:
-                progress(f"checking {path.name}", done / size)
+                progress(f"checking {path.name}", bytes_read / size)
     return digest.hexdigest()
 
 
@@ -269,8 +269,8 @@ def _identity(facts: Any) -> str:
 # Files ------------------------------------------------------------------------------------------------------
 
 
-class _Place(Protocol):
-    """A folder, here or elsewhere."""
+class _Folder(Protocol):
+    """A folder of weights, on this machine or on the hub."""
 
     name: str
 
@@ -279,7 +279,7 @@ class _Place(Protocol):
     def file(self, name: str) -> Path: ...
 
 
-class _FolderPlace:
+class _LocalFolder:
     """A folder on this machine."""
 
     def __init__(self, path: Path) -> None:
@@ -293,74 +293,74 @@ class _FolderPlace:
         return self._path / name
 
 
-class _HubPlace:
+class _HubFolder:
     """A repository on the Hugging Face hub; files are downloaded into the hub's own cache when asked for."""
 
     def __init__(self, address: str) -> None:
         self.name = f"hf:{address}"
         repository, _, revision = address.partition("@")
-        self._where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+        self._repository: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
 
     def names(self) -> list[str]:
         from huggingface_hub import list_repo_files
 
-        return list(self._ask(list_repo_files))
+        return list(self._call(list_repo_files))
 
     def file(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
 
-        return Path(self._ask(hf_hub_download, filename=name))
+        return Path(self._call(hf_hub_download, filename=name))
 
-    def _ask(self, question: Callable[..., Any], **more: Any) -> Any:
+    def _call(self, function: Callable[..., Any], **arguments: Any) -> Any:
         try:
-            return question(**self._where, **more)
+            return function(**self._repository, **arguments)
         except Exception as error:  # the hub, its cache and the network each have errors of their own
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise WeightsError(
-                f"{self.name}: {more.get('filename', 'its list of files')}: {cause}"
+                f"{self.name}: {arguments.get('filename', 'its list of files')}: {cause}"
             ) from error
 
 
-def _from_place(
-    place: _Place, source: str, model: ModelConfig, progress: PhaseProgress | None, verify: bool
+def _from_folder(
+    folder: _Folder, source: str, model: ModelConfig, progress: PhaseProgress | None, verify: bool
 ) -> Weights:
     """Weights in a folder: safetensors if all three are there, else the published files."""
-    names = set(place.names())
+    names = set(folder.names())
     safetensors = {network: f"{network}.safetensors" for network in NETWORKS}
-    published = _published_names(place, names)
-    for wanted in (safetensors, published):
-        if names.issuperset(wanted.values()):
+    published = _published_names(folder, names)
+    for layout in (safetensors, published):
+        if names.issuperset(layout.values()):
             break
     else:
         absent = [name for name in published.values() if name not in names]
         raise WeightsError(
-            f"{place.name}: has neither {', '.join(safetensors.values())} nor the published files; "
+            f"{folder.name}: has neither {', '.join(safetensors.values())} nor the published files; "
             f"of those it lacks {', '.join(absent)}"
         )
-    files = {network: place.file(name) for network, name in wanted.items()}
-    if wanted is safetensors:
+    files = {network: folder.file(name) for network, name in layout.items()}
+    if layout is safetensors:
         return _from_files(files, False, source, model, progress)
     return _from_published(files, source, model, progress, verify)
 
 
-def _published_names(place: _Place, names: Iterable[str]) -> dict[Network, str]:
+def _published_names(folder: _Folder, names: Iterable[str]) -> dict[Network, str]:
     """Names of the three checkpoints: those in ``configuration.json``, else the usual ones."""
     arguments: dict[str, Any] = {}
     if "configuration.json" in names:
-        path = place.file("configuration.json")
+        path = folder.file("configuration.json")
         try:
             with path.open("rb") as file:
                 arguments = json.loads(file.read(_LARGEST_CONFIGURATION))["model"]["model_args"]
             arguments = {name: arguments[name] for name in arguments}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WeightsError(f"{path}: cannot be read as a model's configuration ({error!r})") from error
-    found: dict[Network, str] = {}
+    file_names: dict[Network, str] = {}
     for network, usual in PUBLISHED.items():
         name = str(arguments.get(usual.argument, usual.name))
         if PurePosixPath(name).name != name:
-            raise WeightsError(f"{place.name}: configuration.json names a file outside the folder: {name}")
-        found[network] = name
-    return found
+            raise WeightsError(f"{folder.name}: configuration.json names a file outside the folder: {name}")
+        file_names[network] = name
+    return file_names
 
 
 def _from_files(
@@ -413,14 +413,14 @@ def _from_published(
     """Weights in the published, pickled form."""
     digests: dict[Network, str] = {}
     for network, path in files.items():
-        known = PUBLISHED[network]
+        published = PUBLISHED[network]
         size = path.stat().st_size
         doubt = f"{path}: is not the published file; download it again, or load it without verification"
-        if verify and path.name == known.name and known.bytes is not None and size != known.bytes:
-            raise WeightsError(f"{doubt} ({size} bytes instead of {known.bytes})")
+        if verify and path.name == published.name and published.bytes is not None and size != published.bytes:
+            raise WeightsError(f"{doubt} ({size} bytes instead of {published.bytes})")
         digests[network] = _digest(path, progress)
-        if verify and path.name == known.name and digests[network] != known.sha256:
-            raise WeightsError(f"{doubt} (sha256 {digests[network]} instead of {known.sha256})")
+        if verify and path.name == published.name and digests[network] != published.sha256:
+            raise WeightsError(f"{doubt} (sha256 {digests[network]} instead of {published.sha256})")
 
     def read(network: Network) -> tuple[dict[str, Tensor], str]:
         return _unwrapped(read_pickle(files[network]), network), str(files[network])
@@ -433,14 +433,14 @@ def _from_published(
 def _unwrapped(checkpoint: Mapping[str, Any], network: Network) -> dict[str, Tensor]:
     """The tensors of one network in a published checkpoint, which may hold more than that network."""
     inner = checkpoint.get("state_dict", checkpoint)
-    found = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if network == "autoencoder":  # Stable Diffusion's file holds a UNet and a text encoder as well
         prefix = "first_stage_model."
-        inside = {n.removeprefix(prefix): value for n, value in found.items() if n.startswith(prefix)}
-        return inside or found
+        own = {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
+        return own or tensors
     if network == "text_encoder":  # the file holds the image tower as well
-        return {name: value for name, value in found.items() if not name.startswith("visual.")}
-    return found
+        return {name: value for name, value in tensors.items() if not name.startswith("visual.")}
+    return tensors
 
 
 # Pickles ----------------------------------------------------------------------------------------------------
@@ -470,8 +470,8 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
         with _memory_for(path):
             # Files older than PyTorch 1.6 are not archives: they cannot be listed or mapped, only read as a whole.
             archive = zipfile.is_zipfile(path)
-            strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
-            with torch.serialization.safe_globals([(Inert, name) for name in strangers]):
+            unsafe_names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
+            with torch.serialization.safe_globals([(Inert, name) for name in unsafe_names]):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except MemoryError as error:
         raise WeightsError(f"{path}: asks for far more memory than a checkpoint of its size needs") from error
