@@ -1,4 +1,4 @@
-"""Faithful colours: what is broad and slow in a picture comes from its source, what is fine from the model.
+"""Faithful colours: low frequencies come from the source, high ones from the model.
 
 Latent diffusion drifts in colour and brightness. Two ways to bring a picture back, as StableSR (Wang et al. 2023,
 https://arxiv.org/abs/2305.07015) offers them: ``wavelet`` exchanges the low frequencies for the source's, ``adain``

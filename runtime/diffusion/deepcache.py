@@ -1,7 +1,7 @@
 """The UNet in full, or its outer blocks alone on the deep features of an earlier evaluation.
 
 DeepCache (Ma et al. 2024, https://arxiv.org/abs/2312.00858): from one step to the next, what enters the UNet's last
-block changes little, and it is nearly all of the work. An evaluation in full leaves it behind; others nearby take it.
+block changes little, and it is nearly all of the work. An evaluation in full stores it; the ones after it reuse it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from v2v.engine.backend import Engine, Prompted
 
 
 class Evaluation(NamedTuple):
-    """Under one prompt: what is read, what is written, and what one of the two is done to."""
+    """The arrays of one evaluation under one prompt; in full it writes ``features``, else it reads them."""
 
     context: Array  # [1, tokens, C]
     velocity: Array  # [1, Z, F, h, w]
@@ -32,7 +32,7 @@ class UNetEngines:
 
     @property
     def features(self) -> Tensor | None:
-        """What an evaluation in full leaves behind; None of a set that was built without."""
+        """The features that an evaluation in full writes; None of a set that was built without --reuse."""
         return None if self.outer is None else self.full.component.outputs[1]
 
     def run(
@@ -43,7 +43,7 @@ class UNetEngines:
         in_full: bool,
         stream: int,
     ) -> None:
-        """Make ``evaluations``, all with the inputs ``common``; in full they leave features, else they take them."""
+        """Run ``evaluations``, all with the inputs ``common``; in full they write features, else they read them."""
         engine = self.full if in_full else self.outer
         assert engine is not None
         prompts: list[Prompted] = []
@@ -59,11 +59,11 @@ def evaluations_in_full(guided: Sequence[bool], every: int) -> list[bool]:
     """Which evaluations of a run are made in full: each ``every``-th of them, 1 for all.
 
     ``guided`` says where the negative prompt is evaluated too. Where the last evaluation in full was without it,
-    there are no features to go on from, and the count begins anew.
+    there are no features for it to reuse, and the count begins anew.
     """
-    found: list[bool] = []
+    in_full: list[bool] = []
     last = 0
     for k, with_negative in enumerate(guided):
-        found.append(k == 0 or k - last >= every or (with_negative and not guided[last]))
-        last = k if found[-1] else last
-    return found
+        in_full.append(k == 0 or k - last >= every or (with_negative and not guided[last]))
+        last = k if in_full[-1] else last
+    return in_full

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: how far a step follows the prompt."""
+"""Classifier-free guidance: its scale, rescale and interval of noise levels."""
 
 from __future__ import annotations
 

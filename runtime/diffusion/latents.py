@@ -153,7 +153,7 @@ def _tiled(
 ) -> list[tuple[tuple[int, int, int], npt.NDArray[np.float32]]]:
     """Starts of tiles, and the weights of their positions or, given the ``factor``, of their pixels."""
     rows, columns = (max(side // _OVERLAP, min(_LEAST_SHARED, side // 2)) for side in window)
-    placed = tiles((1, *extent), (1, *window), (0, rows, columns), parts=factor)
+    placed = tiles((1, *extent), (1, *window), (0, rows, columns), subdivisions=factor)
     return [(tile.start, tile.weights) for tile in placed]
 
 

@@ -1,4 +1,4 @@
-"""Noise that belongs to a frame: the same on every device, whatever the windows.
+"""Noise keyed by the frame's number: the same on every device, whatever the windows.
 
 Each draw comes from its own counter of NumPy's Philox generator (Salmon et al. 2011, "Parallel random numbers: as
 easy as 1, 2, 3"), chosen by the frame's number in the video and by what the draw is for. Cutting a video into other

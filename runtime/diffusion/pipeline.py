@@ -1,4 +1,4 @@
-"""Frames in, enhanced frames out: the story of a whole run.
+"""Frames in, enhanced frames out: the steps of a whole run.
 
 A video is cut into segments. Each is encoded frame by frame, noised, denoised as a whole and decoded again; the next
 one is shown the last frames of the one before it. Everything between the upload of a frame's bytes and the download
@@ -100,7 +100,7 @@ class VideoToVideo:
         *,
         total: int | None = None,
         cuts: Collection[int] = (),
-        progress: Callable[[Progress], None] = lambda told: None,
+        progress: Callable[[Progress], None] = lambda now: None,
         **changes: Any,
     ) -> Iterator[Frame]:
         """Enhance ``frames``, giving out one frame for each taken in; memory does not grow with their number.
@@ -111,7 +111,7 @@ class VideoToVideo:
             total: number of frames, where known, for the estimate of time left.
             cuts: numbers of the frames that start a new shot. It may grow while frames are taken, as long as a
                 cut is known when its frame is.
-            progress: told after every frame encoded or decoded and every evaluation of the UNet.
+            progress: called after every frame encoded or decoded and every evaluation of the UNet.
             changes: single settings, by the names in :class:`Settings`: ``v2v(frames, "a red fox", steps=20)``.
 
         Raises:
@@ -125,8 +125,10 @@ class VideoToVideo:
         carry: Carry | None = None
         for segment in segments(self.window, frames, cuts, parity=settings.parity):
             source = segment.frames[0].shape
-            made = plan(settings, self.model.defaults, (source[0], source[1]), can_reuse(self.engines))
-            pictures, carry = self.enhance(segment, made, carry, report)
+            segment_plan = plan(
+                settings, self.model.defaults, (source[0], source[1]), can_reuse(self.engines)
+            )
+            pictures, carry = self.enhance(segment, segment_plan, carry, report)
             for picture in pictures:
                 report.frames_done += 1
                 yield picture
@@ -143,46 +145,46 @@ class VideoToVideo:
         """
         report = report or Report()
         carry = carry if segment.continues else None
-        known = 0 if carry is None else len(carry.latents)
+        carried_frames = 0 if carry is None else len(carry.latents)
         canvas = Canvas.of(
             plan.size, (self.window.latent_height, self.window.latent_width), self.window.factor
         )
-        frames = max(known + len(segment.frames) + len(segment.ahead), self.window.frames)
+        frames = max(carried_frames + len(segment.frames) + len(segment.ahead), self.window.frames)
         loop = self._loop(plan, (frames, *canvas.latent))
         source = noise.keyed(plan.seed, (self.model.unet.latent_channels, *canvas.latent))
-        numbers = range(segment.first - known, segment.first - known + frames)
+        frame_numbers = range(segment.first - carried_frames, segment.first - carried_frames + frames)
 
-        self._encode(segment, plan, canvas, source, loop.x, known, report)
-        held = self._add_noise(plan, loop, noise.canvas(source, numbers, noise.DIFFUSION), carry)
+        self._encode(segment, plan, canvas, source, loop.x, carried_frames, report)
+        carried = self._add_noise(plan, loop, noise.canvas(source, frame_numbers, noise.DIFFUSION), carry)
         contexts = self._encode_prompts(plan.prompt, plan.negative_prompt, plan.parity)
         loop.use(self._unet())
         report.begin("denoise", segment, len(loop.updates))
         latents = loop.run(
             contexts,
-            lambda step: noise.canvas(source, numbers, step),
+            lambda step: noise.canvas(source, frame_numbers, step),
             report.step,
-            segment.first - known,
-            held,
+            segment.first - carried_frames,
+            carried,
         )
         if carry is not None:
-            self._fade_over(carry.ahead, self.device.view(latents, slice(known, frames)))
-        stop = known + len(segment.frames)
+            self._fade_over(carry.ahead, self.device.view(latents, slice(carried_frames, frames)))
+        stop = carried_frames + len(segment.frames)
         shared = shared_frames(self.window)
         last = self.device.download(self.device.view(latents, slice(max(stop - shared, 0), stop)))
         if carry is not None:  # the network's view of finished frames is not what was given out
-            kept = max(known - max(stop - shared, 0), 0)
-            last[:kept] = carry.latents[known - kept :]
-        new = self.device.view(latents, slice(known, stop))
+            in_last = max(carried_frames - max(stop - shared, 0), 0)
+            last[:in_last] = carry.latents[carried_frames - in_last :]
+        fresh = self.device.view(latents, slice(carried_frames, stop))
         ahead = self.device.download(self.device.view(latents, slice(stop, stop + len(segment.ahead))))
-        return self._decode(new, segment, plan, canvas, report), Carry(last, ahead)
+        return self._decode(fresh, segment, plan, canvas, report), Carry(last, ahead)
 
     def _fade_over(self, earlier: npt.NDArray[np.float32], latents: Array) -> None:
         """Cross-fade from the earlier segment's view of the first frames to this one's, as between windows."""
-        for place in range(len(earlier)):
-            share = (len(earlier) - place) / (len(earlier) + 1)
-            own = self.device.view(latents, slice(place, place + 1))
-            before = self.device.upload(earlier[place : place + 1])
-            self.device.combine([(share, before), (1 - share, own)], own)
+        for index in range(len(earlier)):
+            share = (len(earlier) - index) / (len(earlier) + 1)
+            later = self.device.view(latents, slice(index, index + 1))
+            before = self.device.upload(earlier[index : index + 1])
+            self.device.combine([(share, before), (1 - share, later)], later)
 
     def _encode(
         self,
@@ -191,38 +193,39 @@ class VideoToVideo:
         canvas: Canvas,
         source: noise.Source,
         latents: Array,
-        known: int,
+        carried_frames: int,
         report: Report,
     ) -> None:
-        """Frames -> clean latents behind the ``known`` carried ones; the last is repeated to the canvas' end."""
+        """Frames -> clean latents behind the carried ones; the last is repeated to the end of the canvas."""
         device = self.device
         report.begin("encode", segment, len(segment.frames) + len(segment.ahead))
         encode = FrameEncoder(
             device, self._engine("vae_encoder"), canvas, self.model.latent_scale, antialias=not plan.parity
         )
         device.zero(latents)
-        place = known
-        for place, frame in enumerate((*segment.frames, *segment.ahead), start=known):
-            number = segment.first - known + place
-            encode(frame, source(number, noise.POSTERIOR), device.view(latents, place))
-            report.step(place - known + 1)
-        for padding in range(place + 1, latents.shape[0]):
-            device.copy(device.view(latents, place), device.view(latents, padding))
+        index = carried_frames
+        for index, frame in enumerate((*segment.frames, *segment.ahead), start=carried_frames):
+            number = segment.first - carried_frames + index
+            encode(frame, source(number, noise.POSTERIOR), device.view(latents, index))
+            report.step(index - carried_frames + 1)
+        for padding in range(index + 1, latents.shape[0]):
+            device.copy(device.view(latents, index), device.view(latents, padding))
         device.check(latents, 0)
         device.synchronize()
         if failure := device.failure():
+            number = failure.frame - carried_frames + segment.first
             raise NumericalError(
-                f"a latent became NaN or Inf in component vae_encoder, frame {failure.frame - known + segment.first}; "
+                f"a latent became NaN or Inf in component vae_encoder, frame {number}; "
                 "an FP32 engine set may avoid it"
             )
 
     def _add_noise(
-        self, plan: Plan, loop: DenoisingLoop, draw: npt.NDArray[np.float32], carry: Carry | None
+        self, plan: Plan, loop: DenoisingLoop, noise_values: npt.NDArray[np.float32], carry: Carry | None
     ) -> tuple[Array, Array] | None:
-        """Clean latents -> the solver's start, in place; returns the carried frames' latents and noise."""
+        """Clean latents -> the noisy ones that the solver starts from, in place; returns carried latents and noise."""
         device, schedule = self.device, plan.schedule
         sigma = loop.updates[0].sigma
-        diffusion = device.upload(draw)
+        diffusion = device.upload(noise_values)
         if plan.parity:  # the reference starts from sigma z_t, not z_t / alpha: its first input is 2.8 % low
             alpha, s = schedule.noising(schedule.start(plan.strength))
             device.combine([(sigma * alpha, loop.x), (sigma * s, diffusion)], loop.x)
@@ -248,11 +251,11 @@ class VideoToVideo:
             levels=plan.levels or segment.frames[0].dtype,
         )
         pending = None
-        for place, frame in enumerate(segment.frames):
-            queued = decode(device.view(latents, place), frame, segment.first + place)
+        for index, frame in enumerate(segment.frames):
+            queued = decode(device.view(latents, index), frame, segment.first + index)
             if pending is not None:
                 yield self._checked(pending.result())
-            report.step(place + 1)
+            report.step(index + 1)
             pending = queued
         if pending is not None:
             yield self._checked(pending.result())
@@ -284,9 +287,10 @@ class VideoToVideo:
         return Tokenizer(self.engines.tokenizer_path)
 
     def _loop(self, plan: Plan, extent: tuple[int, int, int]) -> DenoisingLoop:
-        """Buffers, tables and captured steps, which serve all segments of one shape that follow one another.
+        """The denoising loop for ``plan`` and ``extent``; consecutive segments of one shape share it.
 
-        Only one set of buffers is ever held: a segment of another shape, the last one of a shot, is worth its making.
+        Only one loop is held at a time: making another for a segment of another shape, as the last one of a shot, is
+        cheaper than the memory of two.
         """
         if self._prepared is not None and self._prepared[:2] == (plan, extent):
             return self._prepared[2]

@@ -1,4 +1,4 @@
-"""How far a run is, told to whoever asks."""
+"""The progress of a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from v2v.runtime.diffusion.segments import Segment
 class Progress:
     """How far a run is.
 
-    ``step`` of ``steps`` counts frames while encoding and decoding, evaluations while denoising. Where others do
-    the work, all that is told is which segments are finished: stage "finish", frames done of all.
+    ``step`` of ``steps`` counts frames while encoding and decoding, evaluations while denoising. Where other processes
+    do the work, only finished segments are reported: stage "finish", frames done of all.
     """
 
     stage: Literal["encode", "denoise", "decode", "finish"]
@@ -33,11 +33,11 @@ _STAGES = {"encode": (0.0, 0.1), "denoise": (0.1, 0.7), "decode": (0.8, 0.2)}
 
 
 class Report:
-    """Puts what the stages tell into one :class:`Progress`, for ``total`` frames in all, of ``first_number`` on."""
+    """Turns the steps of the stages into :class:`Progress`, for ``total`` frames in all, from ``first_number`` on."""
 
     def __init__(
         self,
-        progress: Callable[[Progress], None] = lambda told: None,
+        progress: Callable[[Progress], None] = lambda now: None,
         total: int | None = None,
         first_number: int = 0,
     ) -> None:
@@ -53,7 +53,7 @@ class Report:
         self.step(0)
 
     def step(self, step: int) -> None:
-        """So many of the stage's steps are done."""
+        """The stage has done ``step`` of its steps."""
         self._now = replace(
             self._now,
             step=step,

@@ -66,9 +66,9 @@ class Tokenizer:
         CLIP's own padding is zero, which is a token like any other ("!"), and the reference's text encoder
         sees it: there is no padding mask.
         """
-        words = self._bpe.encode(clean(text)).ids[: CLIP_CONTEXT - 2]
+        tokens = self._bpe.encode(clean(text)).ids[: CLIP_CONTEXT - 2]
         ids = np.zeros((1, CLIP_CONTEXT), np.int64)
-        ids[0, : len(words) + 2] = [START, *words, END]
+        ids[0, : len(tokens) + 2] = [START, *tokens, END]
         return ids
 
     def positive(self, text: str, *, parity: bool = False) -> npt.NDArray[np.int64]:
@@ -76,25 +76,25 @@ class Tokenizer:
 
         Where both do not fit, quality words give way, last phrase first; the user's own words are cut only
         where they alone are too long. In parity mode the line is cut at token 77 wherever that falls, as the
-        reference does. Either cut is told as a :class:`PromptCut` warning.
+        reference does. Either cut is a :class:`PromptCut` warning.
         """
         caption = text + POSITIVE_PROMPT
         if parity or self._cut_off(text):
             return self._encode_and_tell(caption if parity else text, "prompt")
-        kept = caption
-        while self._cut_off(kept):
-            kept = kept.rpartition(",")[0]
-        if kept != caption:
-            _tell(f"the prompt leaves no room for these quality words: {_quote(caption[len(kept) :])}")
-        return self.encode(kept)
+        fitting = caption
+        while self._cut_off(fitting):
+            fitting = fitting.rpartition(",")[0]
+        if fitting != caption:
+            _tell(f"the prompt leaves no room for these quality words: {_quote(caption[len(fitting) :])}")
+        return self.encode(fitting)
 
     def negative(self, text: str | None = None) -> npt.NDArray[np.int64]:
         """Token ids ``[1, 77]`` of the negative prompt; :data:`NEGATIVE_PROMPT` where ``text`` is None."""
         return self._encode_and_tell(NEGATIVE_PROMPT if text is None else text, "negative prompt")
 
-    def _encode_and_tell(self, text: str, which: str) -> npt.NDArray[np.int64]:
+    def _encode_and_tell(self, text: str, name: str) -> npt.NDArray[np.int64]:
         if cut := self._cut_off(text):
-            _tell(f"the {which} is longer than {CLIP_CONTEXT - 2} tokens; cut from its end: {_quote(cut)}")
+            _tell(f"the {name} is longer than {CLIP_CONTEXT - 2} tokens; cut from its end: {_quote(cut)}")
         return self.encode(text)
 
     def _cut_off(self, text: str) -> str:
@@ -104,8 +104,8 @@ class Tokenizer:
         return text[starts[CLIP_CONTEXT - 2] :] if len(starts) > CLIP_CONTEXT - 2 else ""
 
 
-def _quote(words: str) -> str:
-    return "'" + words.strip(" ,") + "'"
+def _quote(text: str) -> str:
+    return "'" + text.strip(" ,") + "'"
 
 
 def _tell(message: str) -> None:

@@ -79,37 +79,37 @@ class DenoisingLoop:
             self._unet, self._captured = unet, {}
 
     def close(self) -> None:
-        """Let go of captured work, which holds on to this loop: its memory is then free as soon as nobody uses it."""
+        """Drop the captured work, which refers to this loop; Python then frees its memory with the last reference."""
         self._captured = {}
 
     def run(
         self,
         contexts: tuple[Array, Array],
         noise: Callable[[int], npt.NDArray[np.float32]],
-        done: Callable[[int], None],
+        progress: Callable[[int], None],
         first: int = 0,
-        known: tuple[Array, Array] | None = None,
+        carried: tuple[Array, Array] | None = None,
     ) -> Array:
         """Denoise :attr:`x` in place from the first sigma to 0 and return it.
 
         Args:
             contexts: the prompt's and the negative prompt's ``[1, 77, C]``.
             noise: (row of the table) -> standard normal ``[T, Z, h, w]`` on the host; called by another thread.
-            done: told the number of evaluations finished, not far behind the device.
+            progress: called with the number of evaluations finished, not far behind the device.
             first: number of the canvas' first frame in the video, for messages.
-            known: ``(latents, noise)`` ``[K, Z, h, w]`` of the first K frames, which are finished already: the
-                network sees them at every noise level as they are (Lugmayr et al. 2022, RePaint, eq. 8a).
+            carried: ``(latents, noise)`` ``[K, Z, h, w]`` of the first K frames, which the segment before has finished:
+                the network sees them at every noise level as they are (Lugmayr et al. 2022, RePaint, eq. 8a).
 
         Raises:
             NumericalError: a latent became NaN or Inf; names the step and the frame.
         """
         if contexts is not self._contexts:
             self._captured, self._contexts = {}, contexts
-        pace = _Pace(self.device, self._timestep, done)
+        pace = _Pace(self.device, self._timestep, progress)
         draws = [k for k, update in enumerate(self.updates) if update.x_noise]
         with closing(ahead(map(noise, draws), depth=2)) as drawn:
             supply = _Supply(self._feed, self.noise, drawn)
-            self._solve(contexts, supply, pace, known)
+            self._solve(contexts, supply, pace, carried)
             pace.finish()
         self._raise_if_nonfinite(first)
         return self.x
@@ -119,7 +119,7 @@ class DenoisingLoop:
         contexts: tuple[Array, Array],
         supply: _Supply,
         pace: _Pace,
-        known: tuple[Array, Array] | None,
+        carried: tuple[Array, Array] | None,
     ) -> None:
         """Follow the solver's table; in every step the windows' velocities add up to one velocity of the whole segment.
 
@@ -128,8 +128,8 @@ class DenoisingLoop:
         device = self.device
         evaluation = in_full = 0
 
-        def guide(guided: bool, in_full: bool, place: int) -> None:
-            unconditional = self._evaluate(contexts, guided, in_full, place)
+        def guide(guided: bool, in_full: bool, window_index: int) -> None:
+            unconditional = self._evaluate(contexts, guided, in_full, window_index)
             device.guide(
                 self.conditional, unconditional, self.guidance.scale, self.guidance.rescale, self.velocity
             )
@@ -138,17 +138,17 @@ class DenoisingLoop:
             nonlocal evaluation, in_full
             c, kind = self._coefficients[evaluation], (self._guided[evaluation], self._in_full[evaluation])
             in_full += self._in_full[evaluation]  # windows stay in place as long as their features are used
-            if known is not None:
-                latents, noise = known
+            if carried is not None:
+                latents, noise = carried
                 device.combine([(1.0, latents), (sigma, noise)], device.view(x, slice(0, latents.shape[0])))
             self._select(evaluation)
             device.zero(self.total)
             last = evaluation == len(self._coefficients) - 1
             plan = self._last_plan if last else self._plans[(in_full - 1) % len(_PHASES)]
-            for place, (tile, weights) in enumerate(plan):
+            for window_index, (tile, weights) in enumerate(plan):
                 device.take_window(x, tile.start, c.scale, self.scaled)
-                work = partial(guide, *kind, place)
-                self._queue(("window", *kind, *map(id, self._features[place])), work)
+                work = partial(guide, *kind, window_index)
+                self._queue(("window", *kind, *map(id, self._features[window_index])), work)
                 device.add_window(self.velocity, weights, tile.start, self.total)
             # Velocity -> x0: Karras et al. 2022, eq. 7, with c_skip = alpha / sqrt(sigma^2 + 1), c_out = -s.
             device.combine([(c.alpha * c.scale, x), (-c.s, self.total)], out)
@@ -175,17 +175,19 @@ class DenoisingLoop:
             self._captured[kind] = self.device.capture(work)
 
     def _evaluate(
-        self, contexts: tuple[Array, Array], guided: bool, in_full: bool, place: int = 0
+        self, contexts: tuple[Array, Array], guided: bool, in_full: bool, window_index: int = 0
     ) -> Array | None:
         """Run the UNet on :attr:`scaled` under the prompt and, if guided, the negative one; returns the latter's.
 
-        ``place`` is the number of the window among those of the step.
+        ``window_index`` is the number of the window among those of the step.
         """
         unconditional = self.unconditional if guided else None
         velocities = self.conditional, unconditional
         evaluations = [
             Evaluation(context, velocity, features)
-            for context, velocity, features in zip(contexts, velocities, self._features[place], strict=True)
+            for context, velocity, features in zip(
+                contexts, velocities, self._features[window_index], strict=True
+            )
             if velocity is not None
         ]
         common = {"latents": self.scaled, "timestep": self._timestep}
@@ -194,17 +196,18 @@ class DenoisingLoop:
 
     def _make_features(self) -> list[tuple[Array | None, Array | None]]:
         """For each window of a step, where the UNet leaves its features under the prompt and the negative one."""
-        places, features = max(map(len, self._plans)), self._unet.features
+        windows, features = max(map(len, self._plans)), self._unet.features
         if features is None:
-            return [(None, None)] * places
+            return [(None, None)] * windows
         if all(self._in_full):  # never read again
             scrap = self.device.empty(features.shape, features.dtype)
-            return [(scrap, scrap)] * places
+            return [(scrap, scrap)] * windows
         prompts = 1 + any(self._guided)
-        made = [
-            [self.device.empty(features.shape, features.dtype) for _ in range(prompts)] for _ in range(places)
+        arrays = [
+            [self.device.empty(features.shape, features.dtype) for _ in range(prompts)]
+            for _ in range(windows)
         ]
-        return [(each[0], each[-1]) for each in made]
+        return [(each[0], each[-1]) for each in arrays]
 
     def _select(self, k: int) -> None:
         """Make the timestep of row ``k`` the one that the network is given."""
@@ -247,10 +250,10 @@ class _Supply:
 
 
 class _Pace:
-    """Keeps the host at most two steps ahead of the device, so that progress is told when it happens."""
+    """Keeps the host at most two steps ahead of the device, so that progress is reported when it happens."""
 
-    def __init__(self, device: Device, probe: Array, done: Callable[[int], None]) -> None:
-        self._device, self._probe, self._done = device, probe, done
+    def __init__(self, device: Device, probe: Array, progress: Callable[[int], None]) -> None:
+        self._device, self._probe, self._progress = device, probe, progress
         self._marks: deque[tuple[int, Pending]] = deque()
 
     def mark(self, k: int) -> None:
@@ -265,4 +268,4 @@ class _Pace:
     def _tell(self) -> None:
         k, pending = self._marks.popleft()
         pending.result()
-        self._done(k + 1)
+        self._progress(k + 1)

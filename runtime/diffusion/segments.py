@@ -1,4 +1,4 @@
-"""A shot in parts that are denoised together, and what one hands to the next."""
+"""Cut a shot into segments that are denoised together; each hands its last latents to the next."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def segments(
             length = window.frames * windows - shared * (windows - 1)
         full = len(waiting) == length - (shared if continues else 0)
         if waiting and (full or number in cuts):
-            kept = len(waiting) - (0 if number in cuts else look_ahead(window))
-            yield Segment(index, first_number + first, waiting[:kept], continues, waiting[kept:])
-            index, first, continues, waiting = index + 1, first + kept, number not in cuts, waiting[kept:]
+            count = len(waiting) - (0 if number in cuts else look_ahead(window))
+            yield Segment(index, first_number + first, waiting[:count], continues, waiting[count:])
+            index, first, continues, waiting = index + 1, first + count, number not in cuts, waiting[count:]
         waiting.append(frame)
     if waiting:
         yield Segment(index, first_number + first, waiting, continues)

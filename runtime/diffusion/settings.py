@@ -1,4 +1,4 @@
-"""What a run is told, and the plan that this makes of it for one model and one source."""
+"""The settings of a run, and the plan that they make for one model and one source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FAST_STEPS, _FAST_SOLVER, _FAST_INTERVAL, _FAST_REUSE = 12, "dpmpp_2m", (0.08, 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run may be told; None leaves a value to the model's defaults.
+    """The settings of a run; None leaves a value to the model's defaults.
 
     ``strength`` is the noise level, 0..1 of the 1000 levels; guidance acts only at the levels inside
     ``guidance_interval``, which spares the other steps their second evaluation. Every ``reuse``-th evaluation is made
@@ -114,30 +114,32 @@ def plan(settings: Settings, defaults: Defaults, source: tuple[int, int], reuse:
     Raises:
         V2VError: a value out of range; names the flag and what it takes.
     """
-    given = {
+    explicit = {
         name: value for name in Plan.__dataclass_fields__ if (value := getattr(settings, name)) is not None
     }
-    usual = {name: getattr(defaults, name) for name in Plan.__dataclass_fields__ if hasattr(defaults, name)}
-    made = Plan(
+    model_defaults = {
+        name: getattr(defaults, name) for name in Plan.__dataclass_fields__ if hasattr(defaults, name)
+    }
+    filled = Plan(
         **{
             "negative_prompt": None,
             "depth": None,
             "guidance_interval": (0.0, 1.0),
             "reuse": 1,
-            **usual,
+            **model_defaults,
             **(_fast(defaults, reuse) if settings.fast else {}),
-            **given,
+            **explicit,
             "size": output_size(settings, defaults, source),
         }
     )
-    if made.parity and settings.fast:
+    if filled.parity and settings.fast:
         raise V2VError(
             "--fast and --parity contradict each other: the reference takes 30 steps; leave one of them out"
         )
-    if made.parity:
-        made = replace(made, size=PARITY_SIZE, color="none", depth=None)
-    _check(made)
-    return made
+    if filled.parity:
+        filled = replace(filled, size=PARITY_SIZE, color="none", depth=None)
+    _check(filled)
+    return filled
 
 
 def _fast(defaults: Defaults, reuse: bool) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def _fast(defaults: Defaults, reuse: bool) -> dict[str, Any]:
 
 
 def output_size(settings: Settings, defaults: Defaults, source: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the output: as told, or the source's aspect at the model's usual size, even numbers."""
+    """(height, width) of the output: ``settings.size``, or the source's aspect at the usual size, in even numbers."""
     if settings.size is not None:
         return settings.size
     scale = settings.scale

@@ -19,7 +19,7 @@ from v2v.runtime.diffusion.schedule import Schedule
 
 
 class Update(NamedTuple):
-    """One evaluation D = denoiser(x, sigma) and what follows from it, all from the same old values.
+    """One evaluation D = denoiser(x, sigma) and the new x and history, both computed from the old ones.
 
     x'       = ``x_x`` x + ``x_denoised`` D + ``x_history`` history + ``x_noise`` noise
     history' = ``history_x`` x + ``history_denoised`` D + ``history_history`` history
@@ -59,13 +59,13 @@ def _dpmpp_2m(sigmas: Sequence[float], eta: int) -> list[Update]:
             break
         r = next_sigma / sigma
         h = -math.log(r)
-        kept = r ** (1 + eta)
-        second = (1 - kept) * h / (2 * last_h)
+        k = r ** (1 + eta)
+        second = (1 - k) * h / (2 * last_h)
         updates.append(
             Update(
                 sigma,
-                x_x=kept,
-                x_denoised=1 - kept + second,
+                x_x=k,
+                x_denoised=1 - k + second,
                 x_history=-second,
                 x_noise=next_sigma * math.sqrt(1 - r ** (2 * eta)),
                 history_denoised=1,

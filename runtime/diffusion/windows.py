@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Span:
-    """One window along one axis: where it starts and what each of its positions, or parts of them, weighs."""
+    """One window along one axis: its start, and the blend weight of each of its positions or of their subdivisions."""
 
     start: int
     weights: Floats
@@ -29,7 +29,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """One window along (frames, rows, columns): its start and its blend weights [F, h, w], or of finer parts."""
+    """One window along (frames, rows, columns): its start and its blend weights [F, h, w], or those of its pixels."""
 
     start: tuple[int, int, int]
     weights: Floats
@@ -51,28 +51,28 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
 
 
 def spans(
-    length: int, window: int, overlap: int, phase: float | None = None, *, parts: int = 1
+    length: int, window: int, overlap: int, phase: float | None = None, *, subdivisions: int = 1
 ) -> list[Span]:
     """Windows along one axis with blend weights that add up to one at every position.
 
     Neighbours are cross-faded linearly: over the middle half of what they share, or, given a ``phase`` in 0..1, over
     a quarter, which lies at the middle half's beginning for 0 and at its end for 1. Changing the phase from step to
-    step moves every boundary without costing a window. The weights are those of ``parts`` to each position.
+    step moves every boundary without costing a window. Each position has as many weights as ``subdivisions``.
     """
-    placed = [start * parts for start in starts(length, window, overlap)]
-    length, window = length * parts, window * parts
+    positions = [start * subdivisions for start in starts(length, window, overlap)]
+    length, window = length * subdivisions, window * subdivisions
     total = np.zeros(length, np.float64)
-    raw = [np.ones(window, np.float64) for _ in placed]
-    for left, right in zip(range(len(placed)), range(1, len(placed)), strict=False):
-        shared = placed[left] + window - placed[right]
+    raw = [np.ones(window, np.float64) for _ in positions]
+    for left, right in zip(range(len(positions)), range(1, len(positions)), strict=False):
+        shared = positions[left] + window - positions[right]
         rise = _rise(shared, phase)
         raw[left][window - shared :] *= 1 - rise
         raw[right][:shared] *= rise
-    for start, weights in zip(placed, raw, strict=True):
+    for start, weights in zip(positions, raw, strict=True):
         total[start : start + window] += weights
     return [
-        Span(start // parts, (weights / total[start : start + window]).astype(np.float32))
-        for start, weights in zip(placed, raw, strict=True)
+        Span(start // subdivisions, (weights / total[start : start + window]).astype(np.float32))
+        for start, weights in zip(positions, raw, strict=True)
     ]
 
 
@@ -91,14 +91,14 @@ def tiles(
     overlap: tuple[int, int, int],
     phase: float | None = None,
     *,
-    parts: int = 1,
+    subdivisions: int = 1,
 ) -> list[Tile]:
     """Windows over (frames, rows, columns): every combination of each axis' :func:`spans`.
 
-    The weights are those of ``parts`` x ``parts`` pixels to each position.
+    Each position has ``subdivisions`` x ``subdivisions`` weights: those of its pixels.
     """
     axes = [
-        spans(*axis, phase, parts=1 if number == 0 else parts)
+        spans(*axis, phase, subdivisions=1 if number == 0 else subdivisions)
         for number, axis in enumerate(zip(extent, window, overlap, strict=True))
     ]
     return [
