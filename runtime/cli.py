@@ -30,11 +30,11 @@ class _Command(typer.core.TyperCommand):
     """Lets ``--preview`` stand without its seconds."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = [
+        completed = [
             f"{arg}={PREVIEW_SECONDS}" if arg == "--preview" and not is_time(after) else arg
             for arg, after in zip(args, [*args[1:], ""], strict=True)
         ]
-        return super().parse_args(ctx, given)
+        return super().parse_args(ctx, completed)
 
 
 @app.command(cls=_Command)
@@ -47,7 +47,7 @@ def command(options: RunOptions) -> None:
     wanted, memory = options.wanted(), options.memory_mode()
     many = batch.is_batch(options.inputs, options.prompt_file)
     request = options.request(many=many)
-    with warnings_shown() as told, Display(options.quiet) as display, contextlib.ExitStack() as opened:
+    with warnings_shown() as warnings, Display(options.quiet) as display, contextlib.ExitStack() as opened:
         crew = Crew(
             partial(choose_engines, options.engines, wanted, display, fast=options.fast, reuse=options.reuse),
             partial(hire, options.device, memory, options.workers, options.ray, opened),
@@ -57,9 +57,9 @@ def command(options: RunOptions) -> None:
         else:
             enhanced = _enhance_one(options, request, crew, display, opened)
     if many:
-        _report_many(options, outcomes, told)
+        _report_many(options, outcomes, warnings)
     else:
-        _report_one(options, enhanced, told)
+        _report_one(options, enhanced, warnings)
 
 
 def _enhance_one(
@@ -81,8 +81,8 @@ def _enhance_many(options: RunOptions, request: Request, crew: Crew, display: Di
     )
 
     def attempt(job: batch.Job) -> batch.Outcome:
-        asked, follow = request.with_prompt(job.prompt), partial(display.following, job.source.name)
-        enhanced = enhance(asked, Paths(job.source, job.output), crew, follow, keep_if_same=True)
+        job_request, follow = request.with_prompt(job.prompt), partial(display.following, job.source.name)
+        enhanced = enhance(job_request, Paths(job.source, job.output), crew, follow, keep_if_same=True)
         return (
             batch.Outcome(job, "done", enhanced.as_json()) if enhanced else batch.Outcome(job, "done before")
         )
@@ -90,19 +90,19 @@ def _enhance_many(options: RunOptions, request: Request, crew: Crew, display: Di
     return batch.run_jobs(jobs, attempt, crew.team.size, crew.team.close)
 
 
-def _report_one(options: RunOptions, enhanced: Enhanced, told: list[str]) -> None:
+def _report_one(options: RunOptions, enhanced: Enhanced, warnings: list[str]) -> None:
     if options.as_json:
         files = {"input": options.inputs[0], "output": options.output}
-        print_result({**files, **enhanced.as_json(), "warnings": told})
+        print_result({**files, **enhanced.as_json(), "warnings": warnings})
     elif not options.quiet:
         size, seconds = enhanced.settings["size"], seconds_text(enhanced.seconds)
         messages.print(f"{options.output}: {enhanced.frames} frames of {size} in {seconds}", markup=False)
 
 
-def _report_many(options: RunOptions, outcomes: list[batch.Outcome], told: list[str]) -> None:
+def _report_many(options: RunOptions, outcomes: list[batch.Outcome], warnings: list[str]) -> None:
     if options.as_json:
         videos = [outcome.as_json() for outcome in outcomes]
-        print_result({"videos": videos, "warnings": told})
+        print_result({"videos": videos, "warnings": warnings})
     elif not options.quiet:
         batch.tell(outcomes)
     batch.check(outcomes)

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal."""
+"""The progress and the warnings of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from v2v.runtime.diffusion.progress import Progress
 
 @contextlib.contextmanager
 def warnings_shown() -> Iterator[list[str]]:
-    """Show what is said through :mod:`warnings` in one line each, and lend a list of it."""
-    told: list[str] = []
+    """Inside, print each warning of :mod:`warnings` on a line of its own; lends the list of their texts."""
+    texts: list[str] = []
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        told.append(str(message))
+        texts.append(str(message))
         for line in str(message).splitlines():  # tables have several
             warn(line)
 
@@ -26,7 +26,7 @@ def warnings_shown() -> Iterator[list[str]]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
-        yield told
+        yield texts
 
 
 class Display(TerminalListener):

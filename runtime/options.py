@@ -1,4 +1,4 @@
-"""What ``v2v-run`` can be told, option by option, and how that becomes what the run is asked for."""
+"""The options of ``v2v-run``, and how they become the request, the engine set and the time range of a run."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class RunOptions:
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done, as JSON.")] = False
 
     def settings(self) -> Settings:
-        """What the pictures become.
+        """The settings of the diffusion.
 
         Raises:
             UsageError: an option that cannot be read.
@@ -192,36 +192,36 @@ class RunOptions:
         Raises:
             UsageError: there is no such model, backend or device.
         """
-        given: dict[str, Any] = {}
+        choices: dict[str, Any] = {}
         for name, allowed in (
             ("model", tuple(MODELS)),
             ("backend", tuple(BACKENDS)),
             ("device", get_args(Device)),
         ):
             value = getattr(self, name)
-            given[name] = None if value is None else one_of(f"--{name}", value, allowed)
-        return Wanted(**given)
+            choices[name] = None if value is None else one_of(f"--{name}", value, allowed)
+        return Wanted(**choices)
 
     def memory_mode(self) -> Memory:
         """Whether engines may be in memory together.
 
         Raises:
-            UsageError: neither of both.
+            UsageError: neither low nor high.
         """
-        chosen: Memory = one_of("--memory", self.memory, get_args(Memory))
-        return chosen
+        mode: Memory = one_of("--memory", self.memory, get_args(Memory))
+        return mode
 
     def time_range(self) -> TimeRange:
-        """The part of the film that is wanted.
+        """The part of the film to enhance.
 
         Raises:
             UsageError: a time that cannot be read, or an end before the start.
         """
-        given = (("--start", self.start), ("--end", self.end), ("--preview", self.preview))
-        return TimeRange(*(None if text is None else parse_time(flag, text) for flag, text in given))
+        flags = (("--start", self.start), ("--end", self.end), ("--preview", self.preview))
+        return TimeRange(*(None if text is None else parse_time(flag, text) for flag, text in flags))
 
     def request(self, *, many: bool) -> Request:
-        """All that is asked for, whatever the video.
+        """Everything about the run that does not depend on the video.
 
         Raises:
             UsageError: options that cannot be read, or that contradict each other.

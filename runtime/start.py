@@ -1,4 +1,4 @@
-"""Where ``v2v-run`` begins: before anything that takes time is imported, signals are seen to."""
+"""The entry point of ``v2v-run``: it installs the signal handlers before it imports anything that takes time."""
 
 from __future__ import annotations
 

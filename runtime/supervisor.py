@@ -1,8 +1,9 @@
-"""A process that looks after a run with Ray, in a process of its own, and leaves nothing behind.
+"""Run ``v2v-run --ray`` under a supervisor process, which ends every process that the run leaves behind.
 
 Ray ends the program that uses it, without a word, when a part of its cluster is lost; and of a cluster that was started
-here, processes may stay. So ``v2v-run --ray`` is two processes: one that does the work, and this one, which passes
-signals on, words what Ray does not, and ends whatever is left. Only what is light is imported here.
+here, processes may stay. So ``v2v-run --ray`` is two processes: one that does the work, and the supervisor, which
+passes signals on, reports an end of which Ray says nothing, and kills whatever is left. This module imports only what
+is light.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _PATIENCE = 10.0  # seconds that processes may take to go
 
 
 def is_wanted(arguments: Sequence[str]) -> bool:
-    """Whether a command with these arguments is one to look after, and this is not the process that does the work."""
+    """Whether a command with these arguments uses Ray and this process is not yet the supervised one."""
     with_ray = any(each == "--ray" or each.startswith("--ray=") for each in arguments)
     return with_ray and _MARK not in os.environ
 
@@ -57,7 +58,7 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def end_with_supervisor() -> None:
-    """In the process that does the work: be told to stop when the one that looks after it is gone."""
+    """In the supervised process: ask the kernel for SIGTERM when the supervisor ends."""
     if _MARK in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
