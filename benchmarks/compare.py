@@ -1,4 +1,4 @@
-"""Two sessions side by side: what got slower, what got faster, and what the spread does not let one say."""
+"""Compare two sessions: which figures changed by more than their spread."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All changes, and what keeps them from meaning what they seem to."""
+    """All changes, and the other differences between the sessions that may explain them."""
 
     changes: tuple[Change, ...]
     differences: tuple[str, ...]  # between the machines, versions and settings

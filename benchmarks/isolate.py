@@ -1,4 +1,4 @@
-"""Run a function in a fresh process: its memory and its load times are its own, and if it dies only it dies."""
+"""Run a function in a fresh process, so that its memory and load times are its own and a crash ends it alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def in_fresh_process(
     tell: Tell,
     take: Callable[[Returned], None] = lambda value: None,
 ) -> Returned:
-    """``work(*arguments, tell)`` in a process of its own; what it tells and returns arrives here.
+    """``work(*arguments, tell)`` in a process of its own; its calls of ``tell`` and its result are passed on to here.
 
     ``work`` is a function of a module, arguments and result can be pickled. Where it is a generator, ``take`` gets what
     it yields as it comes, and the last of it is returned.

@@ -1,4 +1,4 @@
-"""The machine under test: what it is, what its hardware reaches at best, how much memory a process took."""
+"""The machine under test: its description, the ceilings of its hardware, the memory that a process used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SAMPLES = {"cpu": 5, "cuda": 20}
 
 
 def machine() -> Machine:
-    """Describe this one; what cannot be found out is None or "unknown"."""
+    """Describe this machine; facts that cannot be determined are None or "unknown"."""
     gpu = _Gpu.find()
     return Machine(
         cpu=_cpu_name(),
@@ -68,11 +68,11 @@ def _cpu_name() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for library in _LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[library] = importlib.metadata.version(library)
-    return found
+            versions[library] = importlib.metadata.version(library)
+    return versions
 
 
 class _Gpu:

@@ -1,4 +1,4 @@
-"""Measure one engine set or baseline: load, warm up, run undisturbed, run once more under watch, sweep."""
+"""Measure one engine set or baseline: load, warm up, time whole runs, trace one more run, sweep."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
 
 Tell = Callable[[str, float], None]
-"""Called with what is being done and the share of the whole that is done, 0..1."""
+"""Called with the current step and the share of the whole that is done, 0..1."""
 
 # Steps of a sweep over frames or pixels: whole runs would take hours at full size, and steps are swept on their own.
 _SWEEP_STEPS = 4
@@ -58,7 +58,7 @@ _RATE = Fraction(24)
 
 
 class Opener(Protocol):
-    """Where the engines come from; travels to the process that measures."""
+    """Opens the engines to measure; it is pickled and sent to the process that measures."""
 
     @property
     def name(self) -> str:
@@ -72,13 +72,13 @@ class Opener(Protocol):
     def device(self) -> str: ...
 
     def open(self, folder: Path) -> Opened:
-        """Find the engines; ``folder`` is for what they need besides and goes away afterwards."""
+        """Open the engines; temporary files that they need go into ``folder``."""
         ...
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Engines to measure, what they are, and the engine set that they lie in, if any."""
+    """Engines to measure, their description, and their engine set, if they belong to one."""
 
     engines: Engines
     subject: Subject
@@ -96,8 +96,8 @@ class OpenEngineSet:
 
     def open(self, folder: Path) -> Opened:
         """See :class:`Opener`."""
-        found = EngineSet.open(self.path)
-        recipe = found.manifest.recipe
+        engine_set = EngineSet.open(self.path)
+        recipe = engine_set.manifest.recipe
         subject = Subject(
             name=self.name,
             kind=self.kind,
@@ -109,9 +109,9 @@ class OpenEngineSet:
             weights_identity=recipe.weights.identity,
             window=str(recipe.window),
             precision=recipe.options.precision,
-            engine_set=found.name,
+            engine_set=engine_set.name,
         )
-        return Opened(found, subject, found)
+        return Opened(engine_set, subject, engine_set)
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,9 @@ def measure(job: Measurement, folder: Path, tell: Tell) -> Iterator[Measured]:
         with bench.trace.record():
             bench.run(clip)
         spans = bench.trace.spans()
-        host, most = host_peak(), gpu.peak
+        host_bytes, gpu_peak = host_peak(), gpu.peak
     stages = bench.trace.stages(spans)
-    found = Measured(
+    measured = Measured(
         subject=bench.subject,
         clip=clip,
         load=Figure((bench.load_seconds,)),
@@ -195,22 +195,22 @@ def measure(job: Measurement, folder: Path, tell: Tell) -> Iterator[Measured]:
         evaluations=sum(span.stage == ENGINE_STAGES["unet"] for span in spans),
         stages=stages,
         timeline=drawable(spans),
-        host_bytes=Figure((float(host),)),
-        gpu_bytes=None if most is None or bench.subject.device == "cpu" else Figure((float(most),)),
+        host_bytes=Figure((float(host_bytes),)),
+        gpu_bytes=None if gpu_peak is None or bench.subject.device == "cpu" else Figure((float(gpu_peak),)),
         engine_bytes=None if bench.opened.engine_set is None else bench.opened.engine_set.bytes,
         build=build_times(job.opener.kind, bench.opened, first, stages),
         sweeps=(),
     )
-    yield found
+    yield measured
     for repeat in range(2, job.repeats + 1):
         tell(f"run {repeat} of {job.repeats}", 0.3 + 0.4 * repeat / job.repeats)
         runs.append(bench.run(clip).seconds)
-        found = replace(found, run=Figure(tuple(runs)))
-        yield found
+        measured = replace(measured, run=Figure(tuple(runs)))
+        yield measured
     for over in job.sweeps:
-        swept = _sweep(bench, over, job, clip, lambda text: tell(text, 0.7))
-        found = replace(found, sweeps=(*found.sweeps, swept))
-        yield found
+        sweep = _sweep(bench, over, job, clip, lambda text: tell(text, 0.7))
+        measured = replace(measured, sweeps=(*measured.sweeps, sweep))
+        yield measured
     bench.close()
     tell("done", 1.0)
 
@@ -241,17 +241,17 @@ class _Bench:
         started = time.perf_counter()
         self.opened = opener.open(folder)
         device = open_device(opener.device)
-        found = self.opened.engines
-        self.engines = {name: found.load(name, device.name) for name in found.names}
+        engines = self.opened.engines
+        self.engines = {name: engines.load(name, device.name) for name in engines.names}
         device.synchronize()
         self.load_seconds = time.perf_counter() - started
 
-        self.model, self.window, self._folder = found.model, found.window, folder
+        self.model, self.window, self._folder = engines.model, engines.window, folder
         self.subject = self.opened.subject
         self.trace = Trace(device)
         v2v = VideoToVideo(
             LooseEngines.of(
-                found, {name: TracedEngine(engine, self.trace) for name, engine in self.engines.items()}
+                engines, {name: TracedEngine(engine, self.trace) for name, engine in self.engines.items()}
             ),
             traced(device, self.trace, captures=opener.kind == "engines"),
         )
@@ -268,16 +268,16 @@ class _Bench:
         )
         first_step: list[float] = []
 
-        def progress(told: Progress) -> None:
-            trace.progress(told)
-            if not first_step and told.stage == "denoise" and told.step:
+        def progress(now: Progress) -> None:
+            trace.progress(now)
+            if not first_step and now.stage == "denoise" and now.step:
                 first_step.append(time.perf_counter() - started)
 
         started = time.perf_counter()
         output = self._folder / "out.mp4"
         with trace.wrap(VideoReader, VIDEO_DECODE, "host")(source) as reader:
-            read = reader.frames
-            reader.frames = lambda: trace.each(read(), VIDEO_DECODE)  # type: ignore[method-assign]
+            read_frames = reader.frames
+            reader.frames = lambda: trace.each(read_frames(), VIDEO_DECODE)  # type: ignore[method-assign]
             run_plan = plan(settings, self.model.defaults, (reader.info.height, reader.info.width))
             target = Target(output, encoding_for(reader.info), overwrite=True, restart=True)
             enhance_film(self._team, reader, target, run_plan, progress)
@@ -320,8 +320,8 @@ def build_times(kind: Kind, opened: Opened, first: list[Span], stages: tuple[Sta
         extra: dict[str, float] = {}
         for component in opened.engines.names:
             stage = ENGINE_STAGES[component]
-            took = next(span.seconds for span in first if span.stage == stage)
-            extra[component] = max(took - usual[stage], 0.0)
+            seconds = next(span.seconds for span in first if span.stage == stage)
+            extra[component] = max(seconds - usual[stage], 0.0)
         return Build(sum(extra.values()), {}, extra)
     assert opened.engine_set is not None
     manifest = opened.engine_set.manifest
@@ -355,5 +355,5 @@ def variations(clip: Clip, over: Axis) -> list[tuple[int, Clip]]:
             for scale in (0.5, 1.0, 1.5, 2.0)
         ]
         return [(h * w, replace(clip, height=h, width=w)) for h, w in sizes]
-    counts = [1, 2, 4, 8] if clip.steps < 8 else [max(clip.steps // part, 1) for part in (8, 4, 2, 1)]
+    counts = [1, 2, 4, 8] if clip.steps < 8 else [max(clip.steps // divisor, 1) for divisor in (8, 4, 2, 1)]
     return [(count, replace(clip, steps=count)) for count in counts]

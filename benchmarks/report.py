@@ -23,8 +23,8 @@ def page(results: Results) -> str:
     )
     # Inside a script element only "<" can end the data early, and JSON may write it otherwise.
     data = results.to_json().replace("<", "\\u003c")
-    for place, content in (("/*STYLE*/", style), ("/*SCRIPT*/", script), ("/*RESULTS*/", data)):
-        before, after = html.split(place, 1)
+    for placeholder, content in (("/*STYLE*/", style), ("/*SCRIPT*/", script), ("/*RESULTS*/", data)):
+        before, after = html.split(placeholder, 1)
         html = before + content + after
     return html
 
@@ -33,12 +33,12 @@ def summary(results: Results) -> str:
     """The main figures in Markdown."""
     machine = results.machine
     device = machine.gpu or machine.cpu
-    where = f"{device}, driver {machine.driver}" if machine.gpu else f"{device}, {machine.cores} cores"
+    location = f"{device}, driver {machine.driver}" if machine.gpu else f"{device}, {machine.cores} cores"
     weights = " and ".join(sorted({m.subject.weights for m in results.measured}))
     lines = [
         "# v2v benchmark",
         "",
-        f"{where}; {weights} weights; v2v {results.v2v}; {results.created}; `{results.command}`",
+        f"{location}; {weights} weights; v2v {results.v2v}; {results.created}; `{results.command}`",
         "",
         _table(
             ["", "window", "steps", "whole run", "UNet evaluation", "VAE, a frame", "first step", "memory"],
@@ -163,21 +163,21 @@ def write(results: Results, folder: Path, *, overwrite: bool) -> None:
     """
     check_output(folder, overwrite=overwrite)
     folder = folder.absolute()
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = made.with_name(made.name + ".old")
-    with removed_on_abort(made):
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = building.with_name(building.name + ".old")
+    with removed_on_abort(building):
         try:
-            made.chmod(0o777 & ~_umask())
-            (made / PAGE).write_text(page(results), encoding="utf-8")
-            (made / SUMMARY).write_text(summary(results), encoding="utf-8")
-            (made / DATA).write_text(results.to_json(), encoding="utf-8")
+            building.chmod(0o777 & ~_umask())
+            (building / PAGE).write_text(page(results), encoding="utf-8")
+            (building / SUMMARY).write_text(summary(results), encoding="utf-8")
+            (building / DATA).write_text(results.to_json(), encoding="utf-8")
             if folder.exists():
                 folder.rename(old)
-            made.rename(folder)
+            building.rename(folder)
         finally:
             if old.exists() and not folder.exists():
                 old.rename(folder)
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(building, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
 

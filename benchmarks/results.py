@@ -1,4 +1,4 @@
-"""What a benchmark finds, and the JSON that holds it.
+"""The results of a benchmark, and the JSON that holds them.
 
 ``results.json`` is these dataclasses, nested as here and named as here: a :class:`Results` at the top, seconds for
 times, bytes for sizes, pixels for pictures. A :class:`Figure` is an object with all its ``samples`` and, for
@@ -127,7 +127,7 @@ class Subject:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What must agree for two measurements to be comparable; versions are what one compares."""
+        """The facts that must agree for two measurements to be comparable; versions may differ."""
         return (self.kind, self.backend, self.device, self.model, self.window, self.precision)
 
 
@@ -179,7 +179,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything found about one subject."""
+    """All measurements of one subject."""
 
     subject: Subject
     clip: Clip

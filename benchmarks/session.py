@@ -25,7 +25,7 @@ _BASELINES: dict[Kind, str] = {"eager": "PyTorch eager", "compile": "torch.compi
 
 Shape = tuple[ModelConfig, Window, Precision]
 Announce = Callable[[str], Tell]
-"""Given the name of what is measured next, returns where its progress is told."""
+"""Takes the name of the next subject, returns the function that takes its progress."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,23 @@ def openers(plan: SessionPlan) -> list[Opener]:
     """The subjects, baselines first: one of each for every model, window and device among the sets."""
     sets: dict[str, Opener] = {}
     baselines: dict[str, Opener] = {}
-    recipes = [found.manifest.recipe for found in plan.sets]
+    recipes = [engine_set.manifest.recipe for engine_set in plan.sets]
     models = {recipe.model.name for recipe in recipes}
     windows = {str(recipe.window) for recipe in recipes}
-    for found, recipe in zip(plan.sets, recipes, strict=True):
+    for engine_set, recipe in zip(plan.sets, recipes, strict=True):
         device = plan.device or recipe.options.device
-        apart = [recipe.model.name] * (len(models) > 1) + [str(recipe.window)] * (len(windows) > 1)
+        distinction = [recipe.model.name] * (len(models) > 1) + [str(recipe.window)] * (len(windows) > 1)
         for kind in plan.baselines:
-            name = f"{', '.join([_BASELINES[kind], *apart])} ({device})"
+            name = f"{', '.join([_BASELINES[kind], *distinction])} ({device})"
             source = plan.weights or recipe.weights.source
             baselines.setdefault(name, OpenBaseline(name, kind, recipe.model, recipe.window, source, device))
         engine = f"{_BACKENDS[recipe.backend.name]} {recipe.options.precision}"
-        name = f"{', '.join([engine, *apart])} ({device})"
+        name = f"{', '.join([engine, *distinction])} ({device})"
         if (
             name in sets
         ):  # told apart by its folder, or where that is one of the store's long names, by its hash
-            name = f"{name} {found.name if len(found.name) < 30 else recipe.identity[:8]}"
-        sets[name] = OpenEngineSet(name, found.path, device)
+            name = f"{name} {engine_set.name if len(engine_set.name) < 30 else recipe.identity[:8]}"
+        sets[name] = OpenEngineSet(name, engine_set.path, device)
     return [*baselines.values(), *sets.values()]
 
 
@@ -97,18 +97,18 @@ def run_session(
 
     with tempfile.TemporaryDirectory(prefix="v2v-bench-") as folder, removed_on_abort(Path(folder)):
         # Engine sets first: baselines take longest, and have been measured before.
-        for place, opener in enumerate(sorted(subjects, key=lambda subject: subject.kind != "engines")):
-            own = Path(folder) / str(place)
-            own.mkdir()
+        for index, opener in enumerate(sorted(subjects, key=lambda subject: subject.kind != "engines")):
+            subject_folder = Path(folder) / str(index)
+            subject_folder.mkdir()
             sweeps = plan.sweeps if opener.kind == "engines" else ()
             job = Measurement(opener, plan.repeats, plan.steps, sweeps)
 
-            def take(found: Measured, name: str = opener.name) -> None:
-                measured[name] = found
+            def take(result: Measured, name: str = opener.name) -> None:
+                measured[name] = result
                 keep(results())
 
             try:
-                in_fresh_process(measure, job, own, tell=announce(opener.name), take=take)
+                in_fresh_process(measure, job, subject_folder, tell=announce(opener.name), take=take)
             except V2VError as error:
                 failed.append(Failed(opener.name, str(error)))
     if not measured:
@@ -118,21 +118,21 @@ def run_session(
 
 def _ceilings(measured: Iterable[Measured], announce: Announce) -> tuple[Ceilings, ...]:
     """Of every device that something ran on; figures stand without them too."""
-    found = []
+    ceilings = []
     for device in sorted({m.subject.device for m in measured}):
         with suppress(V2VError):
-            found.append(
+            ceilings.append(
                 in_fresh_process(measure_ceilings, device, tell=announce(f"ceilings of the {device}"))
             )
-    return tuple(found)
+    return tuple(ceilings)
 
 
 def _work(sets: Iterable[EngineSet], measured: Iterable[Measured], announce: Announce) -> tuple[Work, ...]:
     """The arithmetic of everything measured; none without PyTorch to count it."""
-    recipes = {(r.model.name, str(r.window)): r for r in (found.manifest.recipe for found in sets)}
-    wanted = {(m.subject.model, m.subject.window, m.subject.precision) for m in measured}
+    recipes = {(r.model.name, str(r.window)): r for r in (engine_set.manifest.recipe for engine_set in sets)}
+    keys = {(m.subject.model, m.subject.window, m.subject.precision) for m in measured}
     shapes: list[Shape] = []
-    for model, window, precision in sorted(wanted):
+    for model, window, precision in sorted(keys):
         recipe = recipes[model, window]
         shapes.append((recipe.model, recipe.window, precision))
     with suppress(V2VError):
@@ -143,9 +143,9 @@ def _work(sets: Iterable[EngineSet], measured: Iterable[Measured], announce: Ann
 def measure_ceilings(device: str, tell: Tell) -> Ceilings:
     """In a fresh process: see :func:`v2v.benchmarks.machine.ceilings`."""
     tell("copies and matrix products", 0.1)
-    found = ceilings(device)
+    measured = ceilings(device)
     tell("done", 1.0)
-    return found
+    return measured
 
 
 def count_work(shapes: list[Shape], tell: Tell) -> tuple[Work, ...]:
@@ -153,8 +153,8 @@ def count_work(shapes: list[Shape], tell: Tell) -> tuple[Work, ...]:
     from v2v.benchmarks.torch_engines import work
 
     counted: list[Work] = []
-    for place, shape in enumerate(shapes):
-        tell(f"{shape[0].name} {shape[1]}", place / len(shapes))
+    for index, shape in enumerate(shapes):
+        tell(f"{shape[0].name} {shape[1]}", index / len(shapes))
         counted += work(*shape)
     tell("done", 1.0)
     return tuple(counted)

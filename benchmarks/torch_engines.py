@@ -51,15 +51,15 @@ def baseline_engines(
     if device == "cuda" and not torch.cuda.is_available():
         raise EngineError(f"PyTorch {torch.__version__} cannot use CUDA here; leave out --baseline")
 
-    def make(component: Component, on: str) -> Engine:
-        half = on == "cuda" and (baseline == "compile" or component.name == "unet")
+    def make(component: Component, target: str) -> Engine:
+        half = target == "cuda" and (baseline == "compile" or component.name == "unet")
         dtype = torch.float16 if half else torch.float32
         return TorchEngine(
             component,
-            weights.load(_NETWORK[component.name], dtype).to(on),
-            on,
+            weights.load(_NETWORK[component.name], dtype).to(target),
+            target,
             dtype,
-            autocast=on == "cuda" and baseline == "eager" and component.name in ("unet", "vae_decoder"),
+            autocast=target == "cuda" and baseline == "eager" and component.name in ("unet", "vae_decoder"),
             compiled=baseline == "compile",
         )
 
@@ -145,7 +145,7 @@ class TorchEngine(Engine):
             contexts.enter_context(torch.autocast("cuda", torch.float16) if self._half else nullcontext())
             for inputs, outputs in prompts:
                 arrays = {**common, **inputs}
-                tensors = [self._given(arrays[tensor.name]) for tensor in self.component.inputs]
+                tensors = [self._input(arrays[tensor.name]) for tensor in self.component.inputs]
                 if self._sharing is not None:
                     shared = shared or self._sharing.unprompted(*tensors[:2])
                     results = self._sharing.prompted(shared, *tensors[1:])
@@ -163,7 +163,7 @@ class TorchEngine(Engine):
 
         self._call, self._sharing = closed, None
 
-    def _given(self, array: Any) -> Tensor:
+    def _input(self, array: Any) -> Tensor:
         tensor = self._tensor(array)
         return tensor.to(self._type) if self._type is not None and tensor.is_floating_point() else tensor
 
@@ -190,9 +190,9 @@ def work(model: ModelConfig, window: Window, precision: Precision) -> Iterator[W
 
     Shapes alone decide, so the networks run without memory (on PyTorch's ``meta`` device).
     """
-    kept = torch.float16 if precision == "fp16" else torch.float32
+    dtype = torch.float16 if precision == "fp16" else torch.float32
     for name, component in components(model, window, precision).items():
-        network = make_network(_NETWORK[name], model).to(kept).eval()
+        network = make_network(_NETWORK[name], model).to(dtype).eval()
         inputs = [
             torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for t in component.inputs
         ]

@@ -1,6 +1,6 @@
-"""Watching a run from outside: engines and a device that note when they were at work.
+"""Trace a run: engines and a device that record when they were at work.
 
-A trace is off until it is told to record; then every call of an engine and of the device's operations becomes a
+A trace is off until :meth:`Trace.record`; then every call of an engine and of the device's operations becomes a
 span of the stage it belongs to. On a CPU the span lasts as long as the call; on CUDA it lies between two events on
 the device's stream, so that nothing waits.
 """
@@ -56,7 +56,7 @@ Returned = TypeVar("Returned")
 
 
 class Clock(Protocol):
-    """Takes marks without disturbing the work, and tells afterwards when they were passed."""
+    """Sets marks without waiting for the work, and gives their times afterwards."""
 
     def start(self) -> None:
         """Begin to count; everything queued before has finished."""
@@ -112,7 +112,7 @@ class CudaClock:
 
 
 @dataclass(frozen=True)
-class _Noted:
+class _Marked:
     track: Literal["host", "device"]
     stage: str
     begin: Any
@@ -121,7 +121,7 @@ class _Noted:
 
 
 class Trace:
-    """Spans of one run; :meth:`record` makes it run, the wrappers fill it, the rest reads it."""
+    """Spans of one run: the wrappers add them inside :meth:`record`, the other methods read them."""
 
     def __init__(self, device: Device) -> None:
         self.on = False
@@ -129,14 +129,14 @@ class Trace:
             "host": HostClock(),
             "device": HostClock() if device.synchronous else CudaClock(device),
         }
-        self._noted: list[_Noted] = []
+        self._marks: list[_Marked] = []
         self._denoising = False
         self.seconds = 0.0  # of the whole recording
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Inside, calls are noted; what was noted before is forgotten."""
-        self._noted, self._denoising = [], False
+        """A context in which calls are recorded; earlier ones are dropped."""
+        self._marks, self._denoising = [], False
         for track in ("device", "host"):  # the device's waits until it is idle
             self._clocks[track].start()
         self.on = True
@@ -147,9 +147,9 @@ class Trace:
             host = self._clocks["host"]
             self.seconds = host.seconds(host.mark())
 
-    def progress(self, told: Progress) -> None:
-        """Follow the run, to know what the device's operations are for."""
-        self._denoising = told.stage == "denoise"
+    def progress(self, now: Progress) -> None:
+        """Follow the run, to tell the solver's operations of the device from those on pixels."""
+        self._denoising = now.stage == "denoise"
 
     def wrap(
         self,
@@ -158,7 +158,7 @@ class Trace:
         track: Literal["host", "device"] = "device",
         parts: int = 1,
     ) -> Callable[..., Returned]:
-        """``work``, noting each call; without a ``stage`` it is the solver's while denoising, else the pixels'.
+        """``work``, recording each call; without a ``stage`` it is the solver's while denoising, else the pixels'.
 
         A call counts as ``parts`` of equal length.
         """
@@ -171,13 +171,13 @@ class Trace:
             try:
                 return work(*arguments, **named)
             finally:
-                found = stage or (SOLVER if self._denoising else PIXELS)
-                self._noted.append(_Noted(track, found, begin, clock.mark(), parts))
+                own_stage = stage or (SOLVER if self._denoising else PIXELS)
+                self._marks.append(_Marked(track, own_stage, begin, clock.mark(), parts))
 
         return noted
 
     def each(self, items: Iterable[Item], stage: str) -> Iterator[Item]:
-        """``items``, noting the time that each one takes to come."""
+        """``items``, recording the time that each one takes to come."""
         end = object()
         take = self.wrap(next, stage, "host")
         iterator = iter(items)
@@ -185,26 +185,26 @@ class Trace:
             yield cast(Item, item)
 
     def spans(self) -> list[Span]:
-        """Everything noted, in the order of time."""
+        """Everything recorded, in the order of time."""
         spans = []
-        for noted in self._noted:
-            clock = self._clocks[noted.track]
-            begin = clock.seconds(noted.begin)
-            each = max(clock.seconds(noted.end) - begin, 0.0) / noted.parts
+        for marked in self._marks:
+            clock = self._clocks[marked.track]
+            begin = clock.seconds(marked.begin)
+            each = max(clock.seconds(marked.end) - begin, 0.0) / marked.parts
             spans += [
-                Span(noted.track, noted.stage, begin + part * each, each) for part in range(noted.parts)
+                Span(marked.track, marked.stage, begin + part * each, each) for part in range(marked.parts)
             ]
         return sorted(spans, key=lambda span: span.start)
 
     def stages(self, spans: list[Span]) -> tuple[Stage, ...]:
         """What each stage cost; the rest is what no span covers."""
-        found = []
+        stages = []
         for name in STAGES[:-1]:
             samples = tuple(span.seconds for span in spans if span.stage == name)
             if samples:
-                found.append(Stage(name, len(samples), Figure(samples), sum(samples)))
-        rest = max(self.seconds - covered(spans), 0.0)
-        return (*found, Stage(REST, 1, Figure((rest,)), rest))
+                stages.append(Stage(name, len(samples), Figure(samples), sum(samples)))
+        uncovered = max(self.seconds - covered(spans), 0.0)
+        return (*stages, Stage(REST, 1, Figure((uncovered,)), uncovered))
 
 
 def covered(spans: list[Span]) -> float:
@@ -232,15 +232,15 @@ def _joined(spans: list[Span], gap: float) -> list[Span]:
     joined: list[Span] = []
     last: dict[str, int] = {}  # track -> place of its latest span
     for span in spans:
-        place = last.get(span.track)
-        if place is not None:
-            before = joined[place]
+        index = last.get(span.track)
+        if index is not None:
+            before = joined[index]
             end = before.start + before.seconds
             # A span too short to be seen would only cut its neighbours apart.
             alike = before.stage == span.stage or span.seconds < gap / 4
             if alike and span.start - end <= gap:
                 reach = max(end, span.start + span.seconds)
-                joined[place] = Span(before.track, before.stage, before.start, reach - before.start)
+                joined[index] = Span(before.track, before.stage, before.start, reach - before.start)
                 continue
         last[span.track] = len(joined)
         joined.append(span)
@@ -248,7 +248,7 @@ def _joined(spans: list[Span], gap: float) -> list[Span]:
 
 
 class TracedEngine(Engine):
-    """An engine that notes its calls."""
+    """An engine whose calls are recorded."""
 
     def __init__(self, engine: Engine, trace: Trace) -> None:
         self.component, self._engine, self._trace = engine.component, engine, trace
@@ -260,7 +260,7 @@ class TracedEngine(Engine):
         self._run(inputs, outputs, stream)
 
     def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
-        """Evaluations are noted as equally long, together as long as they took: they may share work."""
+        """As the engine's own; evaluations, which may share work, are recorded as equally long."""
         run = self._trace.wrap(self._engine.run_prompts, self._stage, parts=len(prompts))
         run(common, prompts, stream)
 
@@ -282,7 +282,7 @@ class TracedEncoders(Behind):
 
 
 class TracedDevice:
-    """A device whose operations are noted."""
+    """A device whose operations are recorded."""
 
     def __init__(self, device: Device, trace: Trace, *, captures: bool) -> None:
         self._device, self._trace, self._captures = device, trace, captures
@@ -308,5 +308,5 @@ class TracedDevice:
 
 
 def traced(device: Device, trace: Trace, *, captures: bool) -> Device:
-    """``device``, noting its operations; without ``captures`` every step is done piece by piece, always."""
+    """``device``, recording its operations; without ``captures`` every step is done piece by piece, always."""
     return cast(Device, TracedDevice(device, trace, captures=captures))

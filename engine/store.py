@@ -272,7 +272,7 @@ class EngineSet:
                 raise
         return engine
 
-    def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
+    def verify(self, progress: Callable[[int], None] = lambda count: None) -> None:
         """Read every file and compare its SHA-256 with the manifest's; ``progress`` gets the bytes read.
 
         Raises:

@@ -88,7 +88,7 @@ class Measured:
 
 
 class _Latents(Engine):
-    """A decoder that notes what it is given."""
+    """A decoder that also fetches the latents that it decodes."""
 
     def __init__(self, engine: Engine, device: Device) -> None:
         self.component, self._engine, self._device = engine.component, engine, device
@@ -115,7 +115,7 @@ class Bench:
         self._full: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
     def compare_with(self, full: Bench) -> None:
-        """Hold everything against the full run that ``full`` has made."""
+        """Compare every mode with the full run that ``full`` has made."""
         self._full = full._full
 
     def settings(self, mode: Mode) -> Settings:
@@ -136,7 +136,7 @@ class Bench:
     def evaluation_seconds(self, repeats: int = 5) -> dict[str, float]:
         """Median time of one run of each part of the UNet, on zeros."""
         device = self.v2v.device
-        found: dict[str, float] = {}
+        medians: dict[str, float] = {}
         for name in filter(is_unet, self.engines):
             engine, samples = self.engines[name], []
             inputs, outputs = (
@@ -151,8 +151,8 @@ class Bench:
                 engine.run(inputs, outputs, device.stream)
                 device.synchronize()
                 samples.append(time.perf_counter() - started)
-            found[name] = statistics.median(samples[1:])
-        return found
+            medians[name] = statistics.median(samples[1:])
+        return medians
 
     def measure(self, mode: Mode, repeats: int) -> Measured:
         """Run ``mode``; the first one measured is what the others are compared with."""
@@ -162,8 +162,8 @@ class Bench:
         compared = self._full
         if compared is None:
             self._full = latents, frames
-        made = plan(settings, self.v2v.model.defaults, frames.shape[1:3], can_reuse(self.v2v.engines))
-        in_full, on_features = made.evaluations
+        segment_plan = plan(settings, self.v2v.model.defaults, frames.shape[1:3], can_reuse(self.v2v.engines))
+        in_full, on_features = segment_plan.evaluations
         samples = [run[0] for run in runs]
         return Measured(
             mode.flags,
@@ -177,15 +177,15 @@ class Bench:
 
 
 def measure_all(
-    bench: Bench, wanted: list[Mode], repeats: int, found: Callable[[list[Measured]], None]
+    bench: Bench, selected: list[Mode], repeats: int, report: Callable[[list[Measured]], None]
 ) -> list[Measured]:
-    """Warm up, then measure; ``found`` is told after each mode, so that a run cut short leaves something."""
-    everything = Mode("", {"steps": 4, "reuse": 2 if any(mode.reuses for mode in wanted) else 1})
+    """Warm up, then measure; ``report`` is called after each mode, so that a run cut short leaves results."""
+    everything = Mode("", {"steps": 4, "reuse": 2 if any(mode.reuses for mode in selected) else 1})
     bench.once(bench.settings(everything))
     measured: list[Measured] = []
-    for mode in wanted:
+    for mode in selected:
         measured.append(bench.measure(mode, repeats))
-        found(measured)
+        report(measured)
     return measured
 
 
@@ -263,7 +263,7 @@ def _full_size(arguments: argparse.Namespace) -> Iterator[tuple[Bench, dict[str,
     common = Settings(_PROMPT, steps=steps, size=(window.height, window.width))
     with TemporaryDirectory() as folder:
 
-        def made(fp8: bool) -> Bench:
+        def make_bench(fp8: bool) -> Bench:
             networks = fused_networks(model, fp8=fp8, device=device)
             precision: Precision = "fp32" if narrow else "fp16"
             engines = engines_of(networks, Path(folder), model, window, precision, reuse=True)
@@ -277,13 +277,13 @@ def _full_size(arguments: argparse.Namespace) -> Iterator[tuple[Bench, dict[str,
         }
         if arguments.fp8:
             labels["what"] += ", products behind norms in FP8, against a full run without"
-            plain = made(fp8=False)
+            plain = make_bench(fp8=False)
             measure_all(plain, modes()[:1], arguments.repeats, lambda so_far: None)
-            bench = made(fp8=True)
+            bench = make_bench(fp8=True)
             bench.compare_with(plain)
             plain.v2v.close()
         else:
-            bench = made(fp8=False)
+            bench = make_bench(fp8=False)
         yield bench, labels
 
 
@@ -318,7 +318,7 @@ def fused_networks(model: ModelConfig, *, fp8: bool, device: str = "cuda") -> di
     from v2v.engine.inductor.fused.unet import FusedUNet
 
     plain = full_networks(model, device)
-    made: dict[str, Any] = {
+    networks: dict[str, Any] = {
         "text_encoder": plain["text_encoder"],
         "vae_encoder": FusedEncoder(plain["autoencoder"]),
         "vae_decoder": FusedDecoder(plain["autoencoder"]),
@@ -326,15 +326,15 @@ def fused_networks(model: ModelConfig, *, fp8: bool, device: str = "cuda") -> di
         "unet_outer": FusedUNet(plain["unet"], "unet_outer"),
     }
     precision = torch.float16 if device == "cuda" else torch.float32
-    made = {name: network.to(device, precision).eval() for name, network in made.items()}
+    networks = {name: network.to(device, precision).eval() for name, network in networks.items()}
     if fp8:
         from v2v.engine.inductor.fused.fp8 import quantise
 
-        made |= {name: quantise(made[name]) for name in ("unet_full", "unet_outer")}
+        networks |= {name: quantise(networks[name]) for name in ("unet_full", "unet_outer")}
     del plain
     if device == "cuda":
         torch.cuda.empty_cache()
-    return made
+    return networks
 
 
 def smooth_noise(window: Window) -> list[Frame]:
@@ -380,25 +380,25 @@ def main() -> None:
             "-o", "--output", type=Path, required=True, help="folder for NAME.json and NAME.md"
         )
     arguments = parser.parse_args()
-    wanted = [
+    selected = [
         mode
         for number, mode in enumerate(modes())
         if number == 0 or arguments.only is None or mode.flags in arguments.only
     ]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    place = {"clip": _engine_set_and_clip, "full-size": _full_size}[arguments.command]
-    with place(arguments) as (bench, labels):
+    open_bench = {"clip": _engine_set_and_clip, "full-size": _full_size}[arguments.command]
+    with open_bench(arguments) as (bench, labels):
         labels.setdefault("date", time.strftime("%Y-%m-%d", time.gmtime()))
         labels["note"] = arguments.note
         labels["evaluation_seconds"] = bench.evaluation_seconds()
 
         def write(measured: list[Measured]) -> None:
-            report = {**labels, "repeats": arguments.repeats, "modes": [asdict(one) for one in measured]}
+            report = {**labels, "repeats": arguments.repeats, "modes": [asdict(row) for row in measured]}
             (arguments.output / f"{arguments.name}.json").write_text(json.dumps(report, indent=1) + "\n")
             (arguments.output / f"{arguments.name}.md").write_text(table(report))
 
-        measured = measure_all(bench, wanted, arguments.repeats, write)
-        print(table({**labels, "modes": [asdict(one) for one in measured]}))
+        measured = measure_all(bench, selected, arguments.repeats, write)
+        print(table({**labels, "modes": [asdict(row) for row in measured]}))
 
 
 if __name__ == "__main__":

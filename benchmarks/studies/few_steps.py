@@ -1,4 +1,6 @@
-"""How much of a detail a solver leaves, by its strength: ``python -m v2v.benchmarks.studies.few_steps -o FOLDER``.
+"""The share of a detail that a solver leaves, by the strength of the detail.
+
+    python -m v2v.benchmarks.studies.few_steps -o FOLDER
 
 For data that are normal with a standard deviation c, the best denoiser is known: D = c² / (c² + sigma²) x. Solvers are
 linear, so the standard deviation of what they make of such data can be computed, not sampled; over c it is 1 for a
@@ -33,7 +35,7 @@ _CASES: tuple[tuple[str, str, Callable[[int, int], list[float]], int], ...] = (
 )
 
 
-def left(updates: Sequence[Update], spread: float) -> float:
+def share_left(updates: Sequence[Update], spread: float) -> float:
     """Standard deviation of the result over ``spread``, which is that of the data.
 
     x and history are followed as combinations of independent normal numbers: the datum, the first noise, and one
@@ -58,7 +60,7 @@ def report() -> dict[str, Any]:
             "grid": name,
             "steps": steps,
             "last_sigma": round(grid(_START, steps)[-2], 4),
-            "left": {str(c): round(left(SOLVERS[solver](grid(_START, steps)), c), 3) for c in SPREADS},
+            "left": {str(c): round(share_left(SOLVERS[solver](grid(_START, steps)), c), 3) for c in SPREADS},
         }
         for solver, name, grid, steps in _CASES
     ]
@@ -73,13 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, help="folder for few-steps.json")
     arguments = parser.parse_args()
-    made = report()
+    results = report()
     print("solver        grid      steps  last sigma  " + "  ".join(f"c={c:<4}" for c in SPREADS))
-    for case in made["cases"]:
+    for case in results["cases"]:
         shares = "  ".join(f"{share:6.3f}" for share in case["left"].values())
         print(f"{case['solver']:13} {case['grid']:9} {case['steps']:5}  {case['last_sigma']:10.3f}  {shares}")
     if arguments.output:
-        (arguments.output / "few-steps.json").write_text(json.dumps(made, indent=1) + "\n")
+        (arguments.output / "few-steps.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from v2v.benchmarks.studies.unet_evaluation import (
     NARROW,
     SHAPES,
+    environment,
     milliseconds,
     profile,
     randomise,
     tensor_error,
-    where,
 )
 from v2v.core.configs import MODELS
 from v2v.engine.inductor.fused import fp8
@@ -88,10 +88,10 @@ def stage_times(network: nn.Module, run: Callable[[], Any], device: str) -> dict
         torch.cuda.synchronize()
     for handle in handles:
         handle.remove()
-    found: dict[str, float] = defaultdict(float)
+    milliseconds_of_stage: dict[str, float] = defaultdict(float)
     for kind, start, end in marks:
-        found[kind] += start.elapsed_time(end) if device == "cuda" else 1000 * (end - start)
-    return dict(sorted(found.items()))
+        milliseconds_of_stage[kind] += start.elapsed_time(end) if device == "cuda" else 1000 * (end - start)
+    return dict(sorted(milliseconds_of_stage.items()))
 
 
 @torch.inference_mode()
@@ -101,16 +101,16 @@ def measure(
     """Fill ``path`` with what one process measures."""
     config = MODELS["ms-vid2vid-xl"].unet if size == "full" else NARROW
     half = torch.float16 if device == "cuda" else torch.float32
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "what": f"one UNet evaluation, latents {[1, config.latent_channels, *SHAPES[size]]}, run by PyTorch eagerly",
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": where(device),
+        "machine": environment(device),
         "evaluation": {},
         "stages, milliseconds": {},
     }
 
-    def keep() -> None:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    def write() -> None:
+        path.write_text(json.dumps(results, indent=1) + "\n")
 
     latents = torch.randn(1, config.latent_channels, *SHAPES[size], device=device, dtype=half)
     context = torch.randn(1, 77, config.context_width, device=device, dtype=half)
@@ -131,19 +131,19 @@ def measure(
                 velocity: Tensor = network(latents, timestep, context)
                 return velocity
 
-            record = found["evaluation"].setdefault(name, {})
+            record = results["evaluation"].setdefault(name, {})
             record[f"error, {weights} weights"] = tensor_error(evaluate(), expected)
-            keep()
+            write()
             if weights == kinds[0]:
                 record["milliseconds"] = milliseconds(evaluate, device, 5 if size == "full" else 1)
-                found["stages, milliseconds"][name] = stage_times(network, evaluate, device)
+                results["stages, milliseconds"][name] = stage_times(network, evaluate, device)
                 if device == "cuda" and parts == fp8.PARTS:
-                    found["kernels"] = profile(evaluate)[:40]
-            keep()
+                    results["kernels"] = profile(evaluate)[:40]
+            write()
             print(name, record, flush=True)
             del network, evaluate
         del fused, expected
-    return found
+    return results
 
 
 def main() -> None:

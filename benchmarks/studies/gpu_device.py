@@ -222,8 +222,8 @@ def run(device: CudaDevice) -> dict[str, Any]:
 def driver_version() -> str:
     """Of NVIDIA's kernel module on this machine."""
     path = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\d+\.\d+(\.\d+)?", path.read_text()) if path.exists() else None
-    return found.group() if found else "unknown"
+    match = re.search(r"\d+\.\d+(\.\d+)?", path.read_text()) if path.exists() else None
+    return match.group() if match else "unknown"
 
 
 def _timing() -> Any:

@@ -62,7 +62,7 @@ def full_networks(model: ModelConfig, device: str = "cuda") -> dict[str, Any]:
     from v2v.export.weights import NETWORKS, make_network
 
     torch.manual_seed(0)
-    made: dict[str, Any] = {}
+    networks: dict[str, Any] = {}
     for name in NETWORKS:
         network = make_network(name, model).requires_grad_(False).eval()
         network = (network.half() if device == "cuda" else network).to_empty(device=device)
@@ -71,8 +71,8 @@ def full_networks(model: ModelConfig, device: str = "cuda") -> dict[str, Any]:
                 value.normal_(0, value[0].numel() ** -0.5)
             else:
                 value.normal_(1.0 if key.endswith("weight") else 0.0, 0.1)
-        made[name] = network
-    return made
+        networks[name] = network
+    return networks
 
 
 def reference(arguments: argparse.Namespace) -> None:
@@ -111,10 +111,10 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:
         for path in arguments.reference:
-            kept = np.load(path)
-            model = msgspec.json.decode(str(kept["model"]), type=ModelConfig)
+            reference_run = np.load(path)
+            model = msgspec.json.decode(str(reference_run["model"]), type=ModelConfig)
             networks = small_networks(model, precision)
-            frames, height, width = map(int, kept["window"])
+            frames, height, width = map(int, reference_run["window"])
             window = window_for(model, (width, height), frames)
             outputs: dict[str, Frames] = {}
             refused: str | None = None
@@ -125,18 +125,18 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     if how == "eager":
                         device.capture = lambda work: work  # type: ignore[method-assign]
                     v2v = VideoToVideo(engines, cast(Device, device))
-                    outputs[how] = np.stack(list(v2v(list(kept["source"]), _SETTINGS)))
+                    outputs[how] = np.stack(list(v2v(list(reference_run["source"]), _SETTINGS)))
                     refused = refused or device.capture_refused
-            mine, cpu = outputs["captured"], kept["enhanced"]
+            cuda, cpu = outputs["captured"], reference_run["enhanced"]
             rows.append(
                 {
                     "frames": list(cpu.shape),
                     "window": str(window),
                     "precision": precision,
-                    "psnr_against_cpu_db": round(psnr(mine, cpu), 2),
-                    "largest_difference_of_256": int(np.abs(mine.astype(int) - cpu).max()),
-                    "same_bytes_twice": bool((mine == outputs["again"]).all()),
-                    "captured_equals_eager": bool((mine == outputs["eager"]).all()),
+                    "psnr_against_cpu_db": round(psnr(cuda, cpu), 2),
+                    "largest_difference_of_256": int(np.abs(cuda.astype(int) - cpu).max()),
+                    "same_bytes_twice": bool((cuda == outputs["again"]).all()),
+                    "captured_equals_eager": bool((cuda == outputs["eager"]).all()),
                     "why_not_captured": refused,
                     "contrast_of_cpu_output": round(float(cpu.std()), 2),
                 }
@@ -152,8 +152,6 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 def backends(arguments: argparse.Namespace) -> dict[str, Any]:
     """The small model with its trained weights through engine sets on the GPU, and on the CPU of the same machine."""
     import torch  # noqa: F401  # loads the CUDA libraries that ONNX Runtime needs
-
-    from v2v.device.cuda import CudaDevice
 
     model = MODELS["small"]
     window = window_for(model)
@@ -181,33 +179,38 @@ def backends(arguments: argparse.Namespace) -> dict[str, Any]:
             frames = moving_picture(count, *size)
             settings = replace(_SETTINGS, **changes)
             expected = enhanced(cpu, frames, settings)
-            for engine_set in sets:
-                device = CudaDevice()
-                v2v = VideoToVideo(engine_set, cast(Device, device))
-                outputs = [enhanced(v2v, frames, settings) for _ in range(2)]
-                began = time.perf_counter()
-                list(v2v(frames, settings))
-                rows.append(
-                    {
-                        "backend": engine_set.manifest.recipe.backend.name,
-                        "precision": engine_set.manifest.recipe.options.precision,
-                        "case": case,
-                        "frames": list(expected.shape),
-                        "psnr_against_cpu_db": round(psnr(outputs[0], expected), 2),
-                        "psnr_of_the_source_enlarged_db": round(
-                            psnr(enlarged(frames, expected), expected), 2
-                        ),
-                        "same_bytes_twice": bool((outputs[0] == outputs[1]).all()),
-                        "why_not_captured": device.capture_refused,
-                        "seconds": round(time.perf_counter() - began, 3),
-                    }
-                )
-                v2v.close()
+            rows += [run_on_gpu(engine_set, case, frames, settings, expected) for engine_set in sets]
     return {
         "weights": "trained",
         "what": "the small model with its trained weights on CUDA through each backend, against ONNX Runtime on a CPU",
         "runs": rows,
     }
+
+
+def run_on_gpu(
+    engine_set: EngineSet, case: str, frames: list[Frames], settings: Settings, expected: Frames
+) -> dict[str, Any]:
+    """Run ``frames`` through an engine set on the GPU three times and compare with ``expected``, the CPU's result."""
+    from v2v.device.cuda import CudaDevice
+
+    device = CudaDevice()
+    v2v = VideoToVideo(engine_set, cast(Device, device))
+    outputs = [enhanced(v2v, frames, settings) for _ in range(2)]
+    began = time.perf_counter()
+    list(v2v(frames, settings))
+    row = {
+        "backend": engine_set.manifest.recipe.backend.name,
+        "precision": engine_set.manifest.recipe.options.precision,
+        "case": case,
+        "frames": list(expected.shape),
+        "psnr_against_cpu_db": round(psnr(outputs[0], expected), 2),
+        "psnr_of_the_source_enlarged_db": round(psnr(enlarged(frames, expected), expected), 2),
+        "same_bytes_twice": bool((outputs[0] == outputs[1]).all()),
+        "why_not_captured": device.capture_refused,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    v2v.close()
+    return row
 
 
 def enhanced(v2v: VideoToVideo, frames: list[Frames], settings: Settings) -> Frames:
@@ -236,19 +239,15 @@ def enlarged(frames: list[Frames], like: Frames) -> Frames:
     return stacked
 
 
-def psnr(found: npt.NDArray[Any], expected: npt.NDArray[Any], peak: float = 255.0) -> float:
+def psnr(actual: npt.NDArray[Any], expected: npt.NDArray[Any], peak: float = 255.0) -> float:
     """Peak signal-to-noise ratio in dB, of bytes unless another ``peak`` is given; infinite if they are equal."""
-    error = float(np.mean((found.astype(np.float64) - expected) ** 2))
+    error = float(np.mean((actual.astype(np.float64) - expected) ** 2))
     return float("inf") if error == 0 else 10 * float(np.log10(peak**2 / error))
 
 
 def trace(arguments: argparse.Namespace) -> dict[str, Any]:
     """A full-size run under PyTorch's profiler: what the GPU did, kernel by kernel."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
     from v2v.benchmarks.torch_engines import engines_of
-    from v2v.device.cuda import CudaDevice
 
     model = MODELS["ms-vid2vid-xl"]
     rng = np.random.default_rng(0)
@@ -258,53 +257,60 @@ def trace(arguments: argparse.Namespace) -> dict[str, Any]:
         engines: Any
         if arguments.engines:
             engines = EngineSet.open(arguments.engines)
-            ran = f"engines of {engines.manifest.recipe.backend.name}"
+            networks = f"engines of {engines.manifest.recipe.backend.name}"
         else:
             engines = engines_of(full_networks(model), Path(folder), model, window_for(model), "fp16")
-            ran = "networks run by PyTorch without compiling"
-        window = engines.window
-        for count in arguments.frames or [window.frames]:
-            memory: list[dict[str, int]] = []
-            device = CudaDevice()
-
-            def told(progress: Progress) -> None:
-                if progress.stage == "denoise" and progress.step:
-                    memory.append(  # noqa: B023
-                        {
-                            "evaluation": progress.step,
-                            "runtime_allocations": device.allocations,  # noqa: B023
-                            "driver_allocations": torch.cuda.memory_stats()["num_device_alloc"],
-                            "free_bytes": torch.cuda.mem_get_info()[0],
-                        }
-                    )
-
-            v2v = VideoToVideo(engines, cast(Device, device))
-            v2v.load_all()  # loading is not what is traced
+            networks = "networks run by PyTorch without compiling"
+        for count in arguments.frames or [engines.window.frames]:
             frames = list(rng.integers(0, 256, (count, 360, 640, 3), np.uint8))
-            with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-                out = np.stack(list(v2v(frames, settings, progress=told)))
-                device.synchronize()
-            work = sorted(
-                (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
-                for event in profiler.profiler.kineto_results.events()
-                if event.device_type().name == "CUDA"
-            )
-            runs.append(
-                {
-                    "frames": list(out.shape),
-                    "windows": "one" if count <= window.frames else "several",
-                    "contrast_of_output": round(float(out.std()), 2),
-                    "captured": device.capture_refused is None,
-                    "why_not_captured": device.capture_refused,
-                    "steps": gaps(work),
-                    "memory_after_each_step": memory,
-                }
-            )
-            v2v.close()
+            runs.append(traced_run(engines, frames, settings))
     return {
         "weights": "random",
-        "what": f"gaps and allocations of full-size runs, {ran}; what each window costs is a captured graph",
+        "what": f"gaps and allocations of full-size runs, {networks}; what each window costs is a captured graph",
         "runs": runs,
+    }
+
+
+def traced_run(engines: Any, frames: list[Frames], settings: Settings) -> dict[str, Any]:
+    """One run under the profiler: its steps (see :func:`gaps`), and memory after each."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from v2v.device.cuda import CudaDevice
+
+    memory: list[dict[str, int]] = []
+    device = CudaDevice()
+
+    def note_memory(progress: Progress) -> None:
+        if progress.stage == "denoise" and progress.step:
+            memory.append(
+                {
+                    "evaluation": progress.step,
+                    "runtime_allocations": device.allocations,
+                    "driver_allocations": torch.cuda.memory_stats()["num_device_alloc"],
+                    "free_bytes": torch.cuda.mem_get_info()[0],
+                }
+            )
+
+    v2v = VideoToVideo(engines, cast(Device, device))
+    v2v.load_all()  # loading is not what is traced
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        out = np.stack(list(v2v(frames, settings, progress=note_memory)))
+        device.synchronize()
+    work = sorted(
+        (event.start_ns(), event.start_ns() + event.duration_ns(), event.name())
+        for event in profiler.profiler.kineto_results.events()
+        if event.device_type().name == "CUDA"
+    )
+    v2v.close()
+    return {
+        "frames": list(out.shape),
+        "windows": "one" if len(frames) <= engines.window.frames else "several",
+        "contrast_of_output": round(float(out.std()), 2),
+        "captured": device.capture_refused is None,
+        "why_not_captured": device.capture_refused,
+        "steps": gaps(work),
+        "memory_after_each_step": memory,
     }
 
 
@@ -333,7 +339,7 @@ def gaps(work: list[tuple[int, int, str]]) -> list[dict[str, Any]]:
     steps = []
     for number, (begin, end) in enumerate(pairwise(ends), start=2):
         inside = [piece for piece in work if begin < piece[1] <= end]
-        first = next(place for place, (*_, name) in enumerate(inside) if not name.startswith(("Mem", "mem")))
+        first = next(index for index, (*_, name) in enumerate(inside) if not name.startswith(("Mem", "mem")))
         before = idle_times([(begin, begin, "the step before"), *inside[: first + 1]])
         within = idle_times(inside[first:])
         longest = max(within, default=(0, "", ""))
@@ -353,14 +359,14 @@ def gaps(work: list[tuple[int, int, str]]) -> list[dict[str, Any]]:
 
 def idle_times(work: list[tuple[int, int, str]]) -> list[tuple[int, str, str]]:
     """Times in which nothing of ``work`` ran, in nanoseconds, each with what ran before and after."""
-    found = []
+    idle = []
     _, reached, before = work[0]
     for start, stop, name in work[1:]:
         if start > reached:
-            found.append((start - reached, before, name))
+            idle.append((start - reached, before, name))
         if stop > reached:
             reached, before = stop, name
-    return found
+    return idle
 
 
 def label() -> dict[str, Any]:
@@ -384,23 +390,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    made = commands.add_parser("reference", help="run an engine set on the CPU")
-    made.add_argument("clip", type=Path)
-    made.add_argument("--engines", type=Path, required=True, help="engine set of the small model, random:0")
-    made.add_argument("--frames", type=int, default=8)
-    made.add_argument("--size", default="128x72", help="to which the clip is scaled first")
-    repeated = commands.add_parser("compare", help="repeat references on the GPU")
-    repeated.add_argument("reference", type=Path, nargs="+")
-    watched = commands.add_parser("trace", help="watch a full-size run on the GPU")
-    watched.add_argument("engines", type=Path, nargs="?", help="engine set of the full model")
-    watched.add_argument(
+    reference_parser = commands.add_parser("reference", help="run an engine set on the CPU")
+    reference_parser.add_argument("clip", type=Path)
+    reference_parser.add_argument(
+        "--engines", type=Path, required=True, help="engine set of the small model, random:0"
+    )
+    reference_parser.add_argument("--frames", type=int, default=8)
+    reference_parser.add_argument("--size", default="128x72", help="to which the clip is scaled first")
+    compare_parser = commands.add_parser("compare", help="repeat references on the GPU")
+    compare_parser.add_argument("reference", type=Path, nargs="+")
+    trace_parser = commands.add_parser("trace", help="watch a full-size run on the GPU")
+    trace_parser.add_argument("engines", type=Path, nargs="?", help="engine set of the full model")
+    trace_parser.add_argument(
         "--frames", type=int, nargs="+", help="one run each; more than the window's make several windows"
     )
-    watched.add_argument("--steps", type=int, default=6)
-    through = commands.add_parser(
+    trace_parser.add_argument("--steps", type=int, default=6)
+    backends_parser = commands.add_parser(
         "backends", help="run engine sets of the small model on the GPU and on the CPU"
     )
-    through.add_argument(
+    backends_parser.add_argument(
         "sets", type=Path, nargs="*", help="built for CUDA; without any, ONNX Runtime's is built"
     )
     for command in commands.choices.values():

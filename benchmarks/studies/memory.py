@@ -59,8 +59,8 @@ class Curve:
     def growth(self) -> float:
         """MiB per 1000 frames, by a straight line through all but the beginning."""
         warm = [sample for sample in self.samples if sample[1] >= _WARM * self.frames]
-        done, used = (np.array([sample[place] for sample in warm], np.float64) for place in (1, 2))
-        return float(np.polyfit(done, used, 1)[0] * 1000) if len(warm) > 2 else 0.0
+        frames, mebibytes = (np.array([sample[column] for sample in warm], np.float64) for column in (1, 2))
+        return float(np.polyfit(frames, mebibytes, 1)[0] * 1000) if len(warm) > 2 else 0.0
 
 
 class _Trivial(Engine):
@@ -71,15 +71,15 @@ class _Trivial(Engine):
 
     def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
         (out,) = outputs.values()
-        (given, *_) = inputs.values()
+        (input_, *_) = inputs.values()
         out[...] = 0
         if self.component.name == "vae_encoder":
             channels = out.shape[1] // 2
-            out[:, : min(3, channels)] = given[:, : min(3, channels), 4::8, 4::8]
+            out[:, : min(3, channels)] = input_[:, : min(3, channels), 4::8, 4::8]
             out[:, channels:] = -30  # hardly any variance
         elif self.component.name == "vae_decoder":
             for row in range(8):
-                out[:, :, row::8] = given[:, :3].repeat(8, axis=3)
+                out[:, :, row::8] = input_[:, :3].repeat(8, axis=3)
 
     def close(self) -> None:
         """There is nothing to free."""
@@ -111,47 +111,51 @@ def make_clip(path: Path, seconds: float, size: tuple[int, int]) -> Path:
             picture[height:] = 96 + 40 * (shot % 2)
             output.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
             t = (np.arange(samples) + number * samples) / 48000
-            heard = av.AudioFrame.from_ndarray(
+            sound_frame = av.AudioFrame.from_ndarray(
                 np.sin(2765 * t, dtype=np.float32)[None] * np.float32(0.1), "fltp", "mono"
             )
-            heard.sample_rate, heard.pts, heard.time_base = 48000, number * samples, Fraction(1, 48000)
-            output.mux(sound.encode(heard))
+            sound_frame.sample_rate, sound_frame.pts, sound_frame.time_base = (
+                48000,
+                number * samples,
+                Fraction(1, 48000),
+            )
+            output.mux(sound.encode(sound_frame))
         for stream in (video, sound):
             output.mux(stream.encode(None))
     return path
 
 
-def enhance(source: Path, target: Path, frames: int, codec: str, tell: Callable[[Progress], None]) -> int:
+def enhance(source: Path, target: Path, frames: int, codec: str, progress: Callable[[Progress], None]) -> int:
     """Run ``source`` through trivial engines with windows of its own size and ``frames`` frames."""
     with VideoReader(source, find_cuts=True) as reader, tempfile.TemporaryDirectory() as folder:
         rows, columns = max((reader.info.height - 16) // 64, 1), max(reader.info.width // 64, 1)
         engines: Any = trivial_engines(Path(folder), Window(frames, rows * 64 + 16, columns * 64))
         size = (reader.info.height, reader.info.width)
-        made = plan(Settings(steps=1, size=size), engines.model.defaults, size)
+        run_plan = plan(Settings(steps=1, size=size), engines.model.defaults, size)
         team = Alone(VideoToVideo(engines, open_device("cpu")))
         encoding = encoding_for(reader.info, codec=codec, preset="ultrafast" if codec == "h264" else None)
-        return enhance_film(team, reader, Target(target, encoding), made, tell)
+        return enhance_film(team, reader, Target(target, encoding), run_plan, progress)
 
 
 def watched(source: Path, target: Path, frames: int, codec: str, interval: float) -> Curve:
     """:func:`enhance` in this process, looking at its memory every ``interval`` seconds."""
     samples: list[tuple[float, int, float]] = []
-    began, done, ended = time.monotonic(), 0, threading.Event()
+    began, frames_done, finished = time.monotonic(), 0, threading.Event()
 
-    def tell(now: Progress) -> None:
-        nonlocal done
-        done = now.frames_done
+    def follow(now: Progress) -> None:
+        nonlocal frames_done
+        frames_done = now.frames_done
 
-    def look() -> None:
-        while not ended.wait(interval):
-            samples.append((time.monotonic() - began, done, _resident()))
+    def sample() -> None:
+        while not finished.wait(interval):
+            samples.append((time.monotonic() - began, frames_done, _resident()))
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        count = enhance(source, target, frames, codec, tell)
+        count = enhance(source, target, frames, codec, follow)
     finally:
-        ended.set()
+        finished.set()
         thread.join()
     samples.append((time.monotonic() - began, count, _resident()))
     return Curve(samples, _status("VmHWM"), count, time.monotonic() - began)
@@ -173,9 +177,9 @@ def measure(seconds: float, size: tuple[int, int], frames: int, codec: str, inte
             codec,
             str(interval),
         ]
-        told = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
-    made = json.loads(told)
-    return Curve(**{**made, "samples": [tuple(sample) for sample in made["samples"]]})
+        output = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+    curve = json.loads(output)
+    return Curve(**{**curve, "samples": [tuple(sample) for sample in curve["samples"]]})
 
 
 def _resident() -> float:
@@ -197,10 +201,10 @@ def plot(curve: Curve, title: str) -> str:
     def x(frames: float) -> float:
         return left + (width - left - 16) * frames / max(curve.frames, 1)
 
-    def y(used: float) -> float:
-        return height - bottom - (height - bottom - top) * used / highest
+    def y(mebibytes: float) -> float:
+        return height - bottom - (height - bottom - top) * mebibytes / highest
 
-    line = " ".join(f"{x(done):.1f},{y(used):.1f}" for _, done, used in curve.samples)
+    line = " ".join(f"{x(finished):.1f},{y(mebibytes):.1f}" for _, finished, mebibytes in curve.samples)
     levels = [
         f'<line x1="{left}" x2="{width - 16}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#ddd"/>'
         f'<text x="{left - 6}" y="{y(level) + 4:.1f}" text-anchor="end">{level}</text>'
@@ -208,9 +212,9 @@ def plot(curve: Curve, title: str) -> str:
     ]
     minutes = curve.frames / RATE / 60
     marks = [
-        f'<text x="{x(curve.frames * part / 6):.1f}" y="{height - bottom + 18}" text-anchor="middle">'
-        f"{minutes * part / 6:g}</text>"
-        for part in range(7)
+        f'<text x="{x(curve.frames * sixth / 6):.1f}" y="{height - bottom + 18}" text-anchor="middle">'
+        f"{minutes * sixth / 6:g}</text>"
+        for sixth in range(7)
     ]
     return "\n".join(
         [
@@ -227,7 +231,7 @@ def plot(curve: Curve, title: str) -> str:
     )
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write the curve."""
     parser = argparse.ArgumentParser(prog="python -m v2v.benchmarks.studies.memory", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
@@ -237,34 +241,36 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--interval", type=float, default=0.25, help="seconds between two looks")
     parser.add_argument("-o", "--output", type=Path, default=Path("memory"), help="name without ending")
     parser.add_argument("--of", nargs=5, help=argparse.SUPPRESS)
-    asked = parser.parse_args(given)
-    if asked.of:
-        source, target, frames, codec, interval = asked.of
+    options = parser.parse_args(arguments)
+    if options.of:
+        source, target, frames, codec, interval = options.of
         print(json.dumps(asdict(watched(Path(source), Path(target), int(frames), codec, float(interval)))))
         return
-    width, height = map(int, asked.size.split("x"))
-    curve = measure(asked.minutes * 60, (width, height), asked.frames, asked.codec, asked.interval)
-    told = {
+    width, height = map(int, options.size.split("x"))
+    curve = measure(options.minutes * 60, (width, height), options.frames, options.codec, options.interval)
+    report = {
         "what": "resident memory of a run with trivial engines on the CPU",
         "date": time.strftime("%Y-%m-%d"),
         "machine": asdict(machine()),
-        "minutes": asked.minutes,
-        "size": asked.size,
-        "window_frames": asked.frames,
-        "codec": asked.codec,
+        "minutes": options.minutes,
+        "size": options.size,
+        "window_frames": options.frames,
+        "codec": options.codec,
         "frames": curve.frames,
         "seconds": round(curve.seconds, 1),
         "peak_mib": round(curve.peak, 1),
         "growth_mib_per_1000_frames": round(curve.growth, 4),
     }
     every = max(len(curve.samples) // _SHOWN, 1)
-    shown = replace(curve, samples=curve.samples[::every])
-    told["samples"] = [[round(s, 1), done, round(used, 1)] for s, done, used in shown.samples]
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(told, indent=1).replace("\n   ", " ").replace("\n  ]", " ]")
-    asked.output.with_name(f"{asked.output.name}.json").write_text(text + "\n", encoding="utf-8")
-    title = f"Memory over {asked.minutes:g} minutes of {asked.size}: peak {curve.peak:.0f} MiB"
-    asked.output.with_name(f"{asked.output.name}.svg").write_text(plot(shown, title), encoding="utf-8")
+    thinned = replace(curve, samples=curve.samples[::every])
+    report["samples"] = [
+        [round(s, 1), frames_done, round(mebibytes, 1)] for s, frames_done, mebibytes in thinned.samples
+    ]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=1).replace("\n   ", " ").replace("\n  ]", " ]")
+    options.output.with_name(f"{options.output.name}.json").write_text(text + "\n", encoding="utf-8")
+    title = f"Memory over {options.minutes:g} minutes of {options.size}: peak {curve.peak:.0f} MiB"
+    options.output.with_name(f"{options.output.name}.svg").write_text(plot(thinned, title), encoding="utf-8")
     print(
         f"{curve.frames} frames in {curve.seconds:.0f} s, peak {curve.peak:.0f} MiB, "
         f"{curve.growth:+.3f} MiB per 1000 frames"

@@ -91,8 +91,8 @@ class Evaluation:
         )
         self.files = backend.build(source, folder / "set", options, lambda *_: None).files
         self.build_seconds = time.monotonic() - started
-        made = sample_inputs(self.component, model.text_encoder.vocabulary)
-        self.inputs = {name: torch.from_numpy(value).to(device) for name, value in made.items()}
+        samples = sample_inputs(self.component, model.text_encoder.vocabulary)
+        self.inputs = {name: torch.from_numpy(value).to(device) for name, value in samples.items()}
         (output,) = self.component.outputs
         kind = getattr(torch, output.dtype)
         self.outputs = {output.name: torch.full(output.shape, torch.nan, dtype=kind, device=device)}
@@ -105,10 +105,10 @@ class Evaluation:
             network.half()
         network = network.float().to(self.device).eval()
         with torch.inference_mode():
-            found: Tensor = network(
+            output: Tensor = network(
                 *(value.float() if value.is_floating_point() else value for value in self.inputs.values())
             )
-            return found.cpu()
+            return output.cpu()
 
     def operations(self) -> dict[str, int]:
         """How many nodes of each kind the graph has."""
@@ -120,8 +120,8 @@ class Evaluation:
         for output in self.outputs.values():
             output.fill_(torch.nan)
         free = torch.cuda.mem_get_info()[0] if cuda else 0
-        changed = {**onnxruntime.CUDA_SETTINGS, **settings}
-        with patch.object(onnxruntime, "CUDA_SETTINGS", changed):
+        cuda_settings = {**onnxruntime.CUDA_SETTINGS, **settings}
+        with patch.object(onnxruntime, "CUDA_SETTINGS", cuda_settings):
             engine = onnxruntime.OnnxRuntimeEngine(self.component, self.files[0], self.device)
             stream: Any = torch.cuda.Stream() if cuda else None  # type: ignore[no-untyped-call]
             sides = [
@@ -137,24 +137,24 @@ class Evaluation:
                 run()
                 if cuda:
                     torch.cuda.synchronize()
-                found: dict[str, Any] = {"settings": settings, "first run s": time.monotonic() - started}
+                results: dict[str, Any] = {"settings": settings, "first run s": time.monotonic() - started}
                 (output,) = self.outputs.values()
-                found["relative error against FP32"] = tensor_error(output.cpu(), self.expected)
+                results["relative error against FP32"] = tensor_error(output.cpu(), self.expected)
                 run()
-                found["milliseconds"] = milliseconds(run, self.device, repeats)
+                results["milliseconds"] = milliseconds(run, self.device, repeats)
                 if cuda:
-                    found["GiB in use"] = (free - torch.cuda.mem_get_info()[0]) / 2**30
+                    results["GiB in use"] = (free - torch.cuda.mem_get_info()[0]) / 2**30
                     kernels = profile(run)
-                    found["kernel milliseconds"] = sum(row["milliseconds"] for row in kernels)
-                    found["kernels"] = kernels[:_KERNELS]
+                    results["kernel milliseconds"] = sum(row["milliseconds"] for row in kernels)
+                    results["kernels"] = kernels[:_KERNELS]
             engine.close()
-        return found
+        return results
 
 
 def evaluate(size: str, device: str, path: Path, settings: list[str], *, as_exported: bool) -> dict[str, Any]:
     """Fill ``path`` with what one process measures."""
     model, window = SIZES[size]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "what": f"one UNet evaluation through ONNX Runtime, {window}",
         "method": "median of CUDA events after warm-up; relative L2 against the network in FP32",
         "weights": "random",
@@ -164,8 +164,8 @@ def evaluate(size: str, device: str, path: Path, settings: list[str], *, as_expo
         "versions": {},
     }
 
-    def keep() -> None:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    def write() -> None:
+        path.write_text(json.dumps(results, indent=1) + "\n")
 
     torch.backends.cudnn.allow_tf32 = False  # the reference is FP32
     for name, rewritten in (("rewritten", True), ("as exported", False)):
@@ -176,17 +176,17 @@ def evaluate(size: str, device: str, path: Path, settings: list[str], *, as_expo
             for text in ["", *settings] if rewritten else [""]:
                 key, _, value = text.partition("=")
                 version = f"{name}, {text}" if text else name
-                found["versions"][version] = {
+                results["versions"][version] = {
                     "build s": evaluation.build_seconds,
                     "operations": evaluation.operations(),
                     **evaluation.measure({key: value} if text else {}, 5 if size == "full" else 1),
                 }
-                keep()
-                row = found["versions"][version]
+                write()
+                row = results["versions"][version]
                 print(
                     f"{version}: {row['milliseconds']:.1f} ms, error {row['relative error against FP32']:.1e}"
                 )
-    return found
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -199,8 +199,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--setting", action="append", default=[], help="option of the provider, KEY=VALUE")
     parser.add_argument("--as-exported", action="store_true", help="also the graph as exported")
-    chosen = parser.parse_args(arguments)
-    evaluate(chosen.size, chosen.device, chosen.output, chosen.setting, as_exported=chosen.as_exported)
+    options = parser.parse_args(arguments)
+    evaluate(options.size, options.device, options.output, options.setting, as_exported=options.as_exported)
 
 
 if __name__ == "__main__":

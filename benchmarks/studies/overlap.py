@@ -73,9 +73,9 @@ def watch(
     )
 
     with VideoReader(source) as reader:
-        read = reader.frames
-        reader.frames = lambda: trace.each(read(), VIDEO_DECODE)  # type: ignore[method-assign]
-        made = plan(
+        read_frames = reader.frames
+        reader.frames = lambda: trace.each(read_frames(), VIDEO_DECODE)  # type: ignore[method-assign]
+        run_plan = plan(
             Settings(steps=steps),
             watched.model.defaults,
             (reader.info.height, reader.info.width),
@@ -83,23 +83,25 @@ def watch(
         team = kind(VideoToVideo(watched, device), TracedEncoders(trace))
         with trace.record():
             began = time.perf_counter()
-            frames = enhance_film(team, reader, Target(output, encoding_for(reader.info)), made)
+            frames = enhance_film(team, reader, Target(output, encoding_for(reader.info)), run_plan)
             seconds = time.perf_counter() - began
     team.close()
     spans = trace.spans()
     stages = {name: [s for s in spans if s.stage == name] for name in (VIDEO_DECODE, _UNET, VIDEO_ENCODE)}
-    denoising = whole(stages[_UNET])
+    denoising = stretches(stages[_UNET])
     return {
         "frames": frames,
         "seconds": round(seconds, 3),
-        "seconds_at_work": {name: round(covered(found), 3) for name, found in stages.items()},
+        "seconds_at_work": {
+            name: round(covered(spans_of_stage), 3) for name, spans_of_stage in stages.items()
+        },
         "seconds_decoding_while_denoising": round(shared(stages[VIDEO_DECODE], denoising), 3),
         "seconds_encoding_while_denoising": round(shared(stages[VIDEO_ENCODE], denoising), 3),
         "output_sha256": hashlib.sha256(output.read_bytes()).hexdigest(),
     }
 
 
-def whole(evaluations: list[Span], gap: float = 0.05) -> list[Span]:
+def stretches(evaluations: list[Span], gap: float = 0.05) -> list[Span]:
     """The stretches of denoising: evaluations less than ``gap`` seconds apart belong together."""
     joined: list[Span] = []
     for span in evaluations:

@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def milliseconds(run: Callable[[], Any], device: str, repeats: int) -> float:
     return float(statistics.median(times))
 
 
-def tensor_error(found: Tensor, expected: Tensor) -> float:
+def tensor_error(actual: Tensor, expected: Tensor) -> float:
     """:func:`~v2v.core.samples.relative_error` of tensors."""
-    return relative_error(found.float().cpu().numpy(), expected.float().cpu().numpy())
+    return relative_error(actual.float().cpu().numpy(), expected.float().cpu().numpy())
 
 
 def randomise(network: torch.nn.Module, device: str, seed: int = 11) -> None:
@@ -76,7 +77,7 @@ def randomise(network: torch.nn.Module, device: str, seed: int = 11) -> None:
         parameter.copy_(drawn.half())  # every version has exactly these
 
 
-def where(device: str) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """What it runs on; asks PyTorch alone, so that a machine that has nothing else will do."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     if device == "cpu":
@@ -87,8 +88,8 @@ def where(device: str) -> dict[str, Any]:
     versions |= {"triton": triton.__version__, "cudnn": str(cudnn.version())}
     driver = "unknown"
     if shutil.which("nvidia-smi"):
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     return {"device": torch.cuda.get_device_name(), "driver": driver, "versions": versions}
 
 
@@ -108,39 +109,61 @@ def profile(run: Callable[[], Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["milliseconds"])
 
 
+@dataclass(frozen=True)
+class Results:
+    """What one process measures; the file is rewritten after each evaluation."""
+
+    path: Path
+    facts: dict[str, Any]
+    expected: Tensor  # the velocity of the plain network in FP32
+    device: str
+    repeated: bool  # as often as asked for; else each evaluation is timed once
+
+    def write(self) -> None:
+        """Write the file, and print the times so far."""
+        self.path.write_text(json.dumps(self.facts, indent=1) + "\n")
+        print({name: round(value, 1) for name, value in self.facts["milliseconds"].items()}, flush=True)
+
+    def add(self, name: str, run: Callable[[], Tensor], repeats: int) -> None:
+        """Error and time of one evaluation."""
+        self.facts["relative error against FP32"][name] = tensor_error(run(), self.expected)
+        self.facts["milliseconds"][name] = milliseconds(run, self.device, repeats if self.repeated else 1)
+        self.write()
+
+    def add_captured(self, name: str, run: Callable[[], Tensor], peak: str) -> None:
+        """Error and time of a CUDA graph of ``run``, and under the name ``peak`` the memory in use so far."""
+        graph, captured = capture(run)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return captured
+
+        self.add(name, replay, 9)
+        self.facts[peak] = torch.cuda.max_memory_allocated() / 2**30
+
+
 @torch.no_grad()
 def measure(size: str, device: str, path: Path, *, compiled: bool = False) -> dict[str, Any]:
     """Fill ``path`` with what one process measures."""
     config = MODELS["ms-vid2vid-xl"].unet if size == "full" else NARROW
     half = torch.float16 if device == "cuda" else torch.float32
-    found: dict[str, Any] = {
-        "what": f"one UNet evaluation, latents {[1, config.latent_channels, *SHAPES[size]]}",
-        "method": "median of CUDA events after warm-up; relative L2 against the plain network in FP32",
-        "weights": "random",
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        **where(device),
-        "milliseconds": {},
-        "relative error against FP32": {},
-    }
-    times, errors = found["milliseconds"], found["relative error against FP32"]
-
-    def keep() -> None:
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        print({name: round(value, 1) for name, value in times.items()}, flush=True)
-
     latents = torch.randn(1, config.latent_channels, *SHAPES[size], device=device, dtype=half)
     context = torch.randn(1, 77, config.context_width, device=device, dtype=half)
     timestep = torch.tensor([599], device=device)
     with torch.device(device):
         plain = UNet(config).eval()
     randomise(plain, device)
+    facts: dict[str, Any] = {
+        "what": f"one UNet evaluation, latents {[1, config.latent_channels, *SHAPES[size]]}",
+        "method": "median of CUDA events after warm-up; relative L2 against the plain network in FP32",
+        "weights": "random",
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        **environment(device),
+        "milliseconds": {},
+        "relative error against FP32": {},
+    }
     expected = plain(latents.float(), timestep, context.float())
-
-    def see(name: str, run: Callable[[], Tensor], repeats: int) -> None:
-        errors[name] = tensor_error(run(), expected)
-        times[name] = milliseconds(run, device, repeats if size == "full" else 1)
-        keep()
-
+    results = Results(path, facts, expected, device, repeated=size == "full")
     network: Any = plain
 
     def evaluate() -> Tensor:
@@ -154,53 +177,52 @@ def measure(size: str, device: str, path: Path, *, compiled: bool = False) -> di
         return velocity
 
     with torch.autocast(device, torch.float16, enabled=device == "cuda"):
-        see("reference-style autocast, eager", evaluate, 3)
+        results.add("reference-style autocast, eager", evaluate, 3)
     fused = FusedUNet(plain).to(half).eval()
     if compiled:
         network = torch.compile(plain.to(half))
         evaluate()
-        see("torch.compile, half", evaluate, 5)
+        results.add("torch.compile, half", evaluate, 5)
     network = fused
     del plain
+    measure_fused(results, evaluate, guided_step)
+    return facts
 
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    see("fused, eager", evaluate, 7)
-    if device == "cuda":
-        graph, captured = capture(evaluate)
 
-        def replay() -> Tensor:
-            graph.replay()
-            return captured
-
-        see("fused, CUDA graph", replay, 9)
-        found["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        del graph, captured
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        graph, captured = capture(guided_step)
-        see(GUIDED, replay, 9)
-        found["peak GiB of a guided step"] = torch.cuda.max_memory_allocated() / 2**30
-        del graph, captured
+def measure_fused(
+    results: Results, evaluate: Callable[[], Tensor], guided_step: Callable[[], Tensor]
+) -> None:
+    """The fused network: eagerly, on a GPU in CUDA graphs, with the general kernels, and kernel by kernel."""
+    cuda = results.device == "cuda"
+    if cuda:
+        _forget_peak()
+    results.add("fused, eager", evaluate, 7)
+    if cuda:
+        results.add_captured("fused, CUDA graph", evaluate, "peak GiB")
+        _forget_peak()
+        results.add_captured(GUIDED, guided_step, "peak GiB of a guided step")
         torch.cuda.empty_cache()
     else:
-        see(GUIDED, guided_step, 1)
+        results.add(GUIDED, guided_step, 1)
     with ops.general_kernels():
-        see("fused, general kernels, eager", evaluate, 5)
-    see("fused, eager, again", evaluate, 5)
-    if device == "cuda":
+        results.add("fused, general kernels, eager", evaluate, 5)
+    results.add("fused, eager, again", evaluate, 5)
+    if cuda:
         kernels = profile(evaluate)
-        found["kernel milliseconds"] = sum(row["milliseconds"] for row in kernels)
-        found["kernels"] = kernels[:_KERNELS]
-        keep()
-    return found
+        results.facts["kernel milliseconds"] = sum(row["milliseconds"] for row in kernels)
+        results.facts["kernels"] = kernels[:_KERNELS]
+        results.write()
+
+
+def _forget_peak() -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
 
 
 def capture(run: Callable[[], Tensor]) -> tuple[Any, Tensor]:
     """``run`` as a CUDA graph, and the tensor that holds its result."""
-    made: Any = torch.cuda.Stream
-    stream = made()
+    stream_type: Any = torch.cuda.Stream
+    stream = stream_type()
     with torch.cuda.stream(stream):
         run()
     torch.cuda.synchronize()
@@ -221,8 +243,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--compile", action="store_true", help="time torch.compile too")
-    chosen = parser.parse_args(arguments)
-    measure(chosen.size, chosen.device, chosen.output, compiled=chosen.compile)
+    options = parser.parse_args(arguments)
+    measure(options.size, options.device, options.output, compiled=options.compile)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from v2v.benchmarks.studies.few_steps import left, report
+from v2v.benchmarks.studies.few_steps import report, share_left
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.schedule import Schedule
 from v2v.runtime.diffusion.solvers import SOLVERS, solve
@@ -21,7 +21,7 @@ def test_the_share_is_that_of_a_run(solver):
 
     x = spread * rng.standard_normal(200_000) + updates[0].sigma * rng.standard_normal(200_000)
     solve(denoise, x, updates, lambda k: rng.standard_normal(200_000), CpuDevice())
-    assert left(updates, spread) == pytest.approx(x.std() / spread, rel=0.01)
+    assert share_left(updates, spread) == pytest.approx(x.std() / spread, rel=0.01)
 
 
 def test_few_steps_on_their_own_grid_lose_no_more_than_many():

@@ -13,7 +13,7 @@ pytest.importorskip("av")
 from v2v.benchmarks.results import Span
 from v2v.benchmarks.studies import gpu_run
 from v2v.benchmarks.studies.gpu_run import gaps, moving_picture, psnr, step_ends
-from v2v.benchmarks.studies.overlap import shared, whole
+from v2v.benchmarks.studies.overlap import shared, stretches
 
 
 def one_after_the_other(*names, pause=0):
@@ -52,7 +52,7 @@ def spans(*pairs):
 
 
 def test_what_was_done_at_once_is_counted():
-    denoising = whole(spans((0, 1), (1.01, 2), (5, 6)))
+    denoising = stretches(spans((0, 1), (1.01, 2), (5, 6)))
     assert [(s.start, round(s.start + s.seconds, 6)) for s in denoising] == [(0, 2), (5, 6)]
     assert shared(spans((0.5, 1.5), (1.8, 5.5), (7, 8)), denoising) == pytest.approx(1 + 0.2 + 0.5)
 
