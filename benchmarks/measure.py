@@ -276,8 +276,8 @@ class _Bench:
         started = time.perf_counter()
         output = self._folder / "out.mp4"
         with trace.wrap(VideoReader, VIDEO_DECODE, "host")(source) as reader:
-            read = reader.frames
-            reader.frames = lambda: trace.each(read(), VIDEO_DECODE)  # type: ignore[method-assign]
+            read_frames = reader.frames
+            reader.frames = lambda: trace.each(read_frames(), VIDEO_DECODE)  # type: ignore[method-assign]
             run_plan = plan(settings, self.model.defaults, (reader.info.height, reader.info.width))
             target = Target(output, encoding_for(reader.info), overwrite=True, restart=True)
             enhance_film(self._team, reader, target, run_plan, progress)
