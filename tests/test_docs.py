@@ -36,9 +36,9 @@ from PIL import Image
 import v2v.benchmarks.cli
 import v2v.engine.cli
 import v2v.runtime.cli
-from tests.engine import stand_in
 from tests.installation import EXTRAS, ROOT, Installation, closure, install
 from tests.runtime.clips import make_video, picture
+from tests.stand_ins import sets
 from v2v.core.components import window_for
 from v2v.core.configs import MODELS
 from v2v.engine.backend import BuildOptions
@@ -201,7 +201,7 @@ def stand_in_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
         backend_name="onnxruntime",
         options=BuildOptions(),
         output=tmp_path_factory.mktemp("store") / "small",
-        exporter=stand_in.ONNX,
+        exporter=sets.ONNX,
     ).engine_set.path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runtime.fakes import FakeEngines, SharingEngine
+from tests.stand_ins.arrays import NumpyEngines, SharingEngine
 from v2v.benchmarks.results import Span
 from v2v.benchmarks.trace import (
     PIXELS,
@@ -29,7 +29,7 @@ FRAMES = [np.full((80, 64, 3), 20 * k, np.uint8) for k in range(4)]
 @pytest.fixture
 def watched(tmp_path):
     """A pipeline over engines of a few lines, and the trace that watches it."""
-    engines, device = FakeEngines(tmp_path), CpuDevice()
+    engines, device = NumpyEngines(tmp_path), CpuDevice()
     trace = Trace(device)
     wrapped = {name: TracedEngine(engines.load(name, "cpu"), trace) for name in COMPONENTS}
     return VideoToVideo(LooseEngines.of(engines, wrapped), traced(device, trace, captures=True)), trace
@@ -54,7 +54,7 @@ def test_every_evaluation_and_frame_is_counted(watched):
 def test_evaluations_that_share_work_are_counted_one_by_one_as_equally_long(tmp_path):
     device = CpuDevice()
     trace = Trace(device)
-    engine = SharingEngine(FakeEngines(tmp_path).components["unet"], lambda **inputs: 0)
+    engine = SharingEngine(NumpyEngines(tmp_path).components["unet"], lambda **inputs: 0)
     latents, timestep, context = (np.zeros(t.shape, t.dtype) for t in engine.component.inputs)
     prompts = [({"context": context}, {"velocity": np.empty_like(latents)})] * 2
     with trace.record():
@@ -76,7 +76,7 @@ def test_watching_changes_no_pixel(watched, tmp_path):
     v2v, trace = watched
     with trace.record():
         seen = run(v2v, trace)
-    plain = VideoToVideo(FakeEngines(tmp_path), CpuDevice())
+    plain = VideoToVideo(NumpyEngines(tmp_path), CpuDevice())
     expected = list(plain(FRAMES, Settings(prompt="a fox", steps=3, guidance=2.0)))
     np.testing.assert_array_equal(seen, expected)
 

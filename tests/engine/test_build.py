@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.stand_in import BYTES, CopyBackend, build, install
+from tests.stand_ins.sets import BYTES, CopyBackend, build, install
 from v2v.core.components import COMPONENTS, component_names, window_for
 from v2v.core.configs import MODELS
 from v2v.core.errors import BuildError, EngineError

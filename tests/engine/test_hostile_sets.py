@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.stand_in import CopyBackend, build, install
+from tests.stand_ins.sets import CopyBackend, build, install
 from v2v.core.errors import EngineError
 from v2v.engine.manifest import MANIFEST
 from v2v.engine.store import EngineSet, Wanted, find, list_sets

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.stand_in import MODEL, WINDOW, CopyBackend, build, install
+from tests.stand_ins.model import MODEL, WINDOW
+from tests.stand_ins.sets import CopyBackend, build, install
 from v2v.core.components import COMPONENTS, Window, components
 from v2v.core.errors import BuildError, EngineError
 from v2v.engine.backend import BuildOptions
@@ -173,7 +174,7 @@ def test_a_changed_model_of_the_package_is_named(built: EngineSet, monkeypatch: 
 
     from v2v.core.configs import MODELS
 
-    monkeypatch.setitem(MODELS, "stand-in", replace(MODEL, latent_scale=0.5))
+    monkeypatch.setitem(MODELS, "stand-in", replace(MODEL, latent_scale=0.25))
     assert "model stand-in has changed" in built.suits(Wanted(model="stand-in")).reason
 
 
@@ -369,7 +370,7 @@ def test_the_timing_cache_lies_beside_the_sets_and_is_none(built: EngineSet) -> 
 BUILDER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from tests.engine.stand_in import CopyBackend, build, install
+from tests.stand_ins.sets import CopyBackend, build, install
 backend = install(CopyBackend(pause=float(sys.argv[2])))
 print("ready", flush=True)
 while True:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime import command
+from tests.stand_ins import command
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,10 @@ import av
 import numpy as np
 import pytest
 
-from tests.engine import stand_in
 from tests.runtime.clips import make_sound, make_video, picture, pixels_of, psnr, times
-from tests.runtime.command import SAMPLE, Result, Run, start
+from tests.stand_ins import sets
+from tests.stand_ins.command import SAMPLE, Result, Run, start
+from tests.stand_ins.model import WINDOW
 from v2v.engine.store import MANIFEST
 from v2v.runtime.media.errors import MediaWarning
 from v2v.runtime.media.reader import VideoReader
@@ -415,8 +416,8 @@ def test_engines_of_another_version(refused: Refused, clip: Path, own_engines: P
 
 def test_engines_for_another_window(refused: Refused, clip: Path, tmp_path: Path, own_engines: Path) -> None:
     """Engines whose files are of one window and whose manifest speaks of another."""
-    other = stand_in.build(
-        tmp_path / "other", backend="onnxruntime", exporter=stand_in.ONNX, window=stand_in.WINDOW
+    other = sets.build(
+        tmp_path / "other", backend="onnxruntime", exporter=sets.ONNX, window=WINDOW
     ).engine_set.path
     shutil.copytree(other / "unet", own_engines / "unet", dirs_exist_ok=True)
     said = refused(clip, "-o", tmp_path / "out.mp4", engines=own_engines)

@@ -14,9 +14,10 @@ import av
 import numpy as np
 import pytest
 
-from tests.engine import stand_in
 from tests.runtime.clips import color_tags, make_video, packets, pixels_of, psnr, times
-from tests.runtime.command import SAMPLE, WINDOW, Run, build_engines, start
+from tests.stand_ins import sets
+from tests.stand_ins.command import SAMPLE, WINDOW, Run, build_engines, start
+from tests.stand_ins.model import MODEL
 from v2v.core.components import Window
 from v2v.core.configs import MODELS, Defaults, ModelConfig
 from v2v.engine.build import Exporter
@@ -220,10 +221,10 @@ def test_a_first_run_builds_the_small_models_engines_once(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defaults = Defaults(steps=1, short_side=None, window=(WINDOW.frames, WINDOW.height, WINDOW.width))
-    base = stand_in.MODEL
+    base = MODEL
     small = ModelConfig("small", base.unet, base.autoencoder, base.text_encoder, defaults=defaults)
     monkeypatch.setitem(MODELS, "small", small)
-    monkeypatch.setattr(Exporter, "default", classmethod(lambda cls: stand_in.ONNX))
+    monkeypatch.setattr(Exporter, "default", classmethod(lambda cls: sets.ONNX))
     # The packaged weights fit the real model.
     monkeypatch.setattr("v2v.engine.choose.default_weights", lambda model: "random:0")
     source = make_video(tmp_path / "in.mp4", frames=2)

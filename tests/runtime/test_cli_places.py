@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.clips import make_video, packets, picture, pixels_of, psnr, times
-from tests.runtime.command import SAMPLE, Run, start
+from tests.stand_ins.command import SAMPLE, Run, start
 
 FAST = ("--scale", 1, "--steps", 1, "--strength", 0.001)
 

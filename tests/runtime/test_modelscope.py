@@ -10,7 +10,7 @@ import av
 import pytest
 
 from tests.runtime.clips import make_video, times
-from tests.runtime.command import SAMPLE
+from tests.stand_ins.command import SAMPLE
 from v2v.core.configs import MODELS
 from v2v.core.errors import V2VError
 from v2v.runtime.modelscope import pipeline
@@ -58,9 +58,9 @@ def test_it_is_the_same_as_parity_on_the_command_line(
 def test_engines_are_found_by_the_models_name(
     stand_in_engines: Path, clip: Path, own_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.engine import stand_in
+    from tests.stand_ins.model import MODEL
 
-    monkeypatch.setitem(MODELS, "stand-in", stand_in.MODEL)
+    monkeypatch.setitem(MODELS, "stand-in", MODEL)
     shutil.copytree(stand_in_engines, own_store / "some-name")
     assert callable(pipeline("video-to-video", model="stand-in", device="cpu"))
 

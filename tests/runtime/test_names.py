@@ -13,8 +13,8 @@ import av
 import pytest
 
 from tests.runtime.clips import make_video, packets, picture, times
-from tests.runtime.command import SAMPLE, Run, start
 from tests.runtime.test_cli_places import make_folder
+from tests.stand_ins.command import SAMPLE, Run, start
 from v2v.core.errors import UsageError
 from v2v.runtime.films.batch import is_batch, plan_jobs
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.clips import make_video, packets, picture, pixels_of, times
-from tests.runtime.command import Run, start
+from tests.stand_ins.command import Run, start
 from v2v.core.errors import UsageError
 from v2v.runtime.diffusion.segments import Carry
 from v2v.runtime.films.journal import Journal

@@ -10,9 +10,9 @@ import av
 import pytest
 
 from tests.runtime.clips import described, make_video
-from tests.runtime.command import Run
 from tests.runtime.media.test_deinterlacing import make_interlaced
 from tests.runtime.media.test_hdr import BT2020, DISPLAY, MASTERED
+from tests.stand_ins.command import Run
 from v2v.runtime.media.hdr import PQ
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.runtime.fakes import FakeEngines
+from tests.stand_ins.arrays import NumpyEngines
 from v2v.benchmarks.studies import fast_modes
 from v2v.benchmarks.studies.fast_modes import Bench, Mode, measure_all, modes, table
 from v2v.benchmarks.studies.gpu_run import psnr
@@ -23,7 +23,7 @@ from v2v.runtime.diffusion.settings import Settings, plan
 def bench(tmp_path):
     frames = list(np.random.default_rng(0).integers(0, 256, (4, 72, 60, 3), np.uint8))
     common = Settings("a fox", steps=30, guidance=3.0, strength=0.5)
-    return Bench(FakeEngines(tmp_path, reuse=True), CpuDevice(), frames, common)
+    return Bench(NumpyEngines(tmp_path, reuse=True), CpuDevice(), frames, common)
 
 
 def test_every_mode_is_held_against_the_full_run(bench):

@@ -66,7 +66,7 @@ def test_the_moving_picture_is_the_same_everywhere_and_moves():
 
 def test_backends_are_held_against_the_cpu(tmp_path, monkeypatch):
     """Rehearsed with another CPU in the place of the GPU: the same bytes come out."""
-    from tests.runtime.fakes import FakeEngines
+    from tests.stand_ins.arrays import NumpyEngines
     from v2v.device.cpu import CpuDevice
     from v2v.runtime.diffusion.pipeline import VideoToVideo
 
@@ -78,7 +78,7 @@ def test_backends_are_held_against_the_cpu(tmp_path, monkeypatch):
         def load(cls, engine_set, device):
             return cls(engine_set, CpuDevice())
 
-    engines, built = FakeEngines(tmp_path), []
+    engines, built = NumpyEngines(tmp_path), []
     recipe = SimpleNamespace(backend=SimpleNamespace(name="fake"), options=SimpleNamespace(precision="fp32"))
     object.__setattr__(engines, "manifest", SimpleNamespace(recipe=recipe))
 

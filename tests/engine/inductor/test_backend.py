@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engine.stand_in import BYTES, CopyBackend, build, install
+from tests.stand_ins.sets import BYTES, CopyBackend, build, install
 
 pytest.importorskip("torch", reason="Inductor is PyTorch's compiler")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.stand_in import CopyBackend, build, install, source_of
+from tests.stand_ins.sets import CopyBackend, build, install, source_of
 
 pytest.importorskip("torch")
 

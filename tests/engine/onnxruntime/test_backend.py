@@ -10,7 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.engine.stand_in import MODEL, ONNX, WINDOW, build, onnx_model, source_of
+from tests.stand_ins.graphs import onnx_model
+from tests.stand_ins.model import MODEL, WINDOW
+from tests.stand_ins.sets import ONNX, build, source_of
 from v2v.core.components import COMPONENTS, ComponentName, Precision, Tensor, components
 from v2v.core.errors import BuildError, EngineError
 from v2v.core.samples import sample_inputs
@@ -42,9 +44,11 @@ def test_it_is_a_backend_with_a_cpu() -> None:
 def test_it_computes_the_graph_into_the_callers_arrays(stand_in: EngineSet) -> None:
     engine = stand_in.load("unet", "cpu")
     inputs = sample_inputs(engine.component, 100)
-    np.testing.assert_allclose(run(engine, **inputs), inputs["latents"] * 0.1, rtol=1e-6)
-    inputs["latents"][:] = 3.0
-    np.testing.assert_allclose(run(engine, **inputs), 0.3, rtol=1e-6)
+    for latents in (inputs["latents"], np.full_like(inputs["latents"], 3.0)):
+        inputs["latents"] = latents
+        others = 0.05 * (latents.mean(axis=2, keepdims=True) + inputs["context"].mean())
+        expected = 0.1 * latents + others + 0.0001 * inputs["timestep"][0]
+        np.testing.assert_allclose(run(engine, **inputs), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_encoder_and_decoder_agree_on_the_picture(stand_in: EngineSet) -> None:

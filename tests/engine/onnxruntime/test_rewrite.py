@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.engine.inductor import cuda_operations
-from tests.engine.stand_in import source_of
+from tests.stand_ins.sets import source_of
 from v2v.core.components import COMPONENTS, ComponentName, Window, components
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import BuildError

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.engine import stand_in
+from tests.stand_ins.graphs import onnx_model
+from tests.stand_ins.model import MODEL
 from v2v.core.components import Component, Tensor
 
 _TYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
@@ -54,7 +55,7 @@ def toy(folder: Path, component: Component, frames: str | None = None) -> Path:
     """A graph that does next to nothing, with exactly ``component``'s inputs and outputs."""
     if component.name != "unet":
         path = folder / f"{component.name}.onnx"
-        onnx.save(stand_in.onnx_model(component, stand_in.MODEL), path)
+        onnx.save(onnx_model(component, MODEL), path)
         return path
     nodes = [
         helper.make_node("ReduceMean", ["context"], ["mean"], name="context_mean", keepdims=0),

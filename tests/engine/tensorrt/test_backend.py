@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from tests.engine import stand_in
 from tests.engine.tensorrt import graphs
+from tests.stand_ins import sets
+from tests.stand_ins.model import MODEL, WINDOW
 from v2v.core.components import COMPONENTS, Component, Tensor, components
 from v2v.core.errors import BuildError, EngineError
 from v2v.device import gpus
@@ -32,7 +33,7 @@ from v2v.engine.tensorrt.library import Library, Message, load_library
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
 FP16 = BuildOptions(precision="fp16", device="cuda")
-TOYS = components(stand_in.MODEL, stand_in.WINDOW, "fp16")
+TOYS = components(MODEL, WINDOW, "fp16")
 RTX_4090 = Gpu(0, "NVIDIA GeForce RTX 4090", (8, 9), 24 * GIB, "13.0")
 RTX_4080 = Gpu(0, "NVIDIA GeForce RTX 4080", (8, 9), 16 * GIB, "13.0")
 RTX_5090 = Gpu(0, "NVIDIA GeForce RTX 5090", (12, 0), 32 * GIB, "13.0")
@@ -49,7 +50,7 @@ def build(folder: Path, component: Component, graph: Path, options: BuildOptions
     """Build into ``folder/<component>``, as a set lies on the disk."""
     target = folder / component.name
     target.mkdir()
-    return TensorRTBackend().build(stand_in.source_of(component, graph), target, options, quiet).files
+    return TensorRTBackend().build(sets.source_of(component, graph), target, options, quiet).files
 
 
 def use_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
@@ -111,7 +112,7 @@ def test_progress_grows_from_0_to_1(tensorrt: ModuleType, tmp_path: Path) -> Non
     component = TOYS["vae_encoder"]
     told: list[tuple[str, float]] = []
     TensorRTBackend().build(
-        stand_in.source_of(component, graphs.toy(tmp_path, component)),
+        sets.source_of(component, graphs.toy(tmp_path, component)),
         tmp_path,
         FP16,
         lambda phase, share: told.append((phase, share)),
@@ -129,7 +130,7 @@ def test_ctrl_c_stops_the_builder_and_leaves_no_plan(tensorrt: ModuleType, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        source = stand_in.source_of(component, graphs.toy(tmp_path, component))
+        source = sets.source_of(component, graphs.toy(tmp_path, component))
         TensorRTBackend().build(source, tmp_path, FP16, press)
     assert not any(thread.name == "tensorrt-builder" for thread in threading.enumerate())
     assert not list(tmp_path.glob("*.plan"))
@@ -445,7 +446,7 @@ def test_without_a_gpu_the_reason_is_that(tensorrt: ModuleType, monkeypatch: pyt
 @pytest.fixture
 def engine_set(tensorrt: ModuleType) -> EngineSet:
     """A set with a real plan for each component."""
-    return stand_in.build(backend="tensorrt", exporter=stand_in.ONNX, options=FP16).engine_set
+    return sets.build(backend="tensorrt", exporter=sets.ONNX, options=FP16).engine_set
 
 
 def test_the_manifest_and_the_name_tell_version_gpu_and_portability(engine_set: EngineSet) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_WINDOW
-from tests.engine.stand_in import source_of
+from tests.stand_ins.sets import source_of
 from v2v.core.components import COMPONENTS, Component, ComponentName, Window, components, window_for
 from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.samples import sample_inputs

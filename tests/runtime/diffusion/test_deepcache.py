@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.engine.stand_in import CopyBackend, build, install
-from tests.runtime import command
-from tests.runtime.command import SAMPLE
-from tests.runtime.fakes import MODEL, FakeEngine, FakeEngines, SharingEngine, full_velocity
+from tests.stand_ins import command
+from tests.stand_ins.arrays import NumpyEngine, NumpyEngines, SharingEngine, full_velocity
+from tests.stand_ins.command import SAMPLE
+from tests.stand_ins.model import MODEL
+from tests.stand_ins.sets import CopyBackend, build, install
 from v2v.core.components import Window
 from v2v.core.configs import MODELS, Defaults
 from v2v.core.errors import EngineError, V2VError
@@ -40,7 +41,7 @@ def plain_velocity(latents, timestep, context):
 
 @pytest.fixture
 def reusing(tmp_path):
-    return VideoToVideo(FakeEngines(tmp_path, reuse=True), CpuDevice())
+    return VideoToVideo(NumpyEngines(tmp_path, reuse=True), CpuDevice())
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_features_are_used_until_they_are_old_or_lack_a_prompt(guided, every, ex
 
 
 def test_engines_that_can_reuse_give_the_plain_ones_video_when_not_asked_to(tmp_path, reusing):
-    plain = VideoToVideo(FakeEngines(tmp_path, unet=plain_velocity), CpuDevice())
+    plain = VideoToVideo(NumpyEngines(tmp_path, unet=plain_velocity), CpuDevice())
     for frames in (clip(4), clip(9, 100, 90)):  # one window, and several
         np.testing.assert_array_equal(run(reusing, frames), run(plain, frames))
 
@@ -91,7 +92,7 @@ def test_components_are_called_in_the_order_of_the_plan(reusing, frames):
 def test_each_window_and_prompt_has_its_own_features(tmp_path):
     """Reuse of features of each position by itself gives the same picture in one window or in many."""
     small, large = (
-        VideoToVideo(FakeEngines(tmp_path, window, reuse=True), CpuDevice())
+        VideoToVideo(NumpyEngines(tmp_path, window, reuse=True), CpuDevice())
         for window in (Window(4, 80, 64), Window(10, 208, 192))
     )
     settings = {"guidance_rescale": 0.0, "steps": 6, "reuse": 3}
@@ -102,9 +103,9 @@ def test_each_window_and_prompt_has_its_own_features(tmp_path):
 
 
 def test_with_low_memory_both_parts_of_the_unet_are_there_at_once(tmp_path):
-    engines = FakeEngines(tmp_path, reuse=True)
+    engines = NumpyEngines(tmp_path, reuse=True)
     v2v = VideoToVideo(engines, CpuDevice(), memory="low")
-    roomy = VideoToVideo(FakeEngines(tmp_path, reuse=True), CpuDevice())
+    roomy = VideoToVideo(NumpyEngines(tmp_path, reuse=True), CpuDevice())
     np.testing.assert_array_equal(run(v2v, clip(4), steps=4, reuse=2), run(roomy, clip(4), steps=4, reuse=2))
     loaded = [engine.component.name for engine in engines.loads]
     unet = ["unet_full", "unet_outer"]
@@ -117,7 +118,7 @@ def test_with_low_memory_both_parts_of_the_unet_are_there_at_once(tmp_path):
 def test_an_engine_that_takes_both_prompts_of_a_guided_step_gets_both(tmp_path, frames, reuse):
     settings = {"steps": 5, "reuse": reuse, "guidance_interval": (0.15, 1.0)}
     sharing_engines, plain_engines = (
-        FakeEngines(tmp_path, reuse=True, kind=kind) for kind in (SharingEngine, FakeEngine)
+        NumpyEngines(tmp_path, reuse=True, kind=kind) for kind in (SharingEngine, NumpyEngine)
     )
     sharing, plain = (VideoToVideo(engines, CpuDevice()) for engines in (sharing_engines, plain_engines))
     np.testing.assert_array_equal(run(sharing, frames, **settings), run(plain, frames, **settings))

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from tests.runtime.fakes import FUNCTIONS, MODEL, FakeEngines, decode_latents, no_velocity, some_velocity
+from tests.stand_ins.arrays import FUNCTIONS, NumpyEngines, decode_latents, local_velocity, no_velocity
+from tests.stand_ins.model import MODEL
 from v2v.core.components import Window
 from v2v.core.errors import V2VError
 from v2v.device.cpu import CpuDevice
@@ -38,7 +39,7 @@ def clip(count, height=72, width=60, seed=0):
 
 @pytest.fixture(scope="module")
 def v2v(tmp_path_factory):
-    return VideoToVideo(FakeEngines(tmp_path_factory.mktemp("set")), CpuDevice())
+    return VideoToVideo(NumpyEngines(tmp_path_factory.mktemp("set")), CpuDevice())
 
 
 def run(v2v, frames, cuts=(), **settings):
@@ -81,7 +82,7 @@ def test_a_prompt_and_single_settings_do_without_a_settings_object(v2v):
 
 
 def test_without_guidance_the_negative_prompt_is_not_run(tmp_path):
-    engines = FakeEngines(tmp_path)
+    engines = NumpyEngines(tmp_path)
     v2v = VideoToVideo(engines, CpuDevice())
     v2v.load_all()
     unet = engines.loaded("unet")
@@ -92,7 +93,7 @@ def test_without_guidance_the_negative_prompt_is_not_run(tmp_path):
 
 
 def test_guidance_in_an_interval_spares_the_other_steps_their_second_evaluation(tmp_path):
-    engines = FakeEngines(tmp_path)
+    engines = NumpyEngines(tmp_path)
     v2v = VideoToVideo(engines, CpuDevice())
     v2v.load_all()
     unet = engines.loaded("unet")
@@ -110,8 +111,8 @@ def test_guidance_in_an_interval_spares_the_other_steps_their_second_evaluation(
 
 def test_cutting_into_windows_does_not_show_where_the_network_is_local(tmp_path):
     """A network that works position by position gives the same picture in one window or in many."""
-    small = VideoToVideo(FakeEngines(tmp_path, Window(4, 80, 64), unet=some_velocity), CpuDevice())
-    large = VideoToVideo(FakeEngines(tmp_path, Window(10, 208, 192), unet=some_velocity), CpuDevice())
+    small = VideoToVideo(NumpyEngines(tmp_path, Window(4, 80, 64), unet=local_velocity), CpuDevice())
+    large = VideoToVideo(NumpyEngines(tmp_path, Window(10, 208, 192), unet=local_velocity), CpuDevice())
     frames = clip(10, 208, 192)
     few, many = (np.asarray(run(v2v, frames, guidance_rescale=0.0), int) for v2v in (large, small))
     assert np.abs(few - many).max() <= 1
@@ -121,7 +122,7 @@ def test_a_segment_is_shown_the_end_of_the_one_before_but_nothing_across_a_cut(t
     def average(latents, timestep, context):
         return 0.9 * (latents - latents.mean(axis=2, keepdims=True))
 
-    v2v = VideoToVideo(FakeEngines(tmp_path, unet=average), CpuDevice())
+    v2v = VideoToVideo(NumpyEngines(tmp_path, unet=average), CpuDevice())
     dark, grey, bright = (np.full((72, 60, 3), level, np.uint8) for level in (60, 130, 190))
     length = 4 * 3 - 1 * 2  # of a segment with these windows
     after_dark, after_grey = (
@@ -146,7 +147,7 @@ def test_buffers_of_one_shape_are_gone_before_those_of_another_are_made(tmp_path
             super().__init__(*arguments)
 
     monkeypatch.setattr("v2v.runtime.diffusion.pipeline.DenoisingLoop", Counted)
-    made = VideoToVideo(FakeEngines(tmp_path), CpuDevice())
+    made = VideoToVideo(NumpyEngines(tmp_path), CpuDevice())
     gc.disable()
     try:
         assert len(run(made, clip(29), cuts={13})) == 29  # segments of three shapes
@@ -183,7 +184,7 @@ def test_frames_are_taken_no_further_ahead_than_a_segment(v2v):
 
 
 def test_parity_is_32_frames_of_1280x720(tmp_path):
-    v2v = VideoToVideo(FakeEngines(tmp_path, Window(8, 720, 1280)), CpuDevice())
+    v2v = VideoToVideo(NumpyEngines(tmp_path, Window(8, 720, 1280)), CpuDevice())
     out = run(v2v, clip(34, 36, 40), parity=True, steps=1)
     assert len(out) == 32
     assert out[0].shape == (*PARITY_SIZE, 3)
@@ -196,20 +197,20 @@ def test_nan_stops_the_run_and_is_named(tmp_path, component):
         result[..., -1, -1] = np.nan
         return result
 
-    v2v = VideoToVideo(FakeEngines(tmp_path, **{component: broken}), CpuDevice())
+    v2v = VideoToVideo(NumpyEngines(tmp_path, **{component: broken}), CpuDevice())
     with pytest.raises(NumericalError, match=rf"{component}.*frame 0"):
         run(v2v, clip(6))
 
 
 def test_low_memory_never_holds_text_encoder_autoencoder_and_unet_together(tmp_path):
-    engines = FakeEngines(tmp_path)
+    engines = NumpyEngines(tmp_path)
     v2v = VideoToVideo(engines, CpuDevice(), memory="low")
     frames = clip(13)
     alive = []
     for _ in v2v(frames, progress=lambda told: alive.append([e for e in engines.loads if not e.closed])):
         pass
     assert max(map(len, alive)) == 1
-    expected = VideoToVideo(FakeEngines(tmp_path), CpuDevice())
+    expected = VideoToVideo(NumpyEngines(tmp_path), CpuDevice())
     np.testing.assert_array_equal(run(v2v, frames), run(expected, frames))
 
 
@@ -224,7 +225,7 @@ def test_progress_rises_to_the_end(v2v):
 
 
 def test_no_velocity_and_little_noise_leave_the_picture_alone(tmp_path):
-    v2v = VideoToVideo(FakeEngines(tmp_path, unet=no_velocity), CpuDevice())
+    v2v = VideoToVideo(NumpyEngines(tmp_path, unet=no_velocity), CpuDevice())
     flat = np.full((80, 64, 3), (30, 120, 220), np.uint8)
     out = np.asarray(run(v2v, [flat] * 4, strength=0.001, steps=1), int)
     sigma = Schedule().sigma(1)
@@ -270,7 +271,7 @@ def test_decoder_sees_unscaled_latents(tmp_path):
         seen.append(np.abs(latents).max())
         return decode_latents(latents)
 
-    v2v = VideoToVideo(FakeEngines(tmp_path, vae_decoder=watch, unet=no_velocity), CpuDevice())
+    v2v = VideoToVideo(NumpyEngines(tmp_path, vae_decoder=watch, unet=no_velocity), CpuDevice())
     white = np.full((80, 64, 3), 255, np.uint8)
     run(v2v, [white] * 4, strength=0.001, steps=1)
     assert max(seen) == pytest.approx(1.0, abs=0.05)

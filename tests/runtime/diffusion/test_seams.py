@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.runtime.command import SAMPLE
+from tests.stand_ins.command import SAMPLE
 from v2v.core.components import window_for
 from v2v.core.configs import MODELS
 from v2v.device.cpu import CpuDevice

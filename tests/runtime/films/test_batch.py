@@ -11,8 +11,8 @@ import av
 import pytest
 
 from tests.runtime.clips import make_video, times
-from tests.runtime.command import Run, start
 from tests.runtime.films.test_pool import alive, workers_of
+from tests.stand_ins.command import Run, start
 from v2v.core.errors import UsageError
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.films.batch import Job, plan_jobs, read_prompts

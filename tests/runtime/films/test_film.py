@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.runtime.clips import make_video, packets, times
-from tests.runtime.fakes import MODEL, FakeEngines, some_velocity
+from tests.stand_ins.arrays import NumpyEngines, velocity
+from tests.stand_ins.model import MODEL
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Settings, plan
@@ -37,7 +38,7 @@ class Interrupted(Exception):
 def engines(tmp_path):
     folder = tmp_path / "engines"
     folder.mkdir()
-    return FakeEngines(folder)
+    return NumpyEngines(folder)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_a_changed_input_or_engine_set_is_named(engines, source, tmp_path):
     output = tmp_path / "out.mp4"
     interrupted(engines, source, output)
     engines.facts["engines"] = "another"
-    with pytest.raises(JournalError, match="engine set was fake when it was begun, but is another now"):
+    with pytest.raises(JournalError, match="engine set was NumPy when it was begun, but is another now"):
         enhance(engines, source, output)
     engines.facts["engines"] = "fake"
     make_video(source, frames=FRAMES + 1, size=(64, 80))
@@ -173,7 +174,7 @@ def test_a_segment_is_encoded_while_the_next_is_denoised_and_those_after_are_rea
         if in_segment_1 and not events["denoising 1"].is_set():
             rendezvous(events, "denoising 1", "encoding 0")
             assert events["reading 3"].wait(20)
-        return some_velocity(latents, timestep, context)
+        return velocity(latents, timestep, context)
 
     def reads(self):
         for number, frame in enumerate(read(self)):
@@ -194,7 +195,7 @@ def test_a_segment_is_encoded_while_the_next_is_denoised_and_those_after_are_rea
     with VideoReader(source) as reader:
         made = plan(Settings(steps=1), MODEL.defaults, (reader.info.height, reader.info.width))
         target = Target(tmp_path / "out.mkv", encoding_for(reader.info))
-        team = Alone(VideoToVideo(FakeEngines(folder, unet=denoises), CpuDevice()))
+        team = Alone(VideoToVideo(NumpyEngines(folder, unet=denoises), CpuDevice()))
         assert enhance_film(team, reader, target, made, told) == FRAMES
         team.close()
     assert all(event.is_set() for event in events.values())

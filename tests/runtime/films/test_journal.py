@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.runtime.clips import make_video
-from tests.runtime.fakes import MODEL, FakeEngines, some_velocity
+from tests.stand_ins.arrays import NumpyEngines
+from tests.stand_ins.model import MODEL
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.segments import Carry
@@ -34,12 +35,6 @@ LONG = "\u00e9" * 125 + "{}.mp4"
 
 class Interrupted(Exception):
     """Stands for whatever ends a run early."""
-
-
-def of_all_frames(latents, timestep, context):
-    """A velocity that shows in each frame what the others of its window are."""
-    own = some_velocity(latents, timestep, context)
-    return (own + 0.3 * latents.mean(axis=2, keepdims=True)).astype(latents.dtype)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +58,7 @@ def enhance(place, output, *, stop_in=None, seed=666):
         if told.segment == stop_in:
             raise Interrupted
 
-    v2v = VideoToVideo(FakeEngines(place / "engines", unet=of_all_frames), CpuDevice())
+    v2v = VideoToVideo(NumpyEngines(place / "engines"), CpuDevice())
     with VideoReader(place / "in.mkv", find_cuts=True) as reader:
         made = plan(
             Settings(steps=1, strength=0.5, seed=seed),

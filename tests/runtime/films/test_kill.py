@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.clips import make_video, times
-from tests.runtime.command import Run, start
+from tests.stand_ins.command import Run, start
 
 FRAMES = 70  # four segments
 JOURNAL = ".{}.v2v"

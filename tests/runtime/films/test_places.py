@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.clips import make_video
-from tests.runtime.command import Run
+from tests.stand_ins.command import Run
 from v2v.core.errors import UsageError
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.films import enhance as films

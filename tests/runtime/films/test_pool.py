@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.clips import make_video, picture
-from tests.runtime.command import start as start_command
+from tests.stand_ins.command import start as start_command
 from v2v.core.errors import EngineError
 from v2v.device import gpus
 from v2v.engine.store import EngineSet

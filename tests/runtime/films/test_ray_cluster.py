@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.runtime.command import Run, start
 from tests.runtime.films.test_pool import alive, enhance, in_hand, make_film
+from tests.stand_ins.command import Run, start
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.films.pool import Alone

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.clips import make_video, picture, planes_of, write_planes
-from tests.runtime.fakes import FakeEngines, no_velocity
+from tests.stand_ins.arrays import NumpyEngines, no_velocity
 from v2v.core.errors import V2VError
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.pipeline import VideoToVideo
@@ -148,7 +148,7 @@ def test_deep_transparency_is_shown_on_black(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def v2v(tmp_path_factory: pytest.TempPathFactory) -> VideoToVideo:
-    return VideoToVideo(FakeEngines(tmp_path_factory.mktemp("set"), unet=no_velocity), CpuDevice())
+    return VideoToVideo(NumpyEngines(tmp_path_factory.mktemp("set"), unet=no_velocity), CpuDevice())
 
 
 @pytest.mark.parametrize("color", ["wavelet", "adain"])

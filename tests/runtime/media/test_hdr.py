@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.clips import color_tags, make_video, picture
-from tests.runtime.command import Run
+from tests.stand_ins.command import Run
 from v2v.runtime.media import hdr, pixels
 from v2v.runtime.media.errors import MediaWarning
 from v2v.runtime.media.hdr import HLG, PQ, ContentLight, MasteringDisplay, StaticMetadata

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.clips import make_video, packets, pixels_of, times
-from tests.runtime.command import Run
+from tests.stand_ins.command import Run
 from v2v.runtime.media.encoding import EncodedSegment, SegmentEncoder
 from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.reader import VideoReader

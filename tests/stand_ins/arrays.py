@@ -1,4 +1,4 @@
-"""Engines made of a few lines of NumPy, so that the runtime can be tested without networks."""
+"""The stand-in model's engines in a few lines of NumPy, to run in this process and to change one by one."""
 
 from __future__ import annotations
 
@@ -6,30 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from v2v.core.components import Window, components
-from v2v.core.configs import (
-    AutoencoderConfig,
-    Defaults,
-    ModelConfig,
-    TextEncoderConfig,
-    UNetConfig,
-)
+from tests.stand_ins.model import MODEL, WINDOW
+from v2v.core.components import components
 from v2v.engine.backend import Engine, LooseEngines
 from v2v.engine.store import TOKENIZER, packaged_tokenizer
 
-MODEL = ModelConfig(
-    "fake",
-    unet=UNetConfig(width=32, context_width=8),
-    autoencoder=AutoencoderConfig(width=32),
-    text_encoder=TextEncoderConfig(width=8, heads=2, layers=2),
-    latent_scale=0.5,
-    defaults=Defaults(steps=3, short_side=None, scale=1.0, guidance=2.0, strength=0.3),
-)
 
-WINDOW = Window(4, 80, 64)
-
-
-class FakeEngine(Engine):
+class NumpyEngine(Engine):
     """A component whose outputs are ``function(**inputs)``."""
 
     def __init__(self, component, function):
@@ -52,7 +35,7 @@ class FakeEngine(Engine):
         self.closed = True
 
 
-class SharingEngine(FakeEngine):
+class SharingEngine(NumpyEngine):
     """One that notes how many prompts it gets at once."""
 
     def __init__(self, component, function):
@@ -85,20 +68,26 @@ def no_velocity(latents, timestep, context):
     return np.zeros_like(latents)
 
 
-def some_velocity(latents, timestep, context):
+def local_velocity(latents, timestep, context):
+    """Of each position by itself, the prompt and the step."""
     return (np.tanh(latents) * 0.1 + 0.05 * context.mean() + np.sin(timestep[0] / 97) * 0.1).astype(
         latents.dtype
     )
 
 
+def velocity(latents, timestep, context):
+    """Of all that the UNet is given: what one frame, a prompt or a step changes can be seen in every frame."""
+    return local_velocity(latents, timestep, context) + 0.3 * latents.mean(axis=2, keepdims=True)
+
+
 def deep_features(latents, timestep, context):
     """Of each position by itself, [1, F, h, w, C]."""
-    deep = some_velocity(2 * latents, timestep, context).mean(axis=1)
+    deep = local_velocity(2 * latents, timestep, context).mean(axis=1)
     return np.repeat(deep[..., None], MODEL.unet.width, axis=-1)
 
 
 def outer_velocity(latents, timestep, context, features):
-    return (0.5 * some_velocity(latents, timestep, context) + features[None, ..., 0]).astype(latents.dtype)
+    return (0.5 * local_velocity(latents, timestep, context) + features[None, ..., 0]).astype(latents.dtype)
 
 
 def full_velocity(latents, timestep, context):
@@ -109,17 +98,17 @@ def full_velocity(latents, timestep, context):
 FUNCTIONS = {
     "text_encoder": encode_text,
     "vae_encoder": encode_image,
-    "unet": some_velocity,
+    "unet": velocity,
     "unet_full": full_velocity,
     "unet_outer": outer_velocity,
     "vae_decoder": decode_latents,
 }
 
 
-class FakeEngines(LooseEngines):
+class NumpyEngines(LooseEngines):
     """Engines of the functions above, by component, or of those given; ``loads`` notes each that was loaded."""
 
-    def __init__(self, folder: Path, window=WINDOW, reuse=False, kind=FakeEngine, **functions):
+    def __init__(self, folder: Path, window=WINDOW, reuse=False, kind=NumpyEngine, **functions):
         functions = {**FUNCTIONS, **functions}
         loads = []
 
@@ -130,7 +119,7 @@ class FakeEngines(LooseEngines):
 
         tokenizer = folder / TOKENIZER
         tokenizer.write_bytes(packaged_tokenizer())
-        facts = {"model": MODEL.name, "weights": "none", "engines": "fake"}
+        facts = {"model": MODEL.name, "weights": "none", "engines": "NumPy"}
         described = components(MODEL, window, "fp32", reuse)
         super().__init__(MODEL, window, described, tokenizer, facts, make)
         object.__setattr__(self, "loads", loads)

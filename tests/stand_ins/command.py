@@ -14,7 +14,7 @@ import pytest
 
 import v2v.core.console
 import v2v.runtime.cli as cli
-from tests.engine import stand_in
+from tests.stand_ins import sets
 from v2v.core.components import Window
 
 SAMPLE = Path(__file__).parents[2] / "assets" / "sample.mp4"
@@ -40,8 +40,8 @@ Run = Callable[..., Result]
 
 def build_engines(folder: Path, window: Window = WINDOW) -> Path:
     """An engine set whose autoencoder averages blocks of pixels and whose UNet is next to nothing."""
-    return stand_in.build(
-        folder / "stand-in", backend="onnxruntime", exporter=stand_in.ONNX, window=window
+    return sets.build(
+        folder / "stand-in", backend="onnxruntime", exporter=sets.ONNX, window=window
     ).engine_set.path
 
 

@@ -1,0 +1,81 @@
+"""The stand-in model's components as ONNX graphs of a few nodes, much like those of :mod:`tests.stand_ins.arrays`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from v2v.core.components import Component
+from v2v.core.configs import ModelConfig
+
+
+def onnx_model(component: Component, model: ModelConfig) -> Any:
+    """A text encoder of sines, an autoencoder of block means, and a UNet that depends on all that it is given."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
+    constants: dict[str, np.ndarray] = {}
+    real = component.outputs[0].dtype
+    source, result = component.inputs[0].name, component.outputs[0].name
+    z, factor = model.unet.latent_channels, model.autoencoder.factor
+    if component.name == "text_encoder":
+        constants = {"table": np.linspace(-1, 1, model.text_encoder.width, dtype=real)[None, None]}
+        constants["axes"] = np.array([2])
+        nodes = [
+            helper.make_node("Cast", [source], ["floats"], to=types[real]),
+            helper.make_node("Sin", ["floats"], ["sines"]),
+            helper.make_node("Unsqueeze", ["sines", "axes"], ["columns"]),
+            helper.make_node("Mul", ["columns", "table"], [result]),
+        ]
+    elif component.name == "vae_encoder":
+        kernel = np.zeros((2 * z, 3, 1, 1), real)
+        kernel[:3, :, 0, 0] = np.eye(3)
+        bias = np.array([0.0] * z + [-30.0] * z, real)
+        constants = {"kernel": kernel, "bias": bias}
+        nodes = [
+            helper.make_node(
+                "AveragePool", [source], ["means"], kernel_shape=[factor] * 2, strides=[factor] * 2
+            ),
+            helper.make_node("Conv", ["means", "kernel", "bias"], [result]),
+        ]
+    elif component.name == "unet":
+        # Of all that it is given: what a neighbouring frame, a prompt or a step changes can be seen in every picture.
+        constants = {
+            "share": np.full((1, z, 1, 1, component.inputs[0].shape[-1]), 0.1, real),
+            "frames": np.array([2]),
+            "part": np.array(0.05, real),
+            "steps": np.array(0.0001, real),
+        }
+        nodes = [
+            helper.make_node("Mul", [source, "share"], ["own"]),
+            helper.make_node("ReduceMean", [source, "frames"], ["mean"]),
+            helper.make_node("ReduceMean", ["context"], ["words"], keepdims=0),
+            helper.make_node("Add", ["mean", "words"], ["others"]),
+            helper.make_node("Mul", ["others", "part"], ["little"]),
+            helper.make_node("Cast", ["timestep"], ["time"], to=types[real]),
+            helper.make_node("Mul", ["time", "steps"], ["late"]),
+            helper.make_node("Add", ["own", "little"], ["sum"]),
+            helper.make_node("Add", ["sum", "late"], [result]),
+        ]
+    else:
+        kernel = np.zeros((3, z, 1, 1), real)
+        kernel[:, :3, 0, 0] = np.eye(3)
+        constants = {"kernel": kernel, "scales": np.array([1, 1, factor, factor], np.float32)}
+        nodes = [
+            helper.make_node("Conv", [source, "kernel"], ["colours"]),
+            helper.make_node("Resize", ["colours", "", "scales"], [result], mode="nearest"),
+        ]
+    made = helper.make_model(
+        helper.make_graph(
+            nodes,
+            component.name,
+            [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in component.inputs],
+            [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in component.outputs],
+            [numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 23)],
+        ir_version=10,
+    )
+    checker.check_model(made)
+    return made
