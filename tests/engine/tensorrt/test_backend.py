@@ -57,12 +57,17 @@ def use_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
     monkeypatch.setattr(backend_module, "find_gpu", lambda device="cuda": gpu)
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Pretend that ``modules`` are not installed."""
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
 # The two libraries ----------------------------------------------------------------------------------------------
 
 
 def test_without_tensorrt_the_advice_is_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    forget(monkeypatch, "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
     with pytest.raises(EngineError, match=r"not installed here .*pip install 'v2v\[tensorrt\]'"):
         backend("tensorrt")
 
@@ -74,10 +79,8 @@ def test_an_old_tensorrt_is_refused_with_the_update_command(monkeypatch: pytest.
 
 
 def test_tensorrt_for_rtx_serves_where_tensorrt_is_not_installed(
-    nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch
+    tensorrt_rtx: ModuleType,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
     facts = TensorRTBackend().facts(FP16)
     assert (facts["library"], facts["portable"], facts["label"]) == ("tensorrt_rtx", True, "rtx")
 
@@ -97,11 +100,7 @@ def test_a_build_leaves_a_plan_and_a_record_of_its_needs(
     assert sum(known.layers.values()) > 0
 
 
-def test_tensorrt_for_rtx_builds_by_the_same_path(
-    nvidia_compiler: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+def test_tensorrt_for_rtx_builds_by_the_same_path(tensorrt_rtx: ModuleType, tmp_path: Path) -> None:
     component = TOYS["vae_decoder"]
     _, record = build(tmp_path, component, graphs.toy(tmp_path, component))
     assert PlanRecord.read(record).library == "tensorrt_rtx"
@@ -366,10 +365,8 @@ def test_an_engine_fits_the_gpus_it_was_built_for(
     ("here", "expected"), [(RTX_4090, True), (RTX_5090, True), (H100, False), (T4, False)]
 )
 def test_tensorrt_for_rtx_fits_rtx_gpus_wherever_it_was_built(
-    nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch, here: Gpu, expected: bool
+    tensorrt_rtx: ModuleType, monkeypatch: pytest.MonkeyPatch, here: Gpu, expected: bool
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
     made = TensorRTBackend()
     facts = made.facts(FP16)
     assert facts["gpu"] is None
@@ -389,7 +386,7 @@ def test_another_version_does_not_fit(tensorrt: ModuleType, monkeypatch: pytest.
 def test_an_engine_of_the_other_library_does_not_fit(
     tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    forget(monkeypatch, "tensorrt_rtx", "tensorrt_rtx_bindings")
     made = TensorRTBackend()
     facts = {**made.facts(FP16), "library": "tensorrt_rtx"}
     assert "it needs tensorrt_rtx" in made.fits(facts, "cuda").reason
