@@ -71,7 +71,7 @@ class Source:
     model: ModelConfig
     window: Window
     precision: Precision
-    graph: Callable[[bool], Graph]  # exports it; True: for any number of frames, which leaves that axis open
+    graph: Callable[[], Graph]  # exports it
     network: Callable[
         [], Any
     ]  # the torch.nn.Module that ``v2v.export`` defines, with its weights, FP32, on the CPU

@@ -228,21 +228,15 @@ def _build_component(
             export_seconds += time.monotonic() - started
             report("compiling", 0.0)
 
-    def export(open_frames: bool) -> Any:
-        graph = exporter.export_component(name, model, weights, window, precision, graphs, report)
-        if open_frames:
-            from v2v.export.frame_axis import open_frame_axis  # needs PyTorch
-
-            report("tracing", 0.0)
-            open_frame_axis(graph.path, name, model, window, precision)
-        return graph
+    def export() -> Any:
+        return exporter.export_component(name, model, weights, window, precision, graphs, report)
 
     source = Source(
         component,
         model,
         window,
         precision,
-        graph=lambda open_frames: timed(lambda: export(open_frames)),
+        graph=lambda: timed(export),
         network=lambda: timed(lambda: exporter.plain_network(name, model, weights)),
     )
     started = time.monotonic()

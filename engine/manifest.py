@@ -211,15 +211,19 @@ class _Format:
 
 
 def _modernised(data: Any) -> Any:
-    """What versions before 0.2 wrote: TensorRT's options among everybody's, FP8 as an option alone."""
+    """What versions before 0.2 wrote: TensorRT's options among everybody's, FP8 as an option alone.
+
+    They also had ranges of frames, which no run made use of.
+    """
     options, facts = data["recipe"]["options"], data["recipe"]["backend"]["facts"]
     for old, new, text in (
-        ("frames", "frames", lambda frames: ":".join(map(str, frames))),
         ("workspace_bytes", "workspace", lambda count: f"{count / 2**30:g}"),
         ("optimization_level", "optimization_level", str),
     ):
         if (value := options.pop(old, None)) is not None:
             options["extra"][new] = text(value)
+    options.pop("frames", None)
+    options["extra"].pop("frames", None)
     if options["extra"].get("fp8") == "yes":
         facts["fp8"] = True
     return data

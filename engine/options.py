@@ -29,9 +29,7 @@ class BuildArguments:
         typer.Option(help="Folder of the published files or of safetensors, hf:ORG/NAME or random:SEED."),
     ] = None
     size: Annotated[str | None, typer.Option(help="Window's width x height, as 1280x720.")] = None
-    frames: Annotated[
-        str | None, typer.Option(help="Window's frames, as 32; 8:32 makes a range (TensorRT).")
-    ] = None
+    frames: Annotated[int | None, typer.Option(min=1, help="Window's frames, as 32.")] = None
     backend: Annotated[str | None, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = None
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where it works.")] = None
     precision: Annotated[
@@ -84,11 +82,8 @@ class BuildArguments:
         Raises:
             UsageError: an option that cannot be read.
         """
-        fewest, most = self._frame_range()
         device = self.named_device() or default_device()
         extra = dict(parse_option(text) for text in self.option or [])
-        if fewest != most:
-            extra["frames"] = f"{fewest}:{most}"
         if self.workspace is not None:
             extra["workspace"] = f"{self.workspace:g}"
         if self.optimization_level is not None:
@@ -97,13 +92,13 @@ class BuildArguments:
         return BuildOptions(precision=precision, device=device, reuse=self.reuse, extra=extra)
 
     def window(self, config: ModelConfig) -> Window:
-        """The window that the UNet engine takes, of a range of frames the longest.
+        """The window that the UNet engine takes.
 
         Raises:
             UsageError: a size that cannot be read.
             BuildError: a window that the model cannot take.
         """
-        return window_for(config, parse_size(self.size) if self.size else None, self._frame_range()[1])
+        return window_for(config, parse_size(self.size) if self.size else None, self.frames)
 
     def backend_name(self, device: str) -> str:
         """The backend that compiles for ``device``.
@@ -113,22 +108,6 @@ class BuildArguments:
             EngineError: none is named, and none that is installed here runs on ``device``.
         """
         return one_of("--backend", self.backend, tuple(BACKENDS)) if self.backend else default_backend(device)
-
-    def _frame_range(self) -> tuple[int | None, int | None]:
-        return parse_frames(self.frames) if self.frames else (None, None)
-
-
-def parse_frames(text: str) -> tuple[int, int]:
-    """Read "32" -> (32, 32); "8:32" -> (8, 32).
-
-    Raises:
-        UsageError: anything else.
-    """
-    low, colon, high = text.partition(":")
-    high = high if colon else low
-    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
-        raise UsageError(f"--frames must be a number, as 32, or a range, as 8:32, not '{text}'")
-    return int(low), int(high)
 
 
 def parse_option(text: str) -> tuple[str, str]:

@@ -58,7 +58,7 @@ class OnnxRuntimeBackend:
         Raises:
             BuildError: ONNX Runtime does not accept the graph, or it is not the component's.
         """
-        exported = source.graph(False)
+        exported = source.graph()
         graph = exported.path
         progress("checking", 0.0)
         try:
@@ -84,8 +84,6 @@ class OnnxRuntimeBackend:
         Raises:
             BuildError: an option that only other backends have.
         """
-        if "frames" in options.extra:
-            raise BuildError("backend onnxruntime takes one number of frames, as --frames 32, not a range")
         if options.extra:
             raise BuildError(f"backend onnxruntime has no option '{min(options.extra)}'")
         devices = ["cuda"] if _rewritten(options) else list(_MINIMUM)

@@ -10,7 +10,6 @@ A plan is for one version of the library, and (unless built as portable) for one
 - ``tactic_memory``: GiB on the GPU that a candidate may use while it is tried
 - ``workspace``: GiB of scratch that one layer may use (also ``--workspace``)
 - ``optimization_level``: the compiler's effort, 0 to 5 (also ``--optimization-level``)
-- ``frames``: a range, as 8:32, for one engine that takes so many (also ``--frames 8:32``)
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from v2v.core.components import Component, ComponentName, is_unet
+from v2v.core.components import Component, ComponentName
 from v2v.core.errors import BuildError, EngineError
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import Gpu, find_gpu
@@ -58,12 +57,11 @@ class TensorRTBackend:
         """
         library, own_options = self._library_and_options(options)
         gpu, component = _gpu_or_none(), source.component
-        graph = source.graph(own_options.frames is not None and is_unet(component.name))
+        graph = source.graph()
         plan = build_plan(
             library,
             component,
             graph.path,
-            own_options,
             limits(gpu.memory if gpu else None, own_options),
             library.portability(own_options.portable),
             timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing",

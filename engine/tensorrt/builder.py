@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from v2v.core.components import Component, Tensor, is_unet
+from v2v.core.components import Component, Tensor
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
 from v2v.engine.tensorrt.library import Library, Message, Portability
@@ -49,11 +49,10 @@ class TensorRTOptions:
     tactic_memory: int | None = None  # bytes on the GPU that a candidate may use while it is tried
     workspace: int | None = None  # bytes of scratch that one layer may use when it runs
     optimization_level: int | None = None  # 0..5
-    frames: tuple[int, int] | None = None  # fewest and most, of one optimisation profile
 
     @classmethod
     def read(cls, extra: Mapping[str, str]) -> TensorRTOptions:
-        """Read a build's ``extra`` options; there ``tactic_memory`` and ``workspace`` are in GiB, ``frames`` as 8:32.
+        """Read a build's ``extra`` options; there ``tactic_memory`` and ``workspace`` are in GiB.
 
         Raises:
             BuildError: an option that TensorRT does not have, or a value that is not a number.
@@ -61,9 +60,6 @@ class TensorRTOptions:
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(extra) - set(names)):
             raise BuildError(f"backend tensorrt has no option '{unknown[0]}'; it has {', '.join(names)}")
-        low, _, high = extra.get("frames", "").partition(":")
-        if "frames" in extra and not (low.isdecimal() and high.isdecimal()):
-            raise BuildError(f"option frames={extra['frames']} must be a range, as 8:32")
         level = extra.get("optimization_level")
         if level is not None and level not in ("0", "1", "2", "3", "4", "5"):
             raise BuildError(f"option optimization_level={level} must be a number from 0 to 5")
@@ -74,7 +70,6 @@ class TensorRTOptions:
             tactic_memory=_number(extra, "tactic_memory", unit=GIB),
             workspace=_number(extra, "workspace", unit=GIB),
             optimization_level=None if level is None else int(level),
-            frames=(int(low), int(high)) if high else None,
         )
 
 
@@ -125,7 +120,6 @@ def build_plan(
     library: Library,
     component: Component,
     graph: Path,
-    options: TensorRTOptions,
     limit: Limits,
     portability: Portability,
     timing_cache: Path,
@@ -142,9 +136,7 @@ def build_plan(
 
     def work() -> CompiledPlan:
         with library.capture() as messages:
-            return _build(
-                library, component, graph, options, limit, portability, timing_cache, state, messages
-            )
+            return _build(library, component, graph, limit, portability, timing_cache, state, messages)
 
     return _in_thread(work, state, progress)
 
@@ -189,7 +181,6 @@ def _build(
     library: Library,
     component: Component,
     graph: Path,
-    options: TensorRTOptions,
     limit: Limits,
     portability: Portability,
     timing_cache: Path,
@@ -205,9 +196,9 @@ def _build(
         ) from error
     network = library.new_network(builder)
     parser = parse(library, network, component, graph)
-    check_interface(library, network, component, options.frames)
+    check_interface(library, network, component)
     check_attention(library, network, component, graph)
-    config = _configure(library, builder, network, component, options, limit, portability)
+    config = _configure(library, builder, limit, portability)
     config.progress_monitor = monitor = _monitor(library.api, state)
     cache = TimingCache(timing_cache, config) if library.times_kernels else None
     state.phase = "compiling"
@@ -262,11 +253,8 @@ def _first_cause(text: str) -> str:
     return inner.group(1) if inner else (lines[0] if lines else text)
 
 
-def check_interface(
-    library: Library, network: Any, component: Component, frames: tuple[int, int] | None
-) -> None:
-    """Compare the network's inputs and outputs with ``component``; only a frame axis may be open, and only where
-    a range of frames was asked for.
+def check_interface(library: Library, network: Any, component: Component) -> None:
+    """Compare the network's inputs and outputs with ``component``.
 
     Raises:
         BuildError: names the first tensor that differs.
@@ -275,27 +263,20 @@ def check_interface(
         "input": [network.get_input(i) for i in range(network.num_inputs)],
         "output": [network.get_output(i) for i in range(network.num_outputs)],
     }
-    open_axes = 0
     for kind, expected in (("input", component.inputs), ("output", component.outputs)):
         have = {
             tensor.name: describe(library, tensor.name, tensor.dtype, tensor.shape)
             for tensor in tensors[kind]
         }
         for tensor in expected:
-            if not matches(have.get(tensor.name), tensor, dynamic=frames is not None):
+            if have.get(tensor.name) != tensor:
                 listing = ", ".join(map(str, have.values())) or "none"
                 raise BuildError(
                     f"the graph of {component.name} lacks the {kind} {tensor}; its {kind}s are: {listing}"
                 )
-            open_axes += -1 in have[tensor.name].shape
         if len(have) != len(expected):
             unexpected = sorted(set(have) - {tensor.name for tensor in expected})
             raise BuildError(f"the graph of {component.name} has an unknown {kind} '{unexpected[0]}'")
-    if frames is not None and is_unet(component.name) and not open_axes:
-        raise BuildError(
-            f"the graph of {component.name} is for exactly {component.inputs[0].shape[2]} frames, "
-            f"so it cannot be built for {frames[0]} to {frames[1]}; export it with an open frame axis"
-        )
 
 
 def describe(library: Library, name: str, dtype: Any, shape: Any) -> Tensor:
@@ -303,20 +284,9 @@ def describe(library: Library, name: str, dtype: Any, shape: Any) -> Tensor:
     return Tensor(name, _TYPES.get(dtype.name, dtype.name.lower()), tuple(shape))
 
 
-def matches(actual: Tensor | None, expected: Tensor, *, dynamic: bool) -> bool:
-    """Whether ``actual`` is ``expected``, up to open axes (-1) if ``dynamic``."""
-    if actual is None or actual.dtype != expected.dtype or len(actual.shape) != len(expected.shape):
-        return False
-    pairs = zip(actual.shape, expected.shape, strict=True)
-    return all(have == want or (dynamic and have == -1) for have, want in pairs)
-
-
 def _configure(
     library: Library,
     builder: Any,
-    network: Any,
-    component: Component,
-    options: TensorRTOptions,
     limit: Limits,
     portability: Portability,
 ) -> Any:
@@ -332,32 +302,7 @@ def _configure(
         if limit.tactics is not None:
             config.max_num_tactics = limit.tactics
     library.set_portability(config, portability)
-    if options.frames is not None:
-        _add_profile(builder, config, network, component, options.frames)
     return config
-
-
-def _add_profile(
-    builder: Any, config: Any, network: Any, component: Component, frames: tuple[int, int]
-) -> None:
-    """One optimisation profile over ``frames`` (first and last), best at the window's own number of frames."""
-    profile = builder.create_optimization_profile()
-    expected = {tensor.name: tensor.shape for tensor in component.inputs}
-    has_open_axes = False
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape, best = tuple(tensor.shape), expected[tensor.name]
-        if -1 not in shape:
-            continue
-        if not frames[0] <= best[shape.index(-1)] <= frames[1]:
-            raise BuildError(
-                f"the window's {best[shape.index(-1)]} frames are outside the range {frames[0]}:{frames[1]}"
-            )
-        least, most = (tuple(f if n == -1 else n for n in shape) for f in frames)
-        profile.set_shape(tensor.name, least, best, most)
-        has_open_axes = True
-    if has_open_axes:
-        config.add_optimization_profile(profile)
 
 
 class TimingCache:
@@ -513,7 +458,7 @@ def _is_fused(library: Library, kind: tuple[tuple[str, tuple[int, ...]], ...]) -
         helper.make_tensor_value_info(
             name,
             types.get(dtype, onnx.TensorProto.FLOAT),
-            [2 if n == -1 else n for n in shape],  # an open axis is the batch of frames
+            shape,
         )
         for name, (dtype, shape) in zip(names, kind, strict=True)
     ]

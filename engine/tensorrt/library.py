@@ -17,7 +17,9 @@ from typing import Any
 
 from v2v.core.errors import EngineError
 
-MODULES = ("tensorrt", "tensorrt_rtx")  # in order of preference
+MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+"""The two libraries in order of preference, and under which names Python finds them: where the package
+``tensorrt_rtx``, which does no more than import its bindings, is not installed, they do as well."""
 
 # Where an engine may run besides the GPU it was built on.
 Portability = str
@@ -139,17 +141,11 @@ def load_library(name: str | None = None) -> Library:
         ImportError: not installed.
         EngineError: installed, but too old.
     """
-    names = MODULES if name is None else (name,)
+    names = tuple(MODULES) if name is None else (name,)
     for candidate in names:
-        if (
-            candidate not in MODULES
-        ):  # a manifest, which may come from anywhere, must not choose what is imported
-            continue
-        try:
-            api = importlib.import_module(candidate)
-        except ModuleNotFoundError as error:
-            if error.name != candidate:
-                raise
+        # A manifest, which may come from anywhere, must not choose what is imported.
+        api = _import_first(MODULES.get(candidate, ()))
+        if api is None:
             continue
         version = str(api.__version__)
         if candidate == "tensorrt" and numbers(version)[:2] < _OLDEST:
@@ -160,6 +156,17 @@ def load_library(name: str | None = None) -> Library:
             )
         return Library(candidate, version, api, _log(api))
     raise ImportError(f"no module named {' or '.join(names)}")
+
+
+def _import_first(modules: tuple[str, ...]) -> Any:
+    """The first of ``modules`` that is installed; None where none is."""
+    for module in modules:
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    return None
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from v2v.core.components import Component, Tensor
 from v2v.core.errors import EngineError, first_line
 from v2v.device.gpus import Gpu, call
 from v2v.engine.backend import Engine
-from v2v.engine.tensorrt.builder import describe, matches
+from v2v.engine.tensorrt.builder import describe
 from v2v.engine.tensorrt.library import Library
 
 # What lies beside a plan ------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class TensorRTEngine(Engine):
         self._jit_cache = jit_cache
         self._engine: Any = None
         self._engine = deserialize(library, component, plan)
-        self.dynamic = check_engine(library, self._engine, component, plan)
+        check_engine(library, self._engine, component, plan)
         need = int(self._engine.device_memory_size_v2)
         self._scratch: Scratch | None = shared_scratch(gpu, max(need, largest_scratch(plan)))
         with library.capture() as messages:
@@ -151,7 +151,7 @@ class TensorRTEngine(Engine):
             raise EngineError(f"the engine {self.component.name} is closed")
         for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs)):
             for tensor in described:
-                self._bind(tensor, arrays.get(tensor.name), is_input=arrays is inputs)
+                self._bind(tensor, arrays.get(tensor.name))
         with self._library.capture() as messages:
             if not self._context.execute_async_v3(stream):
                 raise EngineError(_failure(self.component, "failed", messages))
@@ -167,21 +167,16 @@ class TensorRTEngine(Engine):
         self._context = self._jit = None  # before the engine that they refer to
         self._engine = self._scratch = None
 
-    def _bind(self, tensor: Tensor, array: Any, *, is_input: bool) -> None:
+    def _bind(self, tensor: Tensor, array: Any) -> None:
         name = self.component.name
         if array is None:
             raise EngineError(f"{name} needs an array for '{tensor.name}'")
-        shape, open_shape = tuple(array.shape), self.dynamic.get(tensor.name, tensor.shape)
-        shape_fits = len(shape) == len(open_shape) and all(
-            want in (-1, have) for have, want in zip(shape, open_shape, strict=True)
-        )
-        if not shape_fits or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+        shape = tuple(array.shape)
+        if shape != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
             raise EngineError(
                 f"'{tensor.name}' of {name} must be {tensor.dtype} {list(tensor.shape)}, "
                 f"not {np.dtype(array.dtype)} {list(shape)}"
             )
-        if is_input and tensor.name in self.dynamic and not self._context.set_input_shape(tensor.name, shape):
-            raise EngineError(f"'{tensor.name}' of {name}: the engine was not built for {list(shape)}")
         if not self._context.set_tensor_address(tensor.name, int(array.pointer)):
             raise EngineError(f"TensorRT does not take the buffer for '{tensor.name}' of {name}")
 
@@ -224,10 +219,8 @@ def deserialize(library: Library, component: Component, plan: Path) -> Any:
     return engine
 
 
-def check_engine(
-    library: Library, engine: Any, component: Component, plan: Path
-) -> dict[str, tuple[int, ...]]:
-    """Compare an engine's inputs and outputs with ``component``; returns those with open axes (-1).
+def check_engine(library: Library, engine: Any, component: Component, plan: Path) -> None:
+    """Compare an engine's inputs and outputs with ``component``.
 
     Raises:
         EngineError: names the first that differs.
@@ -244,14 +237,13 @@ def check_engine(
     for is_input, expected in ((True, component.inputs), (False, component.outputs)):
         for tensor in expected:
             kind, actual = have.get(tensor.name, (is_input, None))
-            if kind != is_input or not matches(actual, tensor, dynamic=True):
+            if kind != is_input or actual != tensor:
                 listing = ", ".join(str(actual) for _, actual in have.values())
                 raise EngineError(
                     f"{plan} is not the {component.name} expected: {tensor} is missing among {listing}"
                 )
     if unknown := sorted(set(have) - {t.name for t in (*component.inputs, *component.outputs)}):
         raise EngineError(f"{plan} is not the {component.name} expected: it also has '{unknown[0]}'")
-    return {name: actual.shape for name, (_, actual) in have.items() if -1 in actual.shape}
 
 
 def _failure(component: Component, problem: str, messages: list[Any]) -> str:

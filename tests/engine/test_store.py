@@ -110,6 +110,14 @@ def test_the_command_in_the_manifest_builds_the_same_set(backend: CopyBackend) -
     )
 
 
+def test_a_manifest_with_a_range_of_frames_stays_readable(built: EngineSet) -> None:
+    """No run made use of the range; version 0.1 wrote it among everybody's options, later ones among TensorRT's."""
+    recipe = json.loads((built.path / MANIFEST).read_text())["recipe"]
+    for ranged in ({"extra": {"frames": "2:4"}}, {"frames": [2, 4]}):
+        edit_manifest(built.path, recipe={**recipe, "options": {**recipe["options"], **ranged}})
+        assert EngineSet.open(built.path).rebuild_command == built.rebuild_command
+
+
 # Fit or not -------------------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def source_of(
     """A component whose graph is there already, and which has no network."""
     made = StandInGraph(graph) if isinstance(graph, Path) else graph
     precision: Precision = "fp16" if component.outputs[0].dtype == "float16" else "fp32"
-    return Source(component, model, window, precision, lambda open_frames: made, lambda: None)
+    return Source(component, model, window, precision, lambda: made, lambda: None)
 
 
 BYTES = Exporter(load_weights, export_bytes, save_safetensors)
@@ -121,7 +121,7 @@ class CopyBackend:
     loaded: list[str] = field(default_factory=list)
 
     def build(self, source: Source, folder: Path, options: BuildOptions, progress: Any) -> Compiled:
-        graph = source.graph(False)
+        graph = source.graph()
         time.sleep(self.pause)
         self.compiled(source.component.name)
         (folder / "scratch.tmp").write_bytes(b"left behind by a careless compiler")

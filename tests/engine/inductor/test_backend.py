@@ -51,7 +51,7 @@ def network_source() -> Source:
     """The component's network with random weights, and no graph."""
     weights = load_weights("random:0", MODEL)
 
-    def no_graph(open_frames: bool) -> Any:
+    def no_graph() -> Any:
         raise AssertionError("no graph is needed")
 
     network = partial(plain_network, COMPONENT.name, MODEL, weights)

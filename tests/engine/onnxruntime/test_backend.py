@@ -184,7 +184,6 @@ def test_an_onnxruntime_without_the_operators_is_named(version: str, fits: bool)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (BuildOptions(extra={"frames": "8:32"}), "takes one number of frames, as --frames 32, not a range"),
         (BuildOptions(extra={"tactics": "few"}), "has no option 'tactics'"),
     ],
 )

@@ -22,15 +22,11 @@ def save(
     nodes: Sequence[onnx.NodeProto],
     weights: Sequence[onnx.TensorProto] = (),
     domains: Sequence[str] = (),
-    frames: str | None = None,
 ) -> Path:
-    """Write a graph with ``component``'s inputs and outputs; ``frames`` names an open frame axis."""
+    """Write a graph with ``component``'s inputs and outputs."""
 
     def value(tensor: Tensor) -> onnx.ValueInfoProto:
-        shape: list[int | str] = list(tensor.shape)
-        if frames is not None and len(shape) == 5:
-            shape[2] = frames
-        return helper.make_tensor_value_info(tensor.name, _TYPES[tensor.dtype], shape)
+        return helper.make_tensor_value_info(tensor.name, _TYPES[tensor.dtype], tensor.shape)
 
     graph = helper.make_graph(
         list(nodes),
@@ -51,7 +47,7 @@ def array(name: str, *shape: int, dtype: str = "float16") -> onnx.TensorProto:
     return numpy_helper.from_array(values.astype(dtype), name)
 
 
-def toy(folder: Path, component: Component, frames: str | None = None) -> Path:
+def toy(folder: Path, component: Component) -> Path:
     """A graph that does next to nothing, with exactly ``component``'s inputs and outputs."""
     if component.name != "unet":
         path = folder / f"{component.name}.onnx"
@@ -63,4 +59,4 @@ def toy(folder: Path, component: Component, frames: str | None = None) -> Path:
         helper.make_node("Add", ["mean", "time"], ["shift"], name="shift"),
         helper.make_node("Mul", ["latents", "shift"], ["velocity"], name="scale"),
     ]
-    return save(folder, component, nodes, frames=frames)
+    return save(folder, component, nodes)

@@ -58,12 +58,17 @@ def use_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
     monkeypatch.setattr(backend_module, "find_gpu", lambda device="cuda": gpu)
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Pretend that ``modules`` are not installed."""
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
 # The two libraries ----------------------------------------------------------------------------------------------
 
 
 def test_without_tensorrt_the_advice_is_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    forget(monkeypatch, "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
     with pytest.raises(EngineError, match=r"not installed here .*pip install 'v2v\[tensorrt\]'"):
         backend("tensorrt")
 
@@ -75,10 +80,8 @@ def test_an_old_tensorrt_is_refused_with_the_update_command(monkeypatch: pytest.
 
 
 def test_tensorrt_for_rtx_serves_where_tensorrt_is_not_installed(
-    nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch
+    tensorrt_rtx: ModuleType,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
     facts = TensorRTBackend().facts(FP16)
     assert (facts["library"], facts["portable"], facts["label"]) == ("tensorrt_rtx", True, "rtx")
 
@@ -98,11 +101,7 @@ def test_a_build_leaves_a_plan_and_a_record_of_its_needs(
     assert sum(known.layers.values()) > 0
 
 
-def test_tensorrt_for_rtx_builds_by_the_same_path(
-    nvidia_compiler: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+def test_tensorrt_for_rtx_builds_by_the_same_path(tensorrt_rtx: ModuleType, tmp_path: Path) -> None:
     component = TOYS["vae_decoder"]
     _, record = build(tmp_path, component, graphs.toy(tmp_path, component))
     assert PlanRecord.read(record).library == "tensorrt_rtx"
@@ -148,7 +147,6 @@ def test_a_cancelled_compilation_ends_before_it_is_done(tensorrt: ModuleType, tm
             library,
             component,
             graphs.toy(tmp_path, component),
-            TensorRTOptions(),
             limits(None, TensorRTOptions()),
             "same_gpu",
             tmp_path / "cache",
@@ -170,34 +168,6 @@ def test_the_timing_cache_lies_beside_the_sets_and_survives_damage(
     (tmp_path / "again").mkdir()
     build(tmp_path / "again", component, graph)
     assert cache.read_bytes() == first
-
-
-def test_a_range_of_frames_becomes_an_optimisation_profile(tensorrt: ModuleType, tmp_path: Path) -> None:
-    component = TOYS["unet"]
-    options = replace(FP16, extra={"frames": "2:6"})
-    plan, _ = build(tmp_path, component, graphs.toy(tmp_path, component, frames="frames"), options)
-    assert plan.stat().st_size > 0
-
-
-@pytest.mark.parametrize(
-    ("frames", "open_axis", "said"),
-    [
-        ((2, 6), None, "exactly 4 frames, so it cannot be built for 2 to 6"),
-        ((5, 8), "frames", "4 frames are outside the range 5:8"),
-        (None, "frames", "lacks the input"),
-    ],
-)
-def test_ranges_that_cannot_be_are_refused(
-    tensorrt: ModuleType,
-    tmp_path: Path,
-    frames: tuple[int, int] | None,
-    open_axis: str | None,
-    said: str,
-) -> None:
-    component = TOYS["unet"]
-    options = FP16 if frames is None else replace(FP16, extra={"frames": "{}:{}".format(*frames)})
-    with pytest.raises(BuildError, match=said):
-        build(tmp_path, component, graphs.toy(tmp_path, component, frames=open_axis), options)
 
 
 # What a card gets -----------------------------------------------------------------------------------------------
@@ -396,10 +366,8 @@ def test_an_engine_fits_the_gpus_it_was_built_for(
     ("here", "expected"), [(RTX_4090, True), (RTX_5090, True), (H100, False), (T4, False)]
 )
 def test_tensorrt_for_rtx_fits_rtx_gpus_wherever_it_was_built(
-    nvidia_compiler: ModuleType, monkeypatch: pytest.MonkeyPatch, here: Gpu, expected: bool
+    tensorrt_rtx: ModuleType, monkeypatch: pytest.MonkeyPatch, here: Gpu, expected: bool
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", nvidia_compiler)
     made = TensorRTBackend()
     facts = made.facts(FP16)
     assert facts["gpu"] is None
@@ -419,7 +387,7 @@ def test_another_version_does_not_fit(tensorrt: ModuleType, monkeypatch: pytest.
 def test_an_engine_of_the_other_library_does_not_fit(
     tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    forget(monkeypatch, "tensorrt_rtx", "tensorrt_rtx_bindings")
     made = TensorRTBackend()
     facts = {**made.facts(FP16), "library": "tensorrt_rtx"}
     assert "it needs tensorrt_rtx" in made.fits(facts, "cuda").reason
@@ -519,7 +487,6 @@ class FakeContext:
 
     def __init__(self) -> None:
         self.addresses: dict[str, int] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
         self.memory: tuple[int, int] | None = None
         self.streams: list[int] = []
         self.works = True
@@ -531,10 +498,6 @@ class FakeContext:
         self.addresses[name] = pointer
         return True
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shapes[name] = shape
-        return shape[2] <= 8
-
     def execute_async_v3(self, stream: int) -> bool:
         self.streams.append(stream)
         return self.works
@@ -543,11 +506,10 @@ class FakeContext:
 class FakeEngine:
     """An engine with a component's tensors, as TensorRT would describe them."""
 
-    def __init__(self, component: Component, scratch: int, frames: int | None = None) -> None:
+    def __init__(self, component: Component, scratch: int) -> None:
         self.component = component
         self.device_memory_size_v2 = scratch
         self.tensors = [*component.inputs, *component.outputs]
-        self.frames = frames
         self.context = FakeContext()
         self.runtime_config: Any = None
 
@@ -567,8 +529,7 @@ class FakeEngine:
         return SimpleNamespace(name=names[self._named(name).dtype])
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        shape = self._named(name).shape
-        return shape if self.frames is None or len(shape) != 5 else (*shape[:2], self.frames, *shape[3:])
+        return self._named(name).shape
 
     def create_execution_context(self, strategy: Any) -> FakeContext:
         assert strategy == "user managed" or strategy is self.runtime_config
@@ -729,18 +690,6 @@ def test_a_buffer_of_the_wrong_type_or_none_is_refused(engines: Any, memory: Fak
         engine.run(given, arrays(component.outputs, 0))
     with pytest.raises(EngineError, match="unet needs an array for 'velocity'"):
         engine.run(arrays(component.inputs, 0), {})
-
-
-def test_an_engine_with_a_range_takes_any_number_of_frames_in_it(engines: Any, memory: FakeMemory) -> None:
-    component = TOYS["unet"]
-    fake = FakeEngine(component, 1000, frames=-1)
-    engine = engines(fake)
-    _, z, _, h, w = component.inputs[0].shape
-    few, many = (1, z, 3, h, w), (1, z, 9, h, w)
-    engine.run(arrays(component.inputs, 0, latents=few), arrays(component.outputs, 0, velocity=few))
-    assert fake.context.shapes == {"latents": few}
-    with pytest.raises(EngineError, match=r"not built for \[1, 4, 9"):
-        engine.run(arrays(component.inputs, 0, latents=many), arrays(component.outputs, 0, velocity=many))
 
 
 def test_a_failed_run_passes_on_what_tensorrt_logged(engines: Any, memory: FakeMemory) -> None:

@@ -5,27 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
-import torch
 
 from tests.conftest import SMALL_WINDOW
 from tests.stand_ins.sets import source_of
 from v2v.core.components import COMPONENTS, Component, ComponentName, Window, components, window_for
-from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from v2v.core.samples import sample_inputs
+from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig
 from v2v.engine.backend import BuildOptions
 from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.runner import PlanRecord
 from v2v.export import graphs
-from v2v.export.frame_axis import open_frame_axis
-from v2v.export.weights import load_weights, make_network
+from v2v.export.weights import load_weights
 
 FP16 = BuildOptions(precision="fp16", device="cuda")
 MEMORY = Path(__file__).parents[2] / "data" / "tensorrt_memory.json"
@@ -108,45 +103,6 @@ def test_the_reference_autoencoder_attends_without_iattention_and_norms_in_fp32(
     assert count(record, "ATTENTION_OUTPUT") == 0
     assert count(record, "SOFTMAX", "FLOAT") == 1
     assert count(record, "NORMALIZATION", "FLOAT") > 20
-
-
-@pytest.mark.slow
-def test_a_graph_with_an_open_frame_axis_serves_any_number_of_frames(
-    tensorrt: ModuleType, tmp_path: Path
-) -> None:
-    """The same graph for 4, 1 and 7 frames against PyTorch, and as one optimisation profile."""
-    model = ModelConfig(
-        "tiny",
-        unet=UNetConfig(
-            width=32, multipliers=(1, 1, 2), blocks=1, head_size=16, stem_heads=2, context_width=32,
-            attention=(True, False, False),
-        ),
-        autoencoder=AutoencoderConfig(width=32, multipliers=(1, 1, 1)),
-        text_encoder=TextEncoderConfig(width=32, heads=2, layers=2),
-    )  # fmt: skip
-    weights = load_weights("random:0", model)
-    window = window_for(model, (32, 40), 4)
-    graph = graphs.export_component("unet", model, weights, window, "fp16", tmp_path)
-    open_frame_axis(graph.path, "unet", model, window, "fp16")
-
-    session = onnxruntime.InferenceSession(graph.path)
-    network = make_network("unet", model)
-    network.load_state_dict(weights.state_dict("unet"), assign=True)
-    network.float()
-    for frames in (4, 1, 7):
-        component = components(model, replace(window, frames=frames), "fp16")["unet"]
-        inputs = sample_inputs(component, 100)
-        with torch.inference_mode():
-            exact = network(*(torch.from_numpy(v).float() if v.dtype == np.float16 else torch.from_numpy(v)
-                              for v in inputs.values()))  # fmt: skip
-        found = session.run(None, inputs)[0].astype(np.float32)
-        assert np.linalg.norm(found - exact.numpy()) < 1e-2 * np.linalg.norm(exact.numpy())
-
-    options = replace(FP16, extra={"frames": "1:8"})
-    source = source_of(components(model, window, "fp16")["unet"], graph.path)
-    plan, record = TensorRTBackend().build(source, tmp_path, options, lambda *_: None).files
-    assert plan.exists()
-    check_layers(PlanRecord.read(record), operators(graph.path))
 
 
 # Full size ------------------------------------------------------------------------------------------------------
