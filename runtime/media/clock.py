@@ -1,4 +1,4 @@
-"""From a file's time stamps to the film's: the one map that pictures, sound, subtitles and chapters go through.
+"""Maps a file's time stamps to the film's: the one map for pictures, sound, subtitles and chapters.
 
 A file's clock may start anywhere, wrap around, and jump where recordings were joined or interrupted. The film starts
 at 0, and its time only grows. The rules are those of the ``ffmpeg`` command line, with one difference: packets are
@@ -49,7 +49,7 @@ class _Jump:
 
     now: Fraction  # the film's time when it was met
     firsts: dict[int, int]  # a stream's first stamp behind the jump
-    held: list[tuple[Packet, bool]]  # packets, and whether they wait for the new shift
+    held_packets: list[tuple[Packet, bool]]  # packets, and whether they wait for the new shift
 
 
 class FilmClock:
@@ -99,7 +99,7 @@ class FilmClock:
         return time - (self.zero or 0)
 
     def moved(self) -> None:
-        """The file is read on from another place."""
+        """To be called after a seek: the next packets come from another place of the file."""
         self._jump = None
         self._expects_zero = False
         for line in self._lines.values():
@@ -115,8 +115,8 @@ class FilmClock:
         counts = packet.stream.type in _COUNTS and when is not None and not _is_still(packet.stream)
         if self._jump is not None:
             yield from self._take_held(self._jump, packet, line, when if counts else None)
-        elif counts and not self._fits(line, when, line.shift, packet.dts is None):
-            if (shift := self._known(line, when)) is not None:
+        elif counts and not self._continues(line, when, line.shift, packet.dts is None):
+            if (shift := self._shift_of_other_clock(line, when)) is not None:
                 line.shift = shift
                 self._stamp(packet, line)
                 yield packet
@@ -127,15 +127,15 @@ class FilmClock:
             yield packet
 
     def _take_held(self, jump: _Jump, packet: Packet, line: _Line, when: int | None) -> Iterator[Packet]:
-        """One more packet while not all streams are known to have jumped."""
+        """Take a packet while some streams have jumped and others have not."""
         index = packet.stream.index
         first = jump.firsts.get(index)
         if when is None:  # it tells nothing: goes with its stream
             waits = first is not None
-        elif self._fits(line, when, line.shift, packet.dts is None):
+        elif self._continues(line, when, line.shift, packet.dts is None):
             waits = False
             if first is not None:  # back where it was: those before were out of order
-                self._make_up(jump, index, line)
+                self._restamp(jump, index, line)
         else:
             waits = True
             other, start = next(iter(jump.firsts.items()))
@@ -148,10 +148,10 @@ class FilmClock:
                 return
         if not waits:
             self._stamp(packet, line)
-        jump.held.append((packet, waits))
+        jump.held_packets.append((packet, waits))
         first = jump.firsts.get(index)
         long = when is not None and first is not None and (when - first) * line.tick > _HELD_TIME
-        if not jump.firsts or self._all_jumped(jump) or long or len(jump.held) > _HELD_PACKETS:
+        if not jump.firsts or self._all_jumped(jump) or long or len(jump.held_packets) > _HELD_PACKETS:
             yield from self._settle()
 
     def _all_jumped(self, jump: _Jump) -> bool:
@@ -160,13 +160,13 @@ class FilmClock:
         return playing <= jump.firsts.keys()
 
     def _settle(self) -> Iterator[Packet]:
-        """Decide on the jump, and let go of what was held."""
+        """Decide on the jump, and give out the packets that were held back."""
         if (jump := self._jump) is None:
             return
         self._jump = None
         if jump.firsts:
             self._move(jump)
-        for packet, waits in jump.held:
+        for packet, waits in jump.held_packets:
             if waits:
                 self._stamp(packet, self._lines[packet.stream.index])
             yield packet
@@ -194,14 +194,14 @@ class FilmClock:
             line.shift = round(shift / line.tick)
             line.next = None
 
-    def _make_up(self, jump: _Jump, index: int, line: _Line) -> None:
+    def _restamp(self, jump: _Jump, index: int, line: _Line) -> None:
         """Give stamps to the held packets of a stream that has not jumped after all."""
         del jump.firsts[index]
-        for place, (packet, waits) in enumerate(jump.held):
+        for position, (packet, waits) in enumerate(jump.held_packets):
             if waits and packet.stream.index == index:
                 packet.pts = packet.dts = None
                 self._stamp(packet, line)
-                jump.held[place] = (packet, False)
+                jump.held_packets[position] = (packet, False)
                 self.strays += 1
 
     def _line_of(self, packet: Packet) -> _Line:
@@ -216,34 +216,34 @@ class FilmClock:
                 self._timelines.append(-(self.zero or Fraction(0)))
         return line
 
-    def _fits(
+    def _continues(
         self, line: _Line, when: int, shift: int, reordered: bool, ahead: Fraction | None = None
     ) -> bool:
-        """Whether a stamp goes on where its stream was, under ``shift``, or ``ahead`` of that by no more."""
+        """Whether the stamp ``when``, shifted by ``shift``, continues its stream, at most ``ahead`` seconds ahead."""
         ahead = self._ahead if ahead is None else ahead
         if line.next is None or line.last is None:
             if not self._expects_zero:
                 return True
             return abs((when + shift) * line.tick - self._now) <= ahead
         back = max(self._back, _REORDERED) if reordered else self._back
-        place = when + shift
-        return (place - line.next) * line.tick <= ahead and (line.last - place) * line.tick <= back
+        film_time = when + shift
+        return (film_time - line.next) * line.tick <= ahead and (line.last - film_time) * line.tick <= back
 
-    def _known(self, line: _Line, when: int) -> int | None:
-        """The shift of another stream's clock, or of this one after wrapping around, that a stamp fits to."""
+    def _shift_of_other_clock(self, line: _Line, when: int) -> int | None:
+        """The shift of an earlier timeline, or of this clock after wrapping around, under which a stamp continues."""
         own = line.shift * line.tick
         wrapped = [own + way * wrap for wrap in _WRAPS for way in (1, -1)]
         for seconds in (*reversed(self._timelines), *wrapped):
             shift = round(seconds / line.tick)
             ahead = self._ahead if seconds == self._timelines[-1] else min(self._ahead, _RETURNED)
-            if shift != line.shift and self._fits(line, when, shift, False, ahead):
+            if shift != line.shift and self._continues(line, when, shift, False, ahead):
                 if seconds in wrapped:
                     self._timelines = [*self._timelines[1 - _TIMELINES :], seconds]
                 return shift
         return None
 
     def _stamp(self, packet: Packet, line: _Line) -> None:
-        """Give a packet its place in the film."""
+        """Give a packet the film's time stamps."""
         pts, dts = packet.pts, packet.dts
         longest = max(self._ahead / line.tick, _REORDERED_PICTURES * line.step)
         if pts is not None and dts is not None and abs(pts - dts) > longest:
@@ -256,26 +256,26 @@ class FilmClock:
             pts = None if pts is None else pts + line.shift
             dts = None if dts is None else dts + line.shift
         packet.pts, packet.dts = pts, dts
-        place = dts if dts is not None else pts
-        assert place is not None
+        film_time = dts if dts is not None else pts
+        assert film_time is not None
         if packet.duration:
             line.step = packet.duration
-        elif line.last is not None and 0 < place - line.last <= line.step * 4:
-            line.step = place - line.last
-        line.last, line.next = place, place + line.step
+        elif line.last is not None and 0 < film_time - line.last <= line.step * 4:
+            line.step = film_time - line.last
+        line.last, line.next = film_time, film_time + line.step
         if packet.stream.type in _COUNTS:
-            self._now = max(self._now, place * line.tick)
+            self._now = max(self._now, film_time * line.tick)
 
 
 def beginning(container: av.container.InputContainer) -> Fraction | None:
     """When the first picture or sound of a file begins, on its own clock, in seconds; None: not known."""
-    told = [
+    starts = [
         (stream.type in _COUNTS, Fraction(stream.start_time * stream.time_base))
         for stream in container.streams
         if stream.start_time is not None and stream.time_base and not _is_still(stream)
     ]
-    main = [time for counts, time in told if counts]
-    return min(main or [time for _, time in told], default=None)
+    main = [time for counts, time in starts if counts]
+    return min(main or [time for _, time in starts], default=None)
 
 
 def _is_still(stream: Any) -> bool:

@@ -65,7 +65,7 @@ class SoundConverter:
         self._next: int | None = None  # the place of the next sample in the film
 
     def convert(self, packet: Packet) -> Iterator[Packet]:
-        """What comes of one packet.
+        """The packets of the track that one packet of the stream gives.
 
         Raises:
             av.FFmpegError, ValueError: it is damaged.
@@ -88,14 +88,14 @@ class SoundConverter:
                     yield from self.track.encode(placed)
 
     def _in_place(self, frame: Any) -> Iterator[Any]:
-        """Sample behind sample: small differences are rounding, a gap becomes silence."""
+        """Place ``frame`` right behind the samples before it; small differences are rounding, a gap becomes silence."""
         rate = self.track.rate
         if frame.pts is not None:
-            place = round(frame.pts * frame.time_base * rate)
+            sample = round(frame.pts * frame.time_base * rate)
             if self._next is None:
-                self._next = place
-            while place - self._next > _ROUNDING * rate:
-                silence = _silence(frame, min(place - self._next, rate))
+                self._next = sample
+            while sample - self._next > _ROUNDING * rate:
+                silence = _silence(frame, min(sample - self._next, rate))
                 silence.pts, silence.time_base = self._next, Fraction(1, rate)
                 self._next += silence.samples
                 yield silence
@@ -104,15 +104,15 @@ class SoundConverter:
         yield frame
 
     def _resampled(self, frame: Any) -> list[Any]:
-        left: list[Any] = []
+        resampled: list[Any] = []
         for _ in range(2):
             if self._resampler is None:
                 self._resampler = AudioResampler(self.track.format, self.track.layout, self.track.rate)
             try:
-                return left + list(self._resampler.resample(frame))
+                return resampled + list(self._resampler.resample(frame))
             except ValueError:  # the sound has changed its form
-                left, self._resampler = list(self._resampler.resample(None)), None
-        return left
+                resampled, self._resampler = list(self._resampler.resample(None)), None
+        return resampled
 
 
 class SubtitleConverter:
@@ -130,21 +130,23 @@ class SubtitleConverter:
         self.track.codec_context.time_base = self.track.time_base = _MILLISECOND
 
     def convert(self, packet: Packet) -> Iterator[Packet]:
-        """What comes of one packet.
+        """The packets of the track that one packet of the stream gives.
 
         Raises:
             av.FFmpegError, ValueError: it is damaged.
         """
         start = packet.dts if packet.pts is None else packet.pts
         begin = round(start * packet.time_base / _MILLISECOND)
-        shown = round((packet.duration or 0) * packet.time_base / _MILLISECOND) or _SHOWN
+        duration = round((packet.duration or 0) * packet.time_base / _MILLISECOND) or _SHOWN
         for subtitle in packet.decode():
             text = getattr(subtitle, "ass", b"")
             if text:
-                made = self.track.codec_context.encode_subtitle(SubtitleSet.create(text, 0, shown, begin))
-                made.stream, made.time_base = self.track, _MILLISECOND
-                made.is_keyframe = True
-                yield made
+                encoded = self.track.codec_context.encode_subtitle(
+                    SubtitleSet.create(text, 0, duration, begin)
+                )
+                encoded.stream, encoded.time_base = self.track, _MILLISECOND
+                encoded.is_keyframe = True
+                yield encoded
 
     def flush(self, mark: Packet) -> Iterator[Packet]:
         """Nothing is left."""

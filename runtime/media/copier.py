@@ -50,14 +50,14 @@ class StreamCopier:
                 self._converters[fate.index] = converter
         copy_tags(self._input, output, self._clock, part)
         if part and part.shift > _BACK and self._input.format.name.startswith(SEEKABLE):
-            place = part.shift - _BACK + (self._clock.zero or 0)
-            self._input.seek(math.floor(place * av.time_base))
+            position = part.shift - _BACK + (self._clock.zero or 0)
+            self._input.seek(math.floor(position * av.time_base))
             self._clock.moved()
         self._packets = self._read()
         self._next: Packet | None = None
         self._order = {index: PacketOrder(output) for index in self._copies}
         self._early: dict[int, int] = {}  # pictures of second videos that come before a key picture
-        self._lost: dict[int, tuple[int, str]] = {}  # packets that could not be written, and why
+        self._failures: dict[int, tuple[int, str]] = {}  # packets that could not be written, and why
 
     def advance(self, seconds: Fraction | None) -> None:
         """Write all packets that start no later than ``seconds``; None writes the rest."""
@@ -83,7 +83,7 @@ class StreamCopier:
             warn(
                 f"{self._source}: stream {index} begins with {count} pictures that nothing can show; they are left out"
             )
-        for index, (count, reason) in self._lost.items():
+        for index, (count, reason) in self._failures.items():
             warn(
                 f"{self._source}: {count} packets of stream {index} could not be written ({reason}); the others are"
             )
@@ -97,7 +97,7 @@ class StreamCopier:
 
     def _read_part(self, part: Part) -> Iterator[Packet]:
         """What begins inside of ``part``, shifted with it."""
-        begun: set[int] = set()  # second videos that have had a key picture
+        started: set[int] = set()  # second videos that have had a key picture
         for packet in self._read_all():
             stream, tick = packet.stream, packet.time_base
             if is_cover(stream):
@@ -112,9 +112,9 @@ class StreamCopier:
             elif (part.shift and before(start, part.shift)) or part.ended(start):
                 continue
             if stream.type == "video":
-                if stream.index not in begun and not packet.is_keyframe:
+                if stream.index not in started and not packet.is_keyframe:
                     continue
-                begun.add(stream.index)
+                started.add(stream.index)
             shift = round(part.shift / tick)
             packet.pts = None if packet.pts is None else packet.pts - shift
             packet.dts = None if packet.dts is None else packet.dts - shift
@@ -123,7 +123,7 @@ class StreamCopier:
     def _read_all(self) -> Iterator[Packet]:
         if all(copy.type == "attachment" for copy in self._copies.values()):
             return
-        begun: set[int] = set()  # streams of which something is shown
+        started: set[int] = set()  # streams of which something is shown
         for packet in all_packets(self._input, self._clock):
             copy = self._copies.get(packet.stream.index)
             if not packet.size or copy is None or copy.type == "attachment":
@@ -134,14 +134,14 @@ class StreamCopier:
             elif stream.type in ("audio", "video"):
                 if packet.is_discard and self._is_cut_away(packet):
                     continue
-                if stream.type == "video" and stream.index not in begun and not packet.is_keyframe:
+                if stream.type == "video" and stream.index not in started and not packet.is_keyframe:
                     self._early[stream.index] = self._early.get(stream.index, 0) + 1
                     continue
             elif stream.type == "subtitle" and not packet.duration and bytes(packet) == _NOTHING:
                 continue  # what MP4's muxer writes between two texts, and will write again
             else:
                 _begin_at_zero(packet)
-            begun.add(stream.index)
+            started.add(stream.index)
             yield packet
 
     def _is_cut_away(self, packet: Packet) -> bool:
@@ -161,8 +161,8 @@ class StreamCopier:
             self._mux(index, packet)
             return
         try:
-            for made in converter.convert(packet):
-                self._mux(index, made)
+            for converted in converter.convert(packet):
+                self._mux(index, converted)
         except (av.FFmpegError, ValueError) as error:
             if getattr(error, "errno", None) in OF_THE_PLACE:
                 raise
@@ -174,8 +174,8 @@ class StreamCopier:
             mark: Packet = av.Packet()
             mark.stream = self._input.streams[index]
             try:
-                for made in converter.flush(mark):
-                    self._mux(index, made)
+                for converted in converter.flush(mark):
+                    self._mux(index, converted)
             except (av.FFmpegError, ValueError, EOFError) as error:
                 self._lose(index, error)
 
@@ -189,8 +189,8 @@ class StreamCopier:
             self._lose(index, error)
 
     def _lose(self, index: int, error: Exception) -> None:
-        count, _ = self._lost.get(index, (0, ""))
-        self._lost[index] = (count + 1, reason_of(error))
+        count, _ = self._failures.get(index, (0, ""))
+        self._failures[index] = (count + 1, reason_of(error))
 
 
 def _begin_at_zero(packet: Packet) -> None:

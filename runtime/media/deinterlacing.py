@@ -21,14 +21,14 @@ _BWDIF = ("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
 class Deinterlacer:
     """Makes whole frames of those that say they are interlaced; what comes before the first of them is left alone.
 
-    ``found`` is called when there is one. Frames that are whole stay so in between as well.
+    ``on_interlaced`` is called when there is one. Frames that are whole stay so in between as well.
     """
 
-    def __init__(self, found: Callable[[], None] = lambda: None) -> None:
-        self._found = found
+    def __init__(self, on_interlaced: Callable[[], None] = lambda: None) -> None:
+        self._on_interlaced = on_interlaced
         self._graph: av.filter.Graph | None = None
         self._geometry: tuple[int, int, str] | None = None
-        self._inside: deque[av.VideoFrame] = deque()  # given to the filter, which is a frame behind
+        self._pending: deque[av.VideoFrame] = deque()  # given to the filter, which is a frame behind
 
     def __call__(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         """As many frames as are taken in."""
@@ -40,30 +40,30 @@ class Deinterlacer:
                 if not frame.interlaced_frame:
                     yield frame
                     continue
-                self._found()
+                self._on_interlaced()
                 self._graph, self._geometry = filter_graph(frame, _BWDIF), geometry
-            self._inside.append(frame)
+            self._pending.append(frame)
             self._graph.push(frame)
-            yield from self._ready()
+            yield from self._filtered()
         yield from self._drained()
 
-    def _ready(self) -> Iterator[av.VideoFrame]:
+    def _filtered(self) -> Iterator[av.VideoFrame]:
         """What the filter has finished, under the time stamps that went in."""
-        while self._graph is not None and self._inside:
+        while self._graph is not None and self._pending:
             try:
-                whole = self._graph.pull()
+                frame = self._graph.pull()
             except (BlockingIOError, EOFError):
                 return
-            assert isinstance(whole, av.VideoFrame)
-            woven = self._inside.popleft()
-            whole.pts, whole.duration = woven.pts, woven.duration
-            if woven.time_base is not None:
-                whole.time_base = woven.time_base
-            yield whole
+            assert isinstance(frame, av.VideoFrame)
+            interlaced = self._pending.popleft()
+            frame.pts, frame.duration = interlaced.pts, interlaced.duration
+            if interlaced.time_base is not None:
+                frame.time_base = interlaced.time_base
+            yield frame
 
     def _drained(self) -> Iterator[av.VideoFrame]:
         """End the filter; the rest of its frames."""
         if self._graph is not None:
             self._graph.push(None)
-            yield from self._ready()
+            yield from self._filtered()
             self._graph = None

@@ -156,18 +156,18 @@ class Encoding:
             raise EncodingError(
                 f"--codec {self.codec}: there is no such codec; choose from {', '.join(CODECS)}"
             )
-        known = CODECS[self.codec]
-        if self.crf is not None and known.quality is None:
+        entry = CODECS[self.codec]
+        if self.crf is not None and entry.quality is None:
             raise EncodingError(f"--crf {self.crf}: codec {self.codec} has no such setting; leave it out")
         if self.crf is not None and not 0 <= self.crf <= 63:
             raise EncodingError(f"--crf {self.crf}: must lie between 0 (best) and 63")
-        if self.preset is not None and self.preset not in known.presets:
-            choices = ", ".join(known.presets) or "none: leave it out"
+        if self.preset is not None and self.preset not in entry.presets:
+            choices = ", ".join(entry.presets) or "none: leave it out"
             raise EncodingError(f"--preset {self.preset}: codec {self.codec} takes {choices}")
-        if self.depth is not None and self.depth not in known.formats:
+        if self.depth is not None and self.depth not in entry.formats:
             others = [name for name, codec in CODECS.items() if self.depth in codec.formats]
             advice = f"; {self.depth} has codec {' or '.join(others)}" if others else ""
-            depths = " or ".join(map(str, known.formats))
+            depths = " or ".join(map(str, entry.formats))
             raise EncodingError(f"--depth {self.depth}: codec {self.codec} has {depths} bits{advice}")
 
     @property
@@ -287,7 +287,7 @@ class EncodedSegment:
     @property
     def delay(self) -> int:
         """Packets by which decoding runs ahead of showing."""
-        return max((place - picture for place, picture in enumerate(self.order)), default=0)
+        return max((position - picture for position, picture in enumerate(self.order)), default=0)
 
     def open(self) -> av.container.InputContainer:
         """The file, for reading."""

@@ -1,4 +1,4 @@
-"""What can be wrong with a file of pictures and sound, or with the place of a new one."""
+"""Errors and warnings about files of pictures and sound."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class MediaWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Tell the user, who goes on with what there is."""
+    """Warn the user; the run goes on."""
     warnings.warn(message, MediaWarning, stacklevel=3)

@@ -70,5 +70,5 @@ def log_at(level: int) -> Iterator[None]:
 def reason_of(error: Exception) -> str:
     """Why FFmpeg or PyAV refused something, in words."""
     log = getattr(error, "log", None)
-    said = " ".join(str(log[2]).split()) if log else ""
-    return said or getattr(error, "strerror", None) or str(error) or type(error).__name__
+    message = " ".join(str(log[2]).split()) if log else ""
+    return message or getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What an HDR film says about its light beside its pictures: the mastering display and the brightest pictures.
+"""The HDR metadata of a film: the mastering display and the light levels of its content.
 
 Static metadata (SMPTE ST 2086, CTA-861.3) is one statement for the whole film and stays true of the enhanced one.
 Dynamic metadata (HDR10+, Dolby Vision) describes each picture's own numbers, which the model has changed.
@@ -93,15 +93,15 @@ def encoder_parameters(library: str, metadata: StaticMetadata) -> dict[str, str]
     """``metadata`` as parameters of an encoder's own, or None if it cannot be told: x264, x265 and SVT-AV1 can."""
     display, light = metadata.display, metadata.light
     if library == "libsvtav1":
-        told = {"mastering-display": display and _in_units(display), "content-light": _pair(light)}
+        parameters = {"mastering-display": display and _in_units(display), "content-light": _pair(light)}
     elif library in ("libx264", "libx265"):
         name = {"libx264": "cll", "libx265": "max-cll"}[library]
-        told = {"mastering-display": display and _in_steps(display), name: _pair(light)}
+        parameters = {"mastering-display": display and _in_steps(display), name: _pair(light)}
         if library == "libx265":
-            told["master-display"] = told.pop("mastering-display")
+            parameters["master-display"] = parameters.pop("mastering-display")
     else:
         return None
-    return {name: text for name, text in told.items() if text}
+    return {name: text for name, text in parameters.items() if text}
 
 
 def _pair(light: ContentLight | None) -> str | None:
@@ -111,12 +111,12 @@ def _pair(light: ContentLight | None) -> str | None:
 def _in_steps(display: MasteringDisplay) -> str:
     """As ST 2086 counts: chromaticities in steps of 0.00002, luminances of 0.0001."""
     points = {"G": display.green, "B": display.blue, "R": display.red, "WP": display.white}
-    places = "".join(f"{name}({round(x * 50000)},{round(y * 50000)})" for name, (x, y) in points.items())
-    return f"{places}L({round(display.brightest * 10000)},{round(display.darkest * 10000)})"
+    primaries = "".join(f"{name}({round(x * 50000)},{round(y * 50000)})" for name, (x, y) in points.items())
+    return f"{primaries}L({round(display.brightest * 10000)},{round(display.darkest * 10000)})"
 
 
 def _in_units(display: MasteringDisplay) -> str:
     """As plain numbers."""
     points = {"G": display.green, "B": display.blue, "R": display.red, "WP": display.white}
-    places = "".join(f"{name}({float(x):.5f},{float(y):.5f})" for name, (x, y) in points.items())
-    return f"{places}L({float(display.brightest):.4f},{float(display.darkest):.4f})"
+    primaries = "".join(f"{name}({float(x):.5f},{float(y):.5f})" for name, (x, y) in points.items())
+    return f"{primaries}L({float(display.brightest):.4f},{float(display.darkest):.4f})"

@@ -48,16 +48,16 @@ def pictures_in(folder: Path, *, tell: bool = False) -> list[Path]:
     Raises:
         FolderError: there are none.
     """
-    found = [path for path in folder.iterdir() if is_picture(path)]
-    if not found:
+    pictures = [path for path in folder.iterdir() if is_picture(path)]
+    if not pictures:
         raise FolderError(
             f"{folder} is a folder without pictures; give a video file, or a folder of {', '.join(PICTURES)}"
         )
-    (kind, _), *others = Counter(path.suffix.lower() for path in found).most_common()
+    (kind, _), *others = Counter(path.suffix.lower() for path in pictures).most_common()
     if others and tell:
         left_out = ", ".join(f"{count} {ending}" for ending, count in others)
         warn(f"{folder}: only its {kind} files are used, not the others ({left_out})")
-    return sorted((path for path in found if path.suffix.lower() == kind), key=_natural)
+    return sorted((path for path in pictures if path.suffix.lower() == kind), key=_natural)
 
 
 @contextmanager
@@ -70,14 +70,14 @@ def opened_folder(folder: Path, rate: Fraction) -> Iterator[av.container.InputCo
     """
     pictures = pictures_in(folder, tell=True)
     ending = pictures[0].suffix.lower()
-    with tempfile.TemporaryDirectory(prefix="v2v-") as made, removed_on_abort(Path(made)):
+    with tempfile.TemporaryDirectory(prefix="v2v-") as links, removed_on_abort(Path(links)):
         for number, path in enumerate(
             pictures
         ):  # FFmpeg reads numbered files in order, whatever they are named
-            (Path(made) / f"{number:08d}{ending}").symlink_to(path.resolve())
+            (Path(links) / f"{number:08d}{ending}").symlink_to(path.resolve())
         options = {"framerate": f"{rate.numerator}/{rate.denominator}", "start_number": "0"}
         with av.open(
-            numbered_url(Path(made), f"%08d{ending}"), format="image2", options=options
+            numbered_url(Path(links), f"%08d{ending}"), format="image2", options=options
         ) as container:
             yield container
 

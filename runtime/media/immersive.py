@@ -1,4 +1,4 @@
-"""Pictures of all around (360 degrees) and for two eyes: what a player must know of them, carried over.
+"""Carry over the metadata of spherical (360 degrees) and stereoscopic pictures.
 
 FFmpeg keeps it beside a stream's packets, where PyAV (18, 19) cannot put anything. A stream that is declared after
 another takes it over, though: so a Matroska file without pictures is made in memory that says all of it.

@@ -1,4 +1,4 @@
-"""What FFmpeg is to call a file."""
+"""The names under which FFmpeg opens files."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def side_data_of(frame: av.VideoFrame, codec: Any) -> dict[str, bytes]:
     )  # of PyAV 19, whose FFmpeg no longer repeats it at each frame
     try:
         side_data: Any = frame.side_data
-        items = [side_data[place] for place in range(len(side_data))]
+        items = [side_data[index] for index in range(len(side_data))]
     except ValueError:
         return {}
     return {kind.name: data for kind, data in of_all.items()} | {
@@ -266,10 +266,10 @@ def _inside(size: tuple[int, int], height: int, width: Fraction) -> tuple[int, i
 
 def _on_bars(levels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
     """``[h, w, 3]`` in the middle of black ``[H, W, 3]``."""
-    shown = np.zeros((*size, 3), levels.dtype)
-    top, left = ((whole - part) // 2 for whole, part in zip(size, levels.shape[:2], strict=True))
-    shown[top : top + levels.shape[0], left : left + levels.shape[1]] = levels
-    return shown
+    canvas = np.zeros((*size, 3), levels.dtype)
+    top, left = ((side - inner) // 2 for side, inner in zip(size, levels.shape[:2], strict=True))
+    canvas[top : top + levels.shape[0], left : left + levels.shape[1]] = levels
+    return canvas
 
 
 def planes_of(frame: av.VideoFrame) -> list[npt.NDArray[Any]]:
@@ -282,17 +282,17 @@ def planes_of(frame: av.VideoFrame) -> list[npt.NDArray[Any]]:
 def _on_black(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """``[H, W, 4]`` with straight alpha -> ``[H, W, 3]``."""
     white = int(np.iinfo(pixels.dtype).max)
-    shown = pixels[..., :3].astype(np.uint16 if white == 255 else np.uint32) * pixels[..., 3:]
-    blended: npt.NDArray[Any] = ((shown + white // 2) // white).astype(pixels.dtype)
+    weighted = pixels[..., :3].astype(np.uint16 if white == 255 else np.uint32) * pixels[..., 3:]
+    blended: npt.NDArray[Any] = ((weighted + white // 2) // white).astype(pixels.dtype)
     return blended
 
 
 def from_rgb(pixels: Frame, pixel_format: str, colors: Colors, *, fast: bool = False) -> av.VideoFrame:
     """RGB levels ``[H, W, 3]``, uint8 or uint16 -> a frame in ``pixel_format``, tagged with ``colors``."""
-    wanted = av.VideoFormat(pixel_format)
-    depth = max(component.bits for component in wanted.components)
+    target = av.VideoFormat(pixel_format)
+    depth = max(component.bits for component in target.components)
     if pixels.dtype == np.uint16 and depth > 8:
-        return _from_deep(pixels, wanted, depth, colors)
+        return _from_deep(pixels, target, depth, colors)
     levels: npt.NDArray[Any] = np.ascontiguousarray(pixels)
     frame = av.VideoFrame.from_ndarray(
         _to_bytes(levels) if levels.dtype == np.uint16 else levels, format="rgb24"
@@ -309,22 +309,22 @@ def from_rgb(pixels: Frame, pixel_format: str, colors: Colors, *, fast: bool = F
     )
 
 
-def _from_deep(pixels: Frame, wanted: av.VideoFormat, depth: int, colors: Colors) -> av.VideoFrame:
+def _from_deep(pixels: Frame, target: av.VideoFormat, depth: int, colors: Colors) -> av.VideoFrame:
     """Levels of 16 bits in a format of more than 8."""
-    if wanted.is_rgb:
+    if target.is_rgb:
         levels: npt.NDArray[Any] = np.ascontiguousarray(pixels)
         stored = av.VideoFrame.from_ndarray(levels, format="rgb48le")
-        return stored.reformat(format=wanted.name, src_color_range=_FULL, dst_color_range=_FULL)
+        return stored.reformat(format=target.name, src_color_range=_FULL, dst_color_range=_FULL)
     height, width = pixels.shape[:2]
     frame = av.VideoFrame(width, height, _planar("yuv444p", depth))
     for plane, levels in zip(frame.planes, _yuv_of(pixels, depth, colors), strict=True):
         padded: Any = np.zeros((height, plane.line_size // 2), np.uint16)
         padded[:, :width] = levels
         plane.update(padded)
-    if frame.format.name == wanted.name:
+    if frame.format.name == target.name:
         return frame
     stated = _FULL if colors.full_range else _LIMITED
-    return _reformatted(frame, wanted.name, colors, stated, stated, _FAITHFUL)
+    return _reformatted(frame, target.name, colors, stated, stated, _FAITHFUL)
 
 
 def _reformatted(
@@ -400,8 +400,8 @@ def _rgb_of(planes: Sequence[npt.NDArray[Any]], bits: int, colors: Colors) -> np
         b = (b - grey) * np.float32(2 * (1 - kb) * _WHITE / chroma)
         r = (r - grey) * np.float32(2 * (1 - kr) * _WHITE / chroma)
         g = y - np.float32(kr / kg) * r - np.float32(kb / kg) * b
-        for place, levels in enumerate((y + r, g, y + b)):
-            out[rows, :, place] = np.rint(np.clip(levels, 0, _WHITE, out=levels), out=levels)
+        for channel, levels in enumerate((y + r, g, y + b)):
+            out[rows, :, channel] = np.rint(np.clip(levels, 0, _WHITE, out=levels), out=levels)
     return out
 
 
@@ -414,7 +414,7 @@ def _yuv_of(
     top = (1 << bits) - 1
     luma, blue, red = (np.empty(pixels.shape[:2], np.uint16) for _ in range(3))
     for rows in _bands(*pixels.shape[:2]):
-        r, g, b = (pixels[rows, :, place].astype(np.float32) for place in range(3))
+        r, g, b = (pixels[rows, :, channel].astype(np.float32) for channel in range(3))
         y = np.float32(kr) * r + np.float32(1 - kr - kb) * g + np.float32(kb) * b
         luma[rows] = np.rint(y * np.float32(span / _WHITE) + black)
         for plane, component, weight in ((blue, b, kb), (red, r, kr)):
@@ -429,6 +429,6 @@ def scaled(picture: Frame, size: tuple[int, int], levels: npt.DTypeLike) -> Fram
     frame = av.VideoFrame.from_ndarray(picture, format=kinds[picture.dtype])
     height, width = size
     kind = kinds[np.dtype(levels)]
-    found: Any = frame.reformat(width, height, kind, interpolation=Interpolation.BICUBIC).to_ndarray()
-    result: Frame = found
+    converted: Any = frame.reformat(width, height, kind, interpolation=Interpolation.BICUBIC).to_ndarray()
+    result: Frame = converted
     return result

@@ -212,7 +212,7 @@ class VideoReader:
         return stream
 
     def _tell_losses(self, frame: av.VideoFrame) -> None:
-        """Tell what pictures say that the result cannot."""
+        """Warn of what the result cannot keep: transparency, dynamic HDR metadata, closed captions."""
         if pixels.has_alpha(frame):
             warn(f"{self.path}: transparency cannot be kept; it is shown on black")
         elif ("alpha_mode", "1") in {(name.lower(), value) for name, value in self._stream.metadata.items()}:
@@ -245,7 +245,7 @@ class VideoReader:
         warn(f"{self.path} has a stream that begins only in the middle of the file; it is left out")
 
     def _decode_packets(self) -> Iterator[av.VideoFrame]:
-        """A damaged packet costs no more than itself."""
+        """Decode all packets; a damaged one is counted and left out."""
         unstamped: deque[tuple[int, int]] = (
             deque()
         )  # packets without a time of showing: number, time of decoding
@@ -342,8 +342,8 @@ class VideoReader:
         return info, to_rgb
 
     def _frame_rate(self) -> Fraction:
-        told = (self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate)
-        return next((Fraction(rate) for rate in told if rate and rate <= _FASTEST), folders.RATE)
+        rates = (self._stream.average_rate, self._stream.guessed_rate, self._stream.base_rate)
+        return next((Fraction(rate) for rate in rates if rate and rate <= _FASTEST), folders.RATE)
 
     def _announced(self, rate: Fraction) -> int | None:
         """How many pictures there will be, as far as the file tells."""
@@ -383,9 +383,9 @@ class VideoReader:
 
     def _tell_jumps(self) -> None:
         if gaps := self._clock.gaps:
-            places = "once" if len(gaps) == 1 else f"{len(gaps)} times"
+            count = "once" if len(gaps) == 1 else f"{len(gaps)} times"
             warn(
-                f"{self.path}: its clock jumps ahead {places}, by {clock_text(sum(gaps, Fraction(0)))} in all; "
+                f"{self.path}: its clock jumps ahead {count}, by {clock_text(sum(gaps, Fraction(0)))} in all; "
                 "the film goes on without a gap"
             )
         if self._clock.strays:
@@ -399,14 +399,14 @@ class VideoReader:
             return
         expected = self._stated_count(self.info.frame_rate) or 0
         missing = expected - times.count
-        read = (
+        extent = (
             f"{times.count}{f' of about {expected}' if missing > 0 else ''} frames could be read and are used"
         )
         if self._damaged or self._ends_early(times, missing):
-            warn(f"{self.path} is damaged or cut short: {read}")
+            warn(f"{self.path} is damaged or cut short: {extent}")
         elif missing > 1 and times.regular and (self._is_indexed() or times.longest > _TORN * times.usual):
             # some demuxers skip what they cannot read without a word
-            warn(f"{self.path} may be damaged: {read}")
+            warn(f"{self.path} may be damaged: {extent}")
 
     def _is_indexed(self) -> bool:
         return self._container.format.name.startswith(("mov", "avi"))

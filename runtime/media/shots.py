@@ -26,13 +26,13 @@ class ShotDetector:
         if self._graph is None or geometry != self._geometry:
             self._graph, self._geometry = _scene_graph(frame), geometry
         self._graph.push(frame)
-        found = False
+        starts_shot = False
         while True:
             try:
                 self._graph.pull()
             except (BlockingIOError, EOFError):
-                return found
-            found = True
+                return starts_shot
+            starts_shot = True
 
 
 def _scene_graph(frame: av.VideoFrame) -> av.filter.Graph:

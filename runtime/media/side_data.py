@@ -1,4 +1,4 @@
-"""What a file says beside a stream's pictures: what to cut off, and how to show pictures of a room or for two eyes."""
+"""The crop that a container asks for beside a stream's pictures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def crop_of(container: av.container.InputContainer, stream: Any, size: tuple[int
         text = str(printed.dumps_format())
     sections = _STREAM.split(text)
     for number, section in zip(sections[1::2], sections[2::2], strict=True):
-        if int(number) == stream.index and (found := _CROPPING.search(section)):
-            crop = Crop(*(int(value) for value in found.groups()))
+        if int(number) == stream.index and (match := _CROPPING.search(section)):
+            crop = Crop(*(int(value) for value in match.groups()))
             return crop if min(crop.size(*size)) > 0 else Crop()
     return Crop()

@@ -23,26 +23,26 @@ _STREAMED = "stdout.mkv"  # Matroska can be played while it is still coming in
 
 
 @contextmanager
-def input_path(given: Path) -> Iterator[Path]:
-    """The file to read: ``given``, or what comes in by a pipe, where that is "-" or the name of one.
+def input_path(path: Path) -> Iterator[Path]:
+    """The file to read: ``path``, or a copy of what comes in by a pipe, where that is "-" or the name of one.
 
     Raises:
         UsageError: nothing can come in: the standard input is a terminal or closed, or the name is that of a device; or
             there is no room to keep it.
     """
-    if str(given) == PIPE:
+    if str(path) == PIPE:
         if sys.stdin is None:
             raise UsageError("INPUT is -, but the standard input is closed; give a file, or pipe one in")
         if sys.stdin.isatty():
             raise UsageError("INPUT is -, but nothing is piped in; give a file, or pipe one in")
-        with _kept(sys.stdin.buffer, "stdin") as spooled:
+        with _spooled(sys.stdin.buffer, "stdin") as spooled:
             yield spooled
-    elif is_pipe(given):
-        with given.open("rb") as pipe, _kept(pipe, given.name) as spooled:
+    elif is_pipe(path):
+        with path.open("rb") as pipe, _spooled(pipe, path.name) as spooled:
             yield spooled
     else:
-        check_input(given)
-        yield given
+        check_input(path)
+        yield path
 
 
 def is_pipe(path: Path) -> bool:
@@ -68,15 +68,15 @@ def check_input(path: Path) -> None:
 
 
 @contextmanager
-def output_path(given: Path) -> Iterator[Path]:
-    """The file to write: ``given``, or one that goes out by the standard output, as Matroska, where that is "-".
+def output_path(path: Path) -> Iterator[Path]:
+    """The file to write: ``path``, or a Matroska file that is sent to the standard output, where that is "-".
 
     Raises:
         UsageError: the standard output is a terminal or closed, or takes no more.
         BrokenPipeError: nobody reads it any more.
     """
-    if str(given) != PIPE:
-        yield given
+    if str(path) != PIPE:
+        yield path
         return
     if sys.stdout is None:
         raise UsageError("-o is -, but the standard output is closed; name a file with -o")
@@ -99,7 +99,7 @@ def output_path(given: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _kept(pipe: BinaryIO, name: str) -> Iterator[Path]:
+def _spooled(pipe: BinaryIO, name: str) -> Iterator[Path]:
     with _temporary_folder() as folder:
         spooled = folder / name
         try:

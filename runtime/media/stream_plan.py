@@ -53,7 +53,7 @@ class Fate:
     """What becomes of one stream."""
 
     index: int
-    what: str  # as a person calls it
+    description: str  # as a person calls it
     action: Action
     codec: str = ""  # FFmpeg's name of what it is converted to
     reason: str = ""  # why it is not copied
@@ -62,19 +62,19 @@ class Fate:
     unsaid: tuple[str, ...] = ()  # whom it is for, where the format cannot say that
 
     @property
-    def said(self) -> str:
-        """The fate in words."""
-        kept = f"; {self.keeper} keeps it as it is" if self.keeper else ""
-        unsaid = f", but not that it is {' and '.join(self.unsaid)}" if self.unsaid else ""
+    def outcome(self) -> str:
+        """The outcome in words, for the table that users see."""
+        keeper_text = f"; {self.keeper} keeps it as it is" if self.keeper else ""
+        unsaid_text = f", but not that it is {' and '.join(self.unsaid)}" if self.unsaid else ""
         if self.action == "convert":
-            return f"converted to {_NAMES[self.codec]}{unsaid}{kept}"
+            return f"converted to {_NAMES[self.codec]}{unsaid_text}{keeper_text}"
         if self.action == "leave out":
-            return f"left out: {self.reason}{kept}"
-        return f"kept{unsaid}"
+            return f"left out: {self.reason}{keeper_text}"
+        return f"kept{unsaid_text}"
 
     @property
     def is_changed(self) -> bool:
-        """Whether the stream does not stay all that it is."""
+        """Whether the stream is converted, left out, or loses what it says of its audience."""
         return self.action in ("convert", "leave out") or bool(self.unsaid)
 
 
@@ -93,9 +93,9 @@ class StreamPlan:
             names = ", ".join(self.tags.lost)
             warn(f"{self.source.name} in {self.target.name}: no place for the tags {names}; .mkv keeps them")
         if any(fate.is_changed for fate in self.fates):
-            width = max(len(fate.what) for fate in self.fates)
+            width = max(len(fate.description) for fate in self.fates)
             rows = (
-                f"stream {fate.index:2} ({fate.what}){'':{width - len(fate.what)}} {fate.said}"
+                f"stream {fate.index:2} ({fate.description}){'':{width - len(fate.description)}} {fate.outcome}"
                 for fate in self.fates
             )
             warn("\n".join([f"{self.source.name} in {self.target.name}:", *rows]))
@@ -106,8 +106,8 @@ class StreamPlan:
 
     def without(self, unwanted: Iterable[int]) -> StreamPlan:
         """The same with streams left out."""
-        gone = set(unwanted)
-        return replace(self, fates=tuple(fate for fate in self.fates if fate.index not in gone))
+        indices = set(unwanted)
+        return replace(self, fates=tuple(fate for fate in self.fates if fate.index not in indices))
 
 
 def plan_streams(source: Path, skip: int, target: Path, *, convert: bool = True) -> StreamPlan:
@@ -172,29 +172,29 @@ def _copy_of(stream: Any, output: av.container.OutputContainer) -> Any:
 def _cover_name(stream: Any) -> tuple[str, str]:
     """File name and type under which Matroska's players know a cover picture."""
     codec = str(_codec_of(stream))
-    known = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
-    ending, kind = known.get(codec, (codec, f"image/{codec}"))
+    types = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
+    ending, kind = types.get(codec, (codec, f"image/{codec}"))
     tags: dict[str, str] = {key.lower(): value for key, value in stream.metadata.items()}
     return tags.get("filename", f"cover.{ending}"), tags.get("mimetype", kind)
 
 
-def _first_packets(opened: av.container.InputContainer, wanted: set[int]) -> dict[int, list[Packet]]:
+def _first_packets(opened: av.container.InputContainer, indices: set[int]) -> dict[int, list[Packet]]:
     """Some packets of each stream, under the film's time stamps."""
-    found: dict[int, list[Packet]] = {}
+    samples: dict[int, list[Packet]] = {}
     most_bytes, most = _LOOKED_AT
     silent = {
-        stream.index for stream in opened.streams if stream.index in wanted and stream.type != "attachment"
+        stream.index for stream in opened.streams if stream.index in indices and stream.type != "attachment"
     }
     for number, packet in enumerate(all_packets(opened, FilmClock.of(opened))):
         index = packet.stream.index
-        if packet.size and index in wanted and len(found.setdefault(index, [])) < _TRIED_PACKETS:
-            found[index].append(packet)
-            if len(found[index]) == _TRIED_PACKETS or is_cover(packet.stream):
+        if packet.size and index in indices and len(samples.setdefault(index, [])) < _TRIED_PACKETS:
+            samples[index].append(packet)
+            if len(samples[index]) == _TRIED_PACKETS or is_cover(packet.stream):
                 silent.discard(index)
         most_bytes -= packet.size
         if not silent or most_bytes < 0 or number > most:
             break
-    return found
+    return samples
 
 
 def _fate(stream: Any, sample: Sequence[Packet], container_format: str, convert: bool) -> Fate:
@@ -213,10 +213,10 @@ def _fate(stream: Any, sample: Sequence[Packet], container_format: str, convert:
     keeper = _keeper(fate, stream, sample, container_format)
     if codec is not None:
         converted = replace(fate, action="convert", codec=codec, keeper=keeper)
-        told = _refusal(converted, stream, sample, container_format)
-        if told is None:
+        conversion_refusal = _refusal(converted, stream, sample, container_format)
+        if conversion_refusal is None:
             return converted
-        refused = refused and f"{refused}; it cannot be converted ({told})"
+        refused = refused and f"{refused}; it cannot be converted ({conversion_refusal})"
     if refused is None:
         return fate
     return replace(fate, action="leave out", reason=refused, keeper=keeper)
@@ -256,8 +256,10 @@ def _fitting_together(
         reason = _trial(kept, streams, samples, container_format)
         if reason is None:
             break
-        gone = replace(kept[-1], action="leave out", reason=reason)
-        plan = replace(plan, fates=tuple(gone if fate.index == gone.index else fate for fate in plan.fates))
+        removed = replace(kept[-1], action="leave out", reason=reason)
+        plan = replace(
+            plan, fates=tuple(removed if fate.index == removed.index else fate for fate in plan.fates)
+        )
     return plan
 
 
@@ -267,32 +269,34 @@ def _with_roles(
     samples: dict[int, list[Packet]],
     container_format: str,
 ) -> StreamPlan:
-    """Find out what of whom the streams are for is there when the file is read again."""
+    """Find out by trial which roles of the streams (forced, dubbed and the like) the format loses."""
     streams = {stream.index: stream for stream in opened.streams}
     kept = [fate for fate in plan.kept() if streams[fate.index].type in ("audio", "subtitle")]
     if not any(_roles(streams[fate.index]) for fate in kept):
         return plan
-    written = io.BytesIO()
-    if _trial(kept, streams, samples, container_format, written) is not None:
+    file = io.BytesIO()
+    if _trial(kept, streams, samples, container_format, file) is not None:
         return plan
-    written.seek(0)
-    with av.open(written) as made:
-        said = {
-            kind: [_roles(stream) for stream in made.streams if stream.type == kind]
+    file.seek(0)
+    with av.open(file) as reread:
+        roles_reread = {
+            kind: [_roles(stream) for stream in reread.streams if stream.type == kind]
             for kind in ("audio", "subtitle")
         }
     unsaid: dict[int, tuple[str, ...]] = {}
     for fate in kept:
-        found = said[streams[fate.index].type]
-        unsaid[fate.index] = tuple(sorted(_roles(streams[fate.index]) - (found.pop(0) if found else set())))
+        remaining = roles_reread[streams[fate.index].type]
+        unsaid[fate.index] = tuple(
+            sorted(_roles(streams[fate.index]) - (remaining.pop(0) if remaining else set()))
+        )
     fates = tuple(replace(fate, unsaid=unsaid.get(fate.index, ())) for fate in plan.fates)
     return replace(plan, fates=fates)
 
 
 def _roles(stream: Any) -> set[str]:
-    """Whom a stream is for, in words."""
+    """The roles of a stream (:data:`_ROLES`), in words."""
     disposition = int(stream.disposition)
-    return {words for words, role in _ROLES.items() if disposition & role}
+    return {name for name, role in _ROLES.items() if disposition & role}
 
 
 def _trial(
@@ -300,12 +304,12 @@ def _trial(
     streams: dict[int, Any],
     samples: dict[int, list[Packet]] | dict[int, Sequence[Packet]],
     container_format: str,
-    written: io.BytesIO | None = None,
+    file: io.BytesIO | None = None,
 ) -> str | None:
     """Write streams into memory, beside a picture; returns why that fails, or None."""
-    written = io.BytesIO() if written is None else written
+    file = io.BytesIO() if file is None else file
     try:
-        with av.open(written, "w", format=container_format) as output:
+        with av.open(file, "w", format=container_format) as output:
             pictures = output.add_stream("mpeg4", rate=25, width=16, height=16)
             declared = [(fate, *declare(fate, streams[fate.index], output)) for fate in fates]
             output.start_encoding()
@@ -313,22 +317,22 @@ def _trial(
                 output.mux_one(packet)
             for fate, track, converter in declared:
                 order = PacketOrder(output)
-                for packet in _written(samples.get(fate.index, ()), track, converter):
+                for packet in _packets_for(samples.get(fate.index, ()), track, converter):
                     order(packet)
                     output.mux_one(packet)
-        wanted = [_codec_of(streams[fate.index]) for fate in fates if fate.action == "copy"]
-        return _unreadable(written, [codec for codec in wanted if codec])
+        codecs = [_codec_of(streams[fate.index]) for fate in fates if fate.action == "copy"]
+        return _unreadable(file, [codec for codec in codecs if codec])
     except _REFUSALS as error:
         return reason_of(error)
 
 
-def _unreadable(written: io.BytesIO, wanted: Sequence[str]) -> str | None:
-    """Which stream of a file that was written is another one when it is read, if any."""
-    written.seek(0)
-    with av.open(written) as made:
-        found = [_codec_of(stream) for stream in made.streams]
-    lost = next((codec for codec in wanted if wanted.count(codec) > found.count(codec)), None)
-    return f"nothing reads {lost} in this format" if lost else None
+def _unreadable(file: io.BytesIO, codecs: Sequence[str]) -> str | None:
+    """Why a file that was written is not as planned: the first of ``codecs`` that it lacks when it is read again."""
+    file.seek(0)
+    with av.open(file) as reread:
+        codecs_reread = [_codec_of(stream) for stream in reread.streams]
+    missing = next((codec for codec in codecs if codecs.count(codec) > codecs_reread.count(codec)), None)
+    return f"nothing reads {missing} in this format" if missing else None
 
 
 def _codec_of(stream: Any) -> str | None:
@@ -337,8 +341,8 @@ def _codec_of(stream: Any) -> str | None:
     return _LAYERS.get(str(name), name)
 
 
-def _written(sample: Sequence[Packet], track: Any, converter: Converter | None) -> Iterator[Packet]:
-    """What ``sample`` gives for ``track``; damaged packets are no reason to do without the others."""
+def _packets_for(sample: Sequence[Packet], track: Any, converter: Converter | None) -> Iterator[Packet]:
+    """The packets for ``track`` that ``sample`` gives; raises only if all of them are damaged."""
     refused: Exception | None = None
     worked = False
     for packet in sample:

@@ -1,4 +1,4 @@
-"""What a file says of itself beside its streams: title, date, place and the like, chapters."""
+"""The tags of a file and its streams (title, date, place and the like), and its chapters."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class TagPlan:
 
 def plan_tags(tags: dict[str, str], container_format: str, *, cover: bool) -> TagPlan:
     """Find out by trial how ``tags`` are best kept; a ``cover`` picture has a place beside the usual ones alone."""
-    usual = TagPlan(False, _lost(tags, container_format, any_name=False))
+    usual = TagPlan(False, _unwritable_tags(tags, container_format, any_name=False))
     if not usual.lost or container_format == "matroska" or cover:
         return usual
-    shown = {name for name in tags if name.lower() in _SHOWN} - set(usual.lost)
-    if not shown or any(name.lower().startswith("com.") for name in usual.lost):
-        return TagPlan(True, _lost(tags, container_format, any_name=True))
+    visible = {name for name in tags if name.lower() in _SHOWN} - set(usual.lost)
+    if not visible or any(name.lower().startswith("com.") for name in usual.lost):
+        return TagPlan(True, _unwritable_tags(tags, container_format, any_name=True))
     return usual
 
 
@@ -63,21 +63,21 @@ def mov_flags(plan: TagPlan) -> str:
     return "+faststart+use_metadata_tags" if plan.any_name else "+faststart"
 
 
-def _lost(tags: dict[str, str], container_format: str, *, any_name: bool) -> tuple[str, ...]:
-    """Which tags are not there when a file of nothing else is read again."""
-    written = io.BytesIO()
+def _unwritable_tags(tags: dict[str, str], container_format: str, *, any_name: bool) -> tuple[str, ...]:
+    """The tags that a format loses: those missing when a file that has nothing else is read again."""
+    file = io.BytesIO()
     options = {"movflags": "use_metadata_tags"} if any_name else {}
     try:
-        with av.open(written, "w", format=container_format, container_options=options) as output:
+        with av.open(file, "w", format=container_format, container_options=options) as output:
             pictures = output.add_stream("mpeg4", rate=25, width=16, height=16)
             output.metadata.update(tags)
             output.mux(pictures.encode(av.VideoFrame(16, 16, "yuv420p")))
-        written.seek(0)
-        with av.open(written, metadata_errors="replace") as made:
-            found = {name.lower() for name in made.metadata}
+        file.seek(0)
+        with av.open(file, metadata_errors="replace") as reread:
+            names = {name.lower() for name in reread.metadata}
     except (av.FFmpegError, ValueError):
         return ()
-    return tuple(name for name in tags if name.lower() not in found)
+    return tuple(name for name in tags if name.lower() not in names)
 
 
 def copy_tags(
@@ -88,8 +88,10 @@ def copy_tags(
 ) -> None:
     """Copy title, artist and the like, and the chapters at their places in the film, cut to ``part``."""
     output.metadata.update(film_tags(source))
-    told: Any = source.chapters()
-    chapters: Any = [moved for chapter in told if (moved := _in_film(chapter, clock))["end"] >= 0]
+    source_chapters: Any = source.chapters()
+    chapters: Any = [
+        in_film for chapter in source_chapters if (in_film := _in_film(chapter, clock))["end"] >= 0
+    ]
     if part:
         chapters = chapters_of(part, chapters)
     if chapters:

@@ -1,4 +1,4 @@
-"""Which part of a film is wanted: from a start to an end, or a few seconds from its middle.
+"""The part of a film to enhance: from a start to an end, or a few seconds from its middle.
 
 A range is ``[start, end)`` in seconds from the film's beginning, as players count: a picture belongs to it if it
 begins inside. Times are compared to the microsecond, which is what containers tell of their own beginning.
@@ -36,8 +36,8 @@ class TimeRange:
     def __post_init__(self) -> None:
         start, end = self.start or Fraction(0), self.end
         if end is not None and start >= end:
-            given = f"--start {clock(start)} --end {clock(end)}" if start else f"--end {clock(end)}"
-            raise UsageError(f"{given}: the end must come after the start")
+            flags = f"--start {clock(start)} --end {clock(end)}" if start else f"--end {clock(end)}"
+            raise UsageError(f"{flags}: the end must come after the start")
         if self.preview is not None and self.preview <= 0:
             raise UsageError("--preview 0: give the seconds to show, as --preview 3")
 
@@ -48,8 +48,8 @@ class TimeRange:
 
     def facts(self) -> dict[str, str]:
         """What was asked for, by the names of the flags."""
-        given = {"--start": self.start, "--end": self.end, "--preview": self.preview}
-        return {name: NOT_GIVEN if value is None else clock(value) for name, value in given.items()}
+        times = {"--start": self.start, "--end": self.end, "--preview": self.preview}
+        return {name: NOT_GIVEN if value is None else clock(value) for name, value in times.items()}
 
     def within(self, length: Fraction | None) -> tuple[Fraction, Fraction | None]:
         """(start, end) in a film of ``length`` seconds, where that is known; an end of None is the film's own."""
@@ -101,10 +101,10 @@ def parse_time(flag: str, text: str) -> Fraction:
     Raises:
         UsageError: anything else.
     """
-    found = _TIME.fullmatch(text.strip())
-    if found is None:
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
         raise UsageError(f"{flag} {text}: give seconds, mm:ss or hh:mm:ss, as 12.5, 1:30 or 1:02:03.25")
-    hours, minutes, seconds = found.groups()
+    hours, minutes, seconds = match.groups()
     if (minutes and Fraction(seconds) >= 60) or (hours and int(minutes) >= 60):
         raise UsageError(f"{flag} {text}: minutes and seconds behind a colon go up to 59")
     return (int(hours or 0) * 60 + int(minutes or 0)) * 60 + Fraction(seconds)
@@ -117,14 +117,16 @@ def is_time(text: str) -> bool:
 
 def clock(seconds: Fraction) -> str:
     """``0:01:05.25``, as :func:`parse_time` reads it."""
-    minutes, rest = divmod(round(seconds / _MICROSECOND), 60_000_000)
-    text = f"{minutes // 60}:{minutes % 60:02d}:{rest // 1_000_000:02d}.{rest % 1_000_000:06d}"
+    minutes, microseconds = divmod(round(seconds / _MICROSECOND), 60_000_000)
+    text = (
+        f"{minutes // 60}:{minutes % 60:02d}:{microseconds // 1_000_000:02d}.{microseconds % 1_000_000:06d}"
+    )
     return text.rstrip("0").rstrip(".")
 
 
 def chapters_of(part: Part, chapters: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The chapters that ``part`` touches, cut to it and shifted with it."""
-    kept = []
+    cut = []
     for chapter in chapters:
         tick = chapter["time_base"]
         begin = round(part.shift / tick)
@@ -132,5 +134,5 @@ def chapters_of(part: Part, chapters: Sequence[dict[str, Any]]) -> list[dict[str
         if part.stop is not None:
             end = min(end, round(part.stop / tick))
         if start < end:
-            kept.append({**chapter, "start": start - begin, "end": end - begin})
-    return kept
+            cut.append({**chapter, "start": start - begin, "end": end - begin})
+    return cut

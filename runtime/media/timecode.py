@@ -31,14 +31,14 @@ def at_rate(pictures: Any, rate: Fraction) -> None:
 
 def has_track(container_format: str, timecode: str, rate: Fraction) -> bool:
     """Find out by trial whether a format gets a track of time code for joined pictures of a constant ``rate``."""
-    plain, written = io.BytesIO(), io.BytesIO()
+    plain, file = io.BytesIO(), io.BytesIO()
     try:
         with av.open(plain, "w", format=container_format) as output:
             encoder = output.add_stream("mpeg4", rate=25, width=16, height=16)
             for frame in (av.VideoFrame(16, 16, "yuv420p"), None):
                 output.mux(encoder.encode(frame))
         plain.seek(0)
-        with av.open(plain) as segment, av.open(written, "w", format=container_format) as output:
+        with av.open(plain) as segment, av.open(file, "w", format=container_format) as output:
             pictures = output.add_stream_from_template(segment.streams.video[0], opaque=True)
             at_rate(pictures, rate)
             output.metadata["timecode"] = timecode
@@ -46,26 +46,26 @@ def has_track(container_format: str, timecode: str, rate: Fraction) -> bool:
                 if packet.size:
                     packet.stream = pictures
                     output.mux(packet)
-        written.seek(0)
-        with av.open(written) as made:
-            return any("timecode" in stream.metadata for stream in made.streams)
+        file.seek(0)
+        with av.open(file) as reread:
+            return any("timecode" in stream.metadata for stream in reread.streams)
     except (av.FFmpegError, ValueError):
         return False
 
 
 def later(timecode: str, pictures: int, rate: Fraction) -> str:
     """The time code ``pictures`` later; at 30 and 60 a second numbers are dropped where the code says so (ST 12-1)."""
-    found = _TIMECODE.fullmatch(timecode)
-    if found is None:
+    match = _TIMECODE.fullmatch(timecode)
+    if match is None:
         return timecode
-    hours, minutes, seconds, frames = (int(found[place]) for place in (1, 2, 3, 5))
-    mark, second = found[4], max(round(rate), 1)
+    hours, minutes, seconds, frames = (int(match[group]) for group in (1, 2, 3, 5))
+    mark, second = match[4], max(round(rate), 1)
     dropped = second // 15 if mark != ":" else 0  # numbers that each minute leaves out, but every tenth
     minutes += 60 * hours
     count = (60 * minutes + seconds) * second + frames - dropped * (minutes - minutes // 10) + pictures
-    tens, rest = divmod(count, 600 * second - 9 * dropped)
+    tens, remainder = divmod(count, 600 * second - 9 * dropped)
     count += 9 * dropped * tens
-    if rest >= 60 * second:
-        count += dropped * (1 + (rest - 60 * second) // (60 * second - dropped))
+    if remainder >= 60 * second:
+        count += dropped * (1 + (remainder - 60 * second) // (60 * second - dropped))
     seconds, frames = divmod(count, second)
     return f"{seconds // 3600 % 24:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{mark}{frames:02d}"

@@ -31,8 +31,8 @@ class Timestamps(Sequence[Timestamp]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, place: Any) -> Any:
-        return Timestamp(self._starts[place], self._durations[place])
+    def __getitem__(self, index: Any) -> Any:
+        return Timestamp(self._starts[index], self._durations[index])
 
 
 def is_constant(stamps: Sequence[Timestamp], time_base: Fraction, rate: Fraction) -> bool:

@@ -81,7 +81,7 @@ class VideoWriter:
         self._output: Any = None
         self._encoder: Any = None
         self._copier: StreamCopier | None = None
-        self._written = 0
+        self._pictures_written = 0
         try:
             self._open()
         except BaseException:
@@ -125,14 +125,14 @@ class VideoWriter:
             encoder, info = self._encoder, self.source.info
             picture = self.encoding.picture(frame, encoder)
             if self.parity:
-                picture.pts, picture.time_base = self._written, 1 / PARITY_RATE
+                picture.pts, picture.time_base = self._pictures_written, 1 / PARITY_RATE
             else:
                 picture.pts, picture.time_base = stamp.start, info.time_base
                 picture.duration = stamp.duration
             if self._copier:
                 self._copier.advance(stamp.start * info.time_base)
             self._output.mux(encoder.encode(picture))
-            self._written += 1
+            self._pictures_written += 1
 
     def _begin(self, height: int, width: int) -> None:
         """Open the encoder and declare every stream, before the first packet is written."""
@@ -197,15 +197,15 @@ class VideoWriter:
 
     def _begin_anew(self, error: av.FFmpegError) -> None:
         """Do without streams that FFmpeg refuses after all: first those that play the least part, then all."""
-        sound = [fate for fate in self._streams.kept() if fate.what.startswith("audio")]
-        gone = [fate for fate in self._streams.kept() if fate not in sound] or sound
-        named = ", ".join(f"{fate.index} ({fate.what})" for fate in gone)
+        sound = [fate for fate in self._streams.kept() if fate.description.startswith("audio")]
+        refused = [fate for fate in self._streams.kept() if fate not in sound] or sound
+        named = ", ".join(f"{fate.index} ({fate.description})" for fate in refused)
         warn(
             f"{self.path}: FFmpeg refuses to write the streams {named} ({reason_of(error)}); they are left out"
         )
-        self._streams = self._streams.without(fate.index for fate in gone)
+        self._streams = self._streams.without(fate.index for fate in refused)
         self._close()
-        self._copier, self._written = None, 0
+        self._copier, self._pictures_written = None, 0
         self._open()
 
     def _join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:
@@ -220,7 +220,7 @@ class VideoWriter:
                     stream = self._declare_joined(container.streams.video[0], tick, stamps)
                 for packet, picture in zip(segment.packets(container), segment.order, strict=True):
                     stamp = stamps[first + picture]
-                    ahead = self._written - delay
+                    ahead = self._pictures_written - delay
                     packet.time_base, packet.pts = tick, stamp.start
                     packet.dts = stamps[ahead].start if ahead >= 0 else stamps[0].start + ahead * step
                     packet.duration = stamp.duration
@@ -228,7 +228,7 @@ class VideoWriter:
                     if self._copier:
                         self._copier.advance(packet.dts * tick)
                     self._output.mux_one(packet)
-                    self._written += 1
+                    self._pictures_written += 1
             first += len(segment.order)
 
     def _declare_joined(self, template: Any, tick: Fraction, stamps: Sequence[Timestamp]) -> Any:
@@ -249,13 +249,13 @@ class VideoWriter:
         side_data = self.source.info.immersive
         if self.parity or not is_immersive(side_data):
             return template
-        made = saying(side_data, template) if keeps_immersive(self._format) else None
-        if made is None:
+        carrier = saying(side_data, template) if keeps_immersive(self._format) else None
+        if carrier is None:
             warn(
                 f"{self.path}: that it is a film of 360 degrees or for two eyes cannot be said here; .mkv says it"
             )
             return template
-        return lent.enter_context(made).streams.video[0]
+        return lent.enter_context(carrier).streams.video[0]
 
     def _end(self) -> None:
         """Write all that is left, and the file's trailer."""
@@ -267,7 +267,7 @@ class VideoWriter:
 
     def _finish(self) -> None:
         with writing(self.path):
-            if not self._written:
+            if not self._pictures_written:
                 raise MediaError(f"{self.path}: there was nothing to write")
             if self._encoder is not None:
                 self._output.mux(self._encoder.encode(None))
@@ -448,9 +448,9 @@ def _create_beside(path: Path) -> Path:
 def _add_note(metadata: dict[str, str], note: str) -> None:
     """Keep ``note`` in the first free text field that every container has, without losing what is in them."""
     if note:
-        taken = {key.lower(): key for key in metadata}  # Matroska's come in capitals
-        free = next((key for key in ("comment", "description", "synopsis") if key not in taken), None)
+        keys = {key.lower(): key for key in metadata}  # Matroska's come in capitals
+        free = next((key for key in ("comment", "description", "synopsis") if key not in keys), None)
         if free:
             metadata[free] = note
         else:
-            metadata[taken["comment"]] += "\n" + note
+            metadata[keys["comment"]] += "\n" + note
