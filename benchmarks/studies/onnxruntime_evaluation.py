@@ -86,7 +86,7 @@ class Evaluation:
             model,
             window,
             precision,
-            lambda _: graph,
+            lambda: graph,
             lambda: plain_network("unet", model, weights),
         )
         self.files = backend.build(source, folder / "set", options, lambda *_: None).files
