@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from cuda.core import Buffer, Event, Kernel, Stream
     from cuda.core.graph import Graph
 
-_THREADS = 256  # of a block; the kernels' launch bounds say the same
+THREADS = 256  # of a block; the kernels' launch bounds say the same
 _GROUP = 8  # elements that a thread handles
 _STATISTICS_BLOCKS = 1024  # at most; Scratch in guidance.cu has room for so many
-_SCRATCH_BYTES = 8 + 4 * 8 * _STATISTICS_BLOCKS
+SCRATCH_BYTES = 8 + 4 * 8 * _STATISTICS_BLOCKS
 _FRAME_TAPS = 2  # at most, of kernels of prepare_frame that are made for a number
-_ALL_FINITE = np.uint64(2**64 - 1)
+ALL_FINITE = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +107,14 @@ class CudaDevice:
         self.allocations = 0  # pieces of memory asked for so far, on the device and pinned
         self.capture_refused: str | None = None  # why the last work that was to be captured was not
         self._pinned = _PinnedPool(self)
-        self._kernels = {name: self._load(name) for name in kernels.FILES}
+        self.object_codes = {name: self._load(name) for name in kernels.FILES}
         self._kernel = lru_cache(maxsize=None)(self._find_kernel)
         self._taps = lru_cache(maxsize=256)(self._make_taps)
 
-        self._scratch = self.empty((_SCRATCH_BYTES,), np.uint8)
+        self._scratch = self.empty((SCRATCH_BYTES,), np.uint8)
         self.zero(self._scratch)
         # The lowest (label, frame) that was not finite, and the host's memory where kernels say that there is one.
-        self._nonfinite = self.upload(np.full(1, _ALL_FINITE))
+        self._nonfinite = self.upload(np.full(1, ALL_FINITE))
         self._flag_memory = self._pinned.take(4)
         self._flag = self._flag_memory.bytes[:4].view(np.int32)
         self._flag[0] = 0
@@ -307,17 +307,17 @@ class CudaDevice:
             return None
         # A run ends here anyway, so wait for all that is queued: it may have found something lower.
         lowest = int(self.download(self._nonfinite)[0])
-        self.upload(np.full(1, _ALL_FINITE), self._nonfinite)
+        self.upload(np.full(1, ALL_FINITE), self._nonfinite)
         self._flag[0] = 0  # nothing is under way that could set it
         return Nonfinite(lowest >> 32, lowest & 0xFFFFFFFF)
 
     # Launching ----------------------------------------------------------------------------------------------
     def _launch(self, kernel: Kernel, blocks: int, *arguments: Any) -> None:
-        launch(self.cuda_stream, LaunchConfig(grid=blocks, block=_THREADS), kernel, *arguments)
+        launch(self.cuda_stream, LaunchConfig(grid=blocks, block=THREADS), kernel, *arguments)
 
     def _each(self, kernel: Kernel, elements: int, *arguments: Any) -> None:
         """One thread for each group of elements."""
-        self._launch(kernel, max(-(-elements // (_GROUP * _THREADS)), 1), *arguments)
+        self._launch(kernel, max(-(-elements // (_GROUP * THREADS)), 1), *arguments)
 
     def _window(
         self,
@@ -342,7 +342,7 @@ class CudaDevice:
     ) -> None:
         # No more blocks than run at once: a second wave would wait for the first.
         most = min(4 * self.gpu.properties.multiprocessor_count, _STATISTICS_BLOCKS)
-        blocks = min(-(-conditional.size // (_GROUP * _THREADS)), most)
+        blocks = min(-(-conditional.size // (_GROUP * THREADS)), most)
         self._launch(
             self._kernel("statistics", conditional.dtype),
             blocks,
@@ -360,7 +360,7 @@ class CudaDevice:
     def _find_kernel(self, name: str, *variant: npt.DTypeLike | int) -> Kernel:
         file = next(file for file, names in kernels.FILES.items() if name in names)
         types = (str(part) if isinstance(part, int) else np.dtype(part).name for part in variant)
-        return self._kernels[file].get_kernel("_".join((name, *types)))
+        return self.object_codes[file].get_kernel("_".join((name, *types)))
 
     def _load(self, name: str) -> Any:
         try:

@@ -27,21 +27,21 @@ Each exists for float32 and float16, those of pictures for uint8 and uint16 too,
 weights an axis and any number (0); ``combine`` for 1 to 5 terms.
 """
 
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
 _COMMON = "common.cuh"
 
 
 def source(name: str) -> str:
     """The text of ``name.cu`` with the shared header put in its place: NVRTC needs no include path."""
-    common = (_FOLDER / _COMMON).read_text().replace("#pragma once", "")
-    return (_FOLDER / f"{name}.cu").read_text().replace(f'#include "{_COMMON}"', common)
+    common = (FOLDER / _COMMON).read_text().replace("#pragma once", "")
+    return (FOLDER / f"{name}.cu").read_text().replace(f'#include "{_COMMON}"', common)
 
 
 def prebuilt(name: str) -> Path:
     """Where the build puts the code compiled from ``name.cu`` as it is now; the file may not exist."""
-    sums = (hashlib.sha256((_FOLDER / file).read_bytes()).hexdigest() for file in (_COMMON, f"{name}.cu"))
+    sums = (hashlib.sha256((FOLDER / file).read_bytes()).hexdigest() for file in (_COMMON, f"{name}.cu"))
     digest = hashlib.sha256("".join(sums).encode()).hexdigest()  # CMakeLists.txt computes the same
-    return _FOLDER / f"{name}-{digest[:16]}.fatbin"
+    return FOLDER / f"{name}-{digest[:16]}.fatbin"
 
 
 def compile_source(

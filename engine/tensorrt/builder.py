@@ -132,17 +132,17 @@ def build_plan(
     Raises:
         BuildError: names the component, the layer where one is known, the cause, and what to try.
     """
-    state = _State()
+    state = BuildState()
 
     def work() -> CompiledPlan:
         with library.capture() as messages:
-            return _build(library, component, graph, limit, portability, timing_cache, state, messages)
+            return compile_plan(library, component, graph, limit, portability, timing_cache, state, messages)
 
     return _in_thread(work, state, progress)
 
 
 @dataclass
-class _State:
+class BuildState:
     """What the thread that builds and the one that waits for it share."""
 
     phase: str = "parsing"
@@ -150,7 +150,7 @@ class _State:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-def _in_thread(work: Callable[[], CompiledPlan], state: _State, progress: PhaseProgress) -> CompiledPlan:
+def _in_thread(work: Callable[[], CompiledPlan], state: BuildState, progress: PhaseProgress) -> CompiledPlan:
     """Run ``work`` beside this thread, which thus stays free to report progress and to take Ctrl-C."""
     outcome: list[CompiledPlan | BaseException] = []
 
@@ -177,14 +177,14 @@ def _in_thread(work: Callable[[], CompiledPlan], state: _State, progress: PhaseP
     return result
 
 
-def _build(
+def compile_plan(
     library: Library,
     component: Component,
     graph: Path,
     limit: Limits,
     portability: Portability,
     timing_cache: Path,
-    state: _State,
+    state: BuildState,
     messages: list[Message],
 ) -> CompiledPlan:
     try:
@@ -333,7 +333,7 @@ class TimingCache:
             return  # a full or read-only disk must not spoil a finished build
 
 
-def _monitor(api: Any, state: _State) -> Any:
+def _monitor(api: Any, state: BuildState) -> Any:
     """TensorRT's nested phases as one share that only grows."""
 
     class Monitor(api.IProgressMonitor):  # type: ignore[misc]

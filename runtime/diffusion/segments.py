@@ -25,7 +25,7 @@ _LEAST_AHEAD = 2
 _WINDOWS_PER_SEGMENT = 3
 
 
-_SEGMENT_BYTES = 1 << 30  # of decoded frames, as long as a window is not more than that
+SEGMENT_BYTES = 1 << 30  # of decoded frames, as long as a window is not more than that
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def segments(
         if parity and number == PARITY_FRAMES:
             break
         if number == 0 and not parity:
-            windows = min(max(_SEGMENT_BYTES // (frame.nbytes * window.frames), 1), _WINDOWS_PER_SEGMENT)
+            windows = min(max(SEGMENT_BYTES // (frame.nbytes * window.frames), 1), _WINDOWS_PER_SEGMENT)
             length = window.frames * windows - shared * (windows - 1)
         full = len(waiting) == length - (shared if continues else 0)
         if waiting and (full or number in cuts):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.benchmarks import made
 from v2v.benchmarks import session
 from v2v.benchmarks.session import SessionPlan, run_session
+from v2v.core.components import window_for
+from v2v.core.configs import MODELS
 from v2v.core.errors import V2VError
 
 
@@ -30,7 +34,6 @@ def two_subjects(monkeypatch):
             self.name, self.kind, self.device = name, kind, "cpu"
 
     monkeypatch.setattr(session, "in_fresh_process", in_fresh_process)
-    monkeypatch.setattr(session, "_work", lambda *arguments: ())
     monkeypatch.setattr(
         session, "openers", lambda plan: [Subject("eager", "eager"), Subject("set", "engines")]
     )
@@ -38,7 +41,11 @@ def two_subjects(monkeypatch):
 
 
 def run(keep):
-    plan = SessionPlan(sets=(), baselines=(), device=None, weights=None, repeats=1, steps=None, sweeps=())
+    recipe = SimpleNamespace(model=MODELS["small"], window=window_for(MODELS["small"], (80, 72), 8))
+    measured = SimpleNamespace(manifest=SimpleNamespace(recipe=recipe))
+    plan = SessionPlan(
+        sets=(measured,), baselines=(), device=None, weights=None, repeats=1, steps=None, sweeps=()
+    )
     return run_session(plan, "v2v-bench", lambda name: lambda text, share: None, keep)
 
 

@@ -87,11 +87,11 @@ def test_what_was_compiled_is_kept_and_found_again(tmp_path):
 
 
 def test_prebuilt_code_belongs_to_the_sources_it_was_made_from(tmp_path, monkeypatch):
-    folder = kernels._FOLDER
+    folder = kernels.FOLDER
     for file in folder.glob("*.cu*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     before = kernels.prebuilt("latents").name
-    monkeypatch.setattr(kernels, "_FOLDER", tmp_path)
+    monkeypatch.setattr(kernels, "FOLDER", tmp_path)
     assert kernels.prebuilt("latents").name == before
     (tmp_path / "common.cuh").write_text((tmp_path / "common.cuh").read_text() + "\n")
     assert kernels.prebuilt("latents").name != before
@@ -148,7 +148,7 @@ def test_what_cmake_builds_is_what_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "prebuilt", lambda name: tmp_path / named(name).name)
     monkeypatch.setattr(kernels, "compile_source", None)  # nothing may be compiled
     gpu = cuda.CudaDevice()
-    assert {code.code_type for code in gpu._kernels.values()} == {"fatbin"}
+    assert {code.code_type for code in gpu.object_codes.values()} == {"fatbin"}
     x = gpu.upload(np.arange(100, dtype=np.float32))
     gpu.combine([(2.0, x), (1.0, x)], x)
     np.testing.assert_array_equal(gpu.download(x), 3 * np.arange(100))
@@ -168,7 +168,7 @@ def test_prebuilt_code_is_loaded_where_it_fits_and_made_anew_where_not(tmp_path,
     number = capability[0] * 10 + capability[1] if fits else 90 if capability[0] == 8 else 80
     made = tmp_path / "latents.fatbin"
     command = ["nvcc", "-std=c++17", "-fatbin", f"-gencode=arch=compute_{number},code=sm_{number}"]
-    subprocess.run([*command, "-o", made, kernels._FOLDER / "latents.cu"], check=True)
+    subprocess.run([*command, "-o", made, kernels.FOLDER / "latents.cu"], check=True)
     monkeypatch.setattr(kernels, "prebuilt", lambda name: made)
     monkeypatch.setattr(kernels.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     code = kernels.load("latents", capability)

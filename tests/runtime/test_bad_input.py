@@ -250,13 +250,13 @@ def test_a_file_that_appears_during_the_run_is_left_alone(
     output = tmp_path / "out.mp4"
     from v2v.runtime.media.writer import VideoWriter
 
-    finish = VideoWriter._finish
+    leave = VideoWriter.__exit__
 
-    def finish_late(self: VideoWriter) -> None:
+    def leave_late(self: VideoWriter, *raised: Any) -> None:
         output.write_text("precious")
-        finish(self)
+        leave(self, *raised)
 
-    monkeypatch.setattr(VideoWriter, "_finish", finish_late)
+    monkeypatch.setattr(VideoWriter, "__exit__", leave_late)
     done = run(clip, "-o", output, "--engines", stand_in_engines, "--steps", 1, "--scale", 1)
     assert done.code == 0
     assert output.read_text() == "precious"

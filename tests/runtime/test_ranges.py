@@ -7,6 +7,7 @@ import subprocess
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -162,9 +163,32 @@ def test_what_lies_before_a_range_is_not_decoded(tmp_path: Path, monkeypatch: py
 def test_an_index_that_leads_too_far_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_video(tmp_path / "in.mp4", frames=60, options={"g": "10"})
     whole, _ = read(source, TimeRange())
-    seek = VideoReader._seek
-    monkeypatch.setattr(VideoReader, "_seek", lambda self, time: seek(self, time + 3 if time else time))
+    open_file = av.open
+
+    class TooFar:
+        """A file whose index names places three seconds behind the right ones."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.file = open_file(*arguments, **options)
+
+        def __enter__(self) -> TooFar:
+            return self
+
+        def __exit__(self, *raised: Any) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def seek(self, offset: int, *, stream: av.VideoStream) -> None:
+            assert stream.time_base is not None
+            sought.append(offset)
+            self.file.seek(offset + round(3 / stream.time_base) if offset else 0, stream=stream)
+
+    sought: list[int] = []
+    monkeypatch.setattr(av, "open", TooFar)
     pictures, _ = read(source, within(2, 3))
+    assert len(sought) == 2 and sought[1] < sought[0]
     assert np.array_equal(pictures, whole[20:30])
 
 

@@ -43,7 +43,7 @@ def _tuned(name: str, warps: int, stages: int) -> Any:
     return triton.autotune([config], key=[])(getattr(kernels, name))
 
 
-def _launch(
+def launch(
     name: str,
     grid: tuple[int, ...],
     *,
@@ -86,7 +86,7 @@ def general_kernels() -> Iterator[None]:
         _general_only = before
 
 
-def _has_twins(device: torch.device) -> bool:
+def has_twins(device: torch.device) -> bool:
     """Whether GPU and Triton are the ones that ``hopper.py`` is for."""
     return not _general_only and _is_hopper(device)
 
@@ -123,7 +123,7 @@ def rounded(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 # Norms over groups ------------------------------------------------------------------------------------------
 
 
-def _chunk(frames: int, rows: int, channels: int) -> int:
+def chunk_size(frames: int, rows: int, channels: int) -> int:
     """Rows per program of the moments: enough programs to fill a GPU twice over, and not many more."""
     programs = _up(2112, frames * _up(channels, 64))
     return _up(_up(rows, min(programs, _up(rows, 128))), 64) * 64
@@ -132,10 +132,10 @@ def _chunk(frames: int, rows: int, channels: int) -> int:
 @triton_op("v2v::moments", mutates_args=())
 def _moments(x: Tensor) -> Tensor:
     frames, rows, channels = x.shape
-    chunk = _chunk(frames, rows, channels)
+    chunk = chunk_size(frames, rows, channels)
     chunks = _up(rows, chunk)
     out = x.new_empty((frames, chunks, channels, 2), dtype=torch.float32)
-    _launch(
+    launch(
         "channel_moments",
         (_up(channels, 64), frames * chunks),
         warps=4,
@@ -159,11 +159,11 @@ def _moments(x: Tensor) -> Tensor:
 @triton_op("v2v::add_moments", mutates_args=())
 def _add_moments(x: Tensor, others: list[Tensor], bias: Tensor) -> tuple[Tensor, Tensor]:
     frames, rows, channels = x.shape
-    chunk = _chunk(frames, rows, channels)
+    chunk = chunk_size(frames, rows, channels)
     chunks = _up(rows, chunk)
     total = torch.empty_like(x)
     out = x.new_empty((frames, chunks, channels, 2), dtype=torch.float32)
-    _launch(
+    launch(
         "channel_moments",
         (_up(channels, 64), frames * chunks),
         warps=4,
@@ -221,7 +221,7 @@ def _norm_coefficients(
     group = channels // groups
     out = weight.new_empty((2, segments, channels), dtype=torch.float32)
     block = max(_power_of_two(group), 4)
-    _launch(
+    launch(
         "norm_coefficients",
         (segments, groups),
         warps=4,
@@ -271,7 +271,7 @@ def norm_coefficients(
         shift: ``[C]``, added to the map before the norm.
     """
     if weight.is_cuda:
-        chunks = [_chunk(part.shape[0], rows, part.shape[2]) for part in moments]
+        chunks = [chunk_size(part.shape[0], rows, part.shape[2]) for part in moments]
         fused: Tensor = _norm_coefficients(moments, shift, weight, bias, rows, chunks, groups, eps, over_clip)
         return fused
     both = torch.cat(moments, 2)[:, 0]  # plain moments have one chunk
@@ -303,7 +303,7 @@ def _scale_offset(
     start = 0
     for x in maps:
         width = x.shape[2]
-        _launch(
+        launch(
             "scale_offset",
             (_up(width, 64), frames * _up(rows_out, 64)),
             warps=4,
@@ -370,7 +370,7 @@ def _layer_norm(
     tokens = x.numel() // channels
     block = _tokens_per_program(channels)
     out = torch.empty_like(x, dtype=dtype)
-    _launch(
+    launch(
         "layer_norm",
         (_up(tokens, block),),
         warps=4,
@@ -415,7 +415,7 @@ def _launch_add_layer_norm(
     tokens = x.numel() // channels
     block = _tokens_per_program(channels)
     out = torch.empty_like(x, dtype=dtype)
-    _launch(
+    launch(
         "layer_norm",
         (_up(tokens, block),),
         warps=4,
@@ -474,7 +474,7 @@ def _launch_gate(h: Tensor, bias: Tensor, out: Tensor) -> None:
     """Write the gated values into the last columns of ``out``."""
     width = h.shape[-1] // 2
     tokens = h.numel() // (2 * width)
-    _launch(
+    launch(
         "gate",
         (_up(width, 128), _up(tokens, 16)),
         warps=4,
@@ -505,7 +505,7 @@ def _feed_forward(
     buffer = x.new_empty((*x.shape[:-1], contract.shape[1]))
     normed = _launch_add_layer_norm(x, delta, bias, weight, offset, eps, buffer, x.dtype)
     if x.dtype == torch.float16 and x.shape[-1] % 64 == 0:
-        if _has_twins(x.device):
+        if has_twins(x.device):
             tile: dict[str, Any] = {"blocks": (128, 64, 0), "warps": 4, "twin": 4, "group": 4}
         else:
             tile = {"blocks": (128, 128, 0), "warps": 8}
@@ -577,7 +577,7 @@ def launch_product(
     block_m, block_n, extra_n = blocks
     height_of_image, width_of_image = image or (0, 0)
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    _launch(
+    launch(
         "product",
         (min(_up(tokens, block_m) * _up(width, block_n + extra_n), resident * processors),),
         warps=warps,
@@ -623,7 +623,7 @@ def _temporal_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
     rows = tokens // frames
     heads = qkv_width // (3 * size)
     out = qkv.new_empty((tokens, qkv_width // 3))
-    _launch(
+    launch(
         "temporal_attention",
         (rows * heads,),
         warps=1 if frames <= 32 else 4,
@@ -662,8 +662,8 @@ def _spatial_attention(qkv: Tensor, frames: int, size: int) -> Tensor:
     rows = tokens // frames
     heads = qkv_width // (3 * size)
     out = qkv.new_empty((tokens, qkv_width // 3))
-    consumers = 3 if size == 64 and _has_twins(qkv.device) else 0
-    _launch(
+    consumers = 3 if size == 64 and has_twins(qkv.device) else 0
+    launch(
         "spatial_attention",
         (_up(rows, 64 * (consumers or 1)), frames * heads),
         warps=4,
@@ -699,7 +699,7 @@ def _text_attention(q: Tensor, kv: Tensor, size: int) -> Tensor:
     tokens = q.numel() // channels
     keys = kv.shape[0]
     out = torch.empty_like(q)
-    _launch(
+    launch(
         "text_attention",
         (channels // size, _up(tokens, 128)),
         warps=4,
@@ -755,7 +755,7 @@ def _temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
     out = x.new_empty((frames, rows, width))
     # 320 columns in one tile where that is the width: the input is read once.
     one_tile = width % 320 == 0 and width % 128 != 0
-    if _has_twins(x.device):
+    if has_twins(x.device):
         blocks, twin = ((64, 256, 64), 3) if one_tile else ((128, 128, 0), 4)
         tile: dict[str, Any] = {"blocks": blocks, "warps": 4, "twin": twin}
     else:
@@ -779,7 +779,7 @@ def _interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, heigh
     frames, channels = phases.shape[0], top.shape[-1] // 2
     out = phases.new_empty((frames, (2 * height - 2) * 2 * width, channels))
     lines = frames * (2 * height - 2)
-    _launch(
+    launch(
         "interleave",
         (_up(channels, 64), lines * _up(2 * width, 64)),
         warps=4,

@@ -18,7 +18,7 @@ TRITON = ("3.6.",)
 def launch(
     name: str, grid: tuple[int, ...], warps: int, tiles: Mapping[str, list[int]], arguments: dict[str, Any]
 ) -> None:
-    """Run Hopper's form; see ``operations._launch``."""
+    """Run Hopper's form; see ``operations.launch``."""
     from triton.experimental.gluon.nvidia.hopper import (  # type: ignore[import-not-found, unused-ignore]
         TensorDescriptor,
     )

@@ -22,10 +22,10 @@ torch.cuda.get_device_properties = lambda device: SimpleNamespace(
     multi_processor_count=7, shared_memory_per_block_optin=232448
 )
 ops.being_traced = lambda: False
-ops._chunk = lambda frames, rows, channels: 64
-ops._has_twins = lambda device: False
+ops.chunk_size = lambda frames, rows, channels: 64
+ops.has_twins = lambda device: False
 
-_launch = ops._launch
+launch_unchecked = ops.launch
 
 
 def _launch_checked(name: str, grid: tuple[int, ...], **arguments: Any) -> None:
@@ -33,10 +33,10 @@ def _launch_checked(name: str, grid: tuple[int, ...], **arguments: Any) -> None:
     kinds = getattr(kernels, name).fn.__annotations__
     for argument, value in arguments.items():
         assert not isinstance(value, float) or kinds.get(argument) == "tl.constexpr", (name, argument)
-    _launch(name, grid, **arguments)
+    launch_unchecked(name, grid, **arguments)
 
 
-ops._launch = _launch_checked
+ops.launch = _launch_checked
 
 # The interpreter of Triton 3.6 loses the carry when it rounds to e4m3: 1.98 becomes 1.
 _convert = interpreter._convert_float
@@ -157,7 +157,7 @@ def check_twins() -> None:
         launched.append(name)
 
     launched: list[str] = []
-    twins.launch, ops._has_twins = launch, lambda device: True
+    twins.launch, ops.has_twins = launch, lambda device: True
     qkv = torch.randn(2 * 200, 3 * 128).half()
     expected = ops.spatial_attention(qkv.float(), 2, 64).half()
     check("spatial attention, tiles shared", kernel_form("_spatial_attention")(qkv, 2, 64), expected)
@@ -171,7 +171,7 @@ def check_twins() -> None:
     found = kernel_form("_feed_forward")(x, delta, bias, weight, offset, 1e-5, *layers)
     check("feed-forward, other tiles", found, ops.feed_forward(x, delta, bias, weight, offset, *layers))
     assert launched == ["spatial_attention", "product", "product", "product"]
-    ops._has_twins = lambda device: False
+    ops.has_twins = lambda device: False
 
 
 def check_fp8() -> None:

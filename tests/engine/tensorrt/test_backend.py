@@ -139,11 +139,11 @@ def test_a_cancelled_compilation_ends_before_it_is_done(tensorrt: ModuleType, tm
     from v2v.engine.tensorrt import builder
 
     component = TOYS["unet"]
-    state = builder._State()
+    state = builder.BuildState()
     state.cancelled.set()
     library = load_library()
     with library.capture() as messages, pytest.raises(BuildError, match="unet was cancelled"):
-        builder._build(
+        builder.compile_plan(
             library,
             component,
             graphs.toy(tmp_path, component),
@@ -596,7 +596,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def make(fake: FakeEngine, library: str = "tensorrt", jit: Path | None = None) -> TensorRTEngine:
         monkeypatch.setattr(runner, "deserialize", lambda *args: fake)
-        made = Library(library, "11.0", api, FakeLog())
+        made = Library(library, "11.0", api, make.log)  # type: ignore[attr-defined]
         name = fake.component.name
         return TensorRTEngine(fake.component, tmp_path / name / f"{name}.plan", made, RTX_4090, jit)
 
@@ -606,6 +606,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         PlanRecord("tensorrt", "11.0", 0, 0, scratch, 0, {}).write(tmp_path / name / f"{name}.json")
 
     make.record = record  # type: ignore[attr-defined]
+    make.log = FakeLog()  # type: ignore[attr-defined]
     yield make
 
 
@@ -698,7 +699,7 @@ def test_a_failed_run_passes_on_what_tensorrt_logged(engines: Any, memory: FakeM
     engine = engines(fake)
 
     def fail(stream: int) -> bool:
-        engine._library.log.messages.append(Message(1, "Error Code 1: out of memory"))
+        engines.log.messages.append(Message(1, "Error Code 1: out of memory"))
         return False
 
     fake.context.execute_async_v3 = fail  # type: ignore[method-assign]

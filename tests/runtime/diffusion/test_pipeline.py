@@ -279,7 +279,7 @@ def test_decoder_sees_unscaled_latents(tmp_path):
 
 def test_segments_of_large_frames_are_shorter_so_that_memory_holds_one(v2v, monkeypatch):
     def lengths(limit):
-        monkeypatch.setattr("v2v.runtime.diffusion.segments._SEGMENT_BYTES", limit)
+        monkeypatch.setattr("v2v.runtime.diffusion.segments.SEGMENT_BYTES", limit)
         return [len(segment.frames) for segment in segments(v2v.window, clip(22, 8, 8))]
 
     frame = 8 * 8 * 3
