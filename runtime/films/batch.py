@@ -1,4 +1,4 @@
-"""Many videos in one run: which ones, where each goes, what each shows, and what became of each.
+"""Many videos in one run: their sources, outputs, prompts and outcomes.
 
     v2v-run films/ 'more/*.mkv' -o enhanced/ --prompt-file prompts.txt
 
@@ -63,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job. ``facts`` are those that ``--json`` prints for a single video."""
+    """The outcome of a job. ``facts`` are those that ``--json`` prints for a single video."""
 
     job: Job
     status: Literal["done", "done before", "failed"]
@@ -95,16 +95,16 @@ def plan_jobs(
         raise UsageError("- stands for a single video; name files when there are several")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder} is a file; several videos need a folder to go to")
-    outputs = {source: _output(source, folder, codec) for given in inputs for source in _sources(given)}
-    made_here = {output.resolve() for output in outputs.values()}
-    named = {Path(given).resolve() for given in inputs}
+    outputs = {source: _output(source, folder, codec) for name in inputs for source in _sources(name)}
+    own_outputs = {output.resolve() for output in outputs.values()}
+    named_inputs = {Path(name).resolve() for name in inputs}
     for source in list(outputs):  # what an earlier run has put beside the sources is no source
-        if source.resolve() in made_here and source.resolve() not in named:
+        if source.resolve() in own_outputs and source.resolve() not in named_inputs:
             del outputs[source]
     _check_names(outputs)
-    read = [Place(source, "the input") for source in outputs]
-    read += [Place(prompt_file, "the prompt file")] if prompt_file else []
-    check_places([Place(output, "-o") for output in outputs.values()], read)
+    inputs_read = [Place(source, "the input") for source in outputs]
+    inputs_read += [Place(prompt_file, "the prompt file")] if prompt_file else []
+    check_places([Place(output, "-o") for output in outputs.values()], inputs_read)
     prompts = _prompts(prompt_file, list(outputs)) if prompt_file else {}
     jobs = [Job(source, output, prompts.get(source, prompt)) for source, output in outputs.items()]
     try:
@@ -114,32 +114,32 @@ def plan_jobs(
     return jobs
 
 
-def _sources(given: str) -> list[Path]:
-    path = Path(given)
-    if _is_pattern(given):
-        found = [Path(name) for name in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207 (absolute too)
-        if not found:
-            raise UsageError(f"INPUT {given}: nothing has such a name")
-        videos = [path for path in found if is_video(path) or _holds_pictures(path)]
-        return videos or [path for path in found if path.is_file()]
+def _sources(argument: str) -> list[Path]:
+    path = Path(argument)
+    if _is_pattern(argument):
+        matches = [Path(name) for name in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207 (absolute too)
+        if not matches:
+            raise UsageError(f"INPUT {argument}: nothing has such a name")
+        videos = [path for path in matches if is_video(path) or _holds_pictures(path)]
+        return videos or [path for path in matches if path.is_file()]
     if not path.exists():
-        raise UsageError(f"INPUT {given}: no such file or folder")
+        raise UsageError(f"INPUT {argument}: no such file or folder")
     if is_pipe(path):
         raise UsageError(
-            f"INPUT {given} is a pipe, which stands for a single video; name files when there are several"
+            f"INPUT {argument} is a pipe, which stands for a single video; name files when there are several"
         )
     check_input(path)
     if path.is_dir() and (videos := _videos_in(path)):
         if _holds_pictures(path):
             raise UsageError(
-                f"INPUT {given} holds both videos and pictures; say which, as '{path / ('*' + videos[0].suffix)}'"
+                f"INPUT {argument} holds both videos and pictures; say which, as '{path / ('*' + videos[0].suffix)}'"
             )
         return videos
     return [path]
 
 
-def _is_pattern(given: str) -> bool:
-    return not Path(given).exists() and glob.has_magic(given)
+def _is_pattern(name: str) -> bool:
+    return not Path(name).exists() and glob.has_magic(name)
 
 
 def _videos_in(folder: Path) -> list[Path]:
@@ -154,22 +154,24 @@ def is_video(path: Path) -> bool:
     if not path.is_file():
         return False
     ending = path.suffix.lower()
-    meant = ending in _VIDEOS
+    named_as_video = ending in _VIDEOS
     kind = _TYPES.guess_type(path.name)[0] or ""
-    if not meant and (ending in _NO_VIDEOS or kind.startswith(("text/", "image/", "audio/", "font/"))):
+    if not named_as_video and (
+        ending in _NO_VIDEOS or kind.startswith(("text/", "image/", "audio/", "font/"))
+    ):
         return False
-    found = path.stat()
-    return _holds_video(path, found.st_mtime_ns, found.st_size, meant=meant)
+    facts = path.stat()
+    return _holds_video(path, facts.st_mtime_ns, facts.st_size, named_as_video=named_as_video)
 
 
 @functools.lru_cache(1 << 16)  # asked twice: whether there are many, and which
-def _holds_video(path: Path, changed: int, size: int, *, meant: bool) -> bool:
+def _holds_video(path: Path, changed: int, size: int, *, named_as_video: bool) -> bool:
     try:
         with open_media(path) as opened:
             name = opened.format.name
             return picture_stream(opened) is not None and name not in _NO_FILMS and not name.endswith("_pipe")
     except (OSError, FFmpegError):
-        return meant
+        return named_as_video
 
 
 def _holds_pictures(path: Path) -> bool:
@@ -192,9 +194,9 @@ def _output(source: Path, folder: Path, codec: str) -> Path:
 
 
 def _check_names(outputs: dict[Path, Path]) -> None:
-    taken: dict[Path, Path] = {}
+    source_of: dict[Path, Path] = {}
     for source, output in outputs.items():
-        if (other := taken.setdefault(output.resolve(), source)) != source:
+        if (other := source_of.setdefault(output.resolve(), source)) != source:
             raise UsageError(
                 f"{other} and {source} would both become {output}; rename one, or run them apart"
             )
@@ -206,15 +208,15 @@ def _prompts(file: Path, sources: list[Path]) -> dict[Path, str]:
     """Prompts by video; a video is named by its path as given or by its file name alone."""
     prompts: dict[Path, str] = {}
     for name, prompt in read_prompts(file).items():
-        meant = [source for source in sources if name in (str(source), source.name)]
-        if len(meant) != 1:
+        matching = [source for source in sources if name in (str(source), source.name)]
+        if len(matching) != 1:
             why = (
                 "no input has that name"
-                if not meant
-                else f"{len(meant)} inputs have that name; give the path"
+                if not matching
+                else f"{len(matching)} inputs have that name; give the path"
             )
             raise UsageError(f"--prompt-file {file}: '{name}': {why}")
-        prompts[meant[0]] = prompt
+        prompts[matching[0]] = prompt
     return prompts
 
 
@@ -260,10 +262,10 @@ def _json_pairs(text: str) -> list[tuple[str, str]]:
         ) from error
 
 
-def _pair(parts: list[str], number: int) -> tuple[str, str]:
-    if len(parts) != 2:
+def _pair(fields: list[str], number: int) -> tuple[str, str]:
+    if len(fields) != 2:
         raise ValueError(f"line {number} is not a name and a prompt, as clip.mp4: a fox in the snow")
-    return parts[0].strip(), parts[1].strip()
+    return fields[0].strip(), fields[1].strip()
 
 
 def run_jobs(
@@ -302,8 +304,8 @@ def was_made_before(output: Path, facts: Mapping[str, Any]) -> bool:
     try:
         if output.is_dir():
             return (output / SETTINGS).read_text(encoding="utf-8").strip() == note
-        with open_media(output) as made:
-            return any(note in value for value in made.metadata.values())
+        with open_media(output) as opened:
+            return any(note in value for value in opened.metadata.values())
     except (OSError, FFmpegError):
         return False
 

@@ -40,7 +40,7 @@ def check_page(path: Path, *, overwrite: bool) -> None:
 
 
 def write_page(
-    path: Path, source: Path, result: Path, settings: Mapping[str, Any], wanted: TimeRange = WHOLE
+    path: Path, source: Path, result: Path, settings: Mapping[str, Any], time_range: TimeRange = WHOLE
 ) -> None:
     """Write the page that compares a range of ``source`` with its ``result``, the first :data:`LONGEST` seconds.
 
@@ -56,9 +56,9 @@ def write_page(
         warnings.simplefilter("ignore", MediaWarning)  # all of it was told when the source was enhanced
         videos = {
             name: base64.b64encode(
-                playable(video, part, (height, width), Path(folder) / f"{name}.mp4", LONGEST)
+                playable(video, shown_range, (height, width), Path(folder) / f"{name}.mp4", LONGEST)
             ).decode()
-            for name, video, part in (("before", source, wanted), ("after", result, WHOLE))
+            for name, video, shown_range in (("before", source, time_range), ("after", result, WHOLE))
         }
         page = template.substitute(
             title=html.escape(f"{source.name} before and after"),

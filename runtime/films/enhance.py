@@ -1,4 +1,4 @@
-"""One video, all decisions: whether it may be written, what is read and how, which plan, what was made before."""
+"""Enhance one video: check its paths, read it, plan the run, go on with an earlier run, write the result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from v2v.runtime.media.writer import check_output, encoding_for, streams_for
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for, whatever the video; None leaves a choice to the codec or the source."""
+    """The request of a run, the same for all its videos; None leaves a choice to the codec or the source."""
 
     settings: Settings = field(default_factory=Settings)
     time_range: TimeRange = WHOLE
@@ -57,7 +57,7 @@ class Request:
             parity=self.settings.parity,
             find_cuts=self.find_cuts and not self.settings.parity,
             rate=self.rate,
-            wanted=self.time_range,
+            time_range=self.time_range,
             deinterlace=self.deinterlace,
         )
 
@@ -92,21 +92,21 @@ class Crew:
 
 @dataclass(frozen=True)
 class Enhanced:
-    """What was made of a video."""
+    """The result of enhancing a video."""
 
     frames: int
     seconds: float
     engine_set: Path
     settings: dict[str, Any]  # all that decides what it looks like, as kept in the output's comment
 
-    def shown(self) -> dict[str, Any]:
+    def page_rows(self) -> dict[str, Any]:
         """For the page that compares before and after."""
         return {**self.settings, "seconds": round(self.seconds, 1), "frames": self.frames}
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        told = {"frames": self.frames, "seconds": round(self.seconds, 3)}
-        return {**told, "engine_set": str(self.engine_set), "settings": self.settings}
+        figures = {"frames": self.frames, "seconds": round(self.seconds, 3)}
+        return {**figures, "engine_set": str(self.engine_set), "settings": self.settings}
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ class Paths:
     def check(self, engine_set: Path | None = None) -> None:
         """Raises UsageError if something would be written where something else is read or written."""
         journal = journal_folder(self.output)
-        written = [Place(self.output, "-o"), Place(journal, "the folder of what is finished")]
-        written += [Place(self.page, "--compare")] if self.page else []
-        read = [Place(self.source, "the input"), *self.read_too]
-        read += [Place(engine_set, "the engine set")] if engine_set else []
-        check_places(written, read)
+        outputs = [Place(self.output, "-o"), Place(journal, "the folder of what is finished")]
+        outputs += [Place(self.page, "--compare")] if self.page else []
+        inputs = [Place(self.source, "the input"), *self.read_too]
+        inputs += [Place(engine_set, "the engine set")] if engine_set else []
+        check_places(outputs, inputs)
 
     def followed(self) -> Paths:
         """The same with links among what is written resolved."""
@@ -152,56 +152,58 @@ def enhance(
     """
     paths.check()
     paths = paths.followed()
-    output, before = paths.output, finished_run(paths.output)
+    output, earlier_run = paths.output, finished_run(paths.output)
     if paths.page is not None:
         check_page(paths.page, overwrite=request.overwrite)
-    if not ((keep_if_same or before) and output.exists()):
+    if not ((keep_if_same or earlier_run) and output.exists()):
         check_place(output, paths.source, request.codec, overwrite=request.overwrite)
     with request.open(paths.source) as reader:
         encoding = request.encoding(reader)
-        made = plan_for(reader, request.settings, crew.engine_set)
+        run_plan = plan_for(reader, request.settings, crew.engine_set)
         paths.check(crew.engine_set.path)
-        facts = describe(reader, made, crew.engine_set, encoding, convert=request.convert)
+        facts = describe(reader, run_plan, crew.engine_set, encoding, convert=request.convert)
         work = _Work(request, paths, crew.engine_set.path, facts)
-        if before is not None:
-            same = before.facts == digest_of(journal_facts(paths.source, facts))
+        if earlier_run is not None:
+            same = earlier_run.facts == digest_of(journal_facts(paths.source, facts))
             if same and not request.restart:
-                work.finish(before.frames)
+                work.finish(earlier_run.frames)
             clear_up(output)
-            if work.done is not None:
-                return work.done
+            if work.result is not None:
+                return work.result
         if output.exists():
             if keep_if_same and not request.overwrite and was_made_before(output, facts):
                 return None
             check_place(output, paths.source, request.codec, overwrite=request.overwrite)
-        encoding.check(output, *made.size)
+        encoding.check(output, *run_plan.size)
         team, target = (
             crew.team,
             Target(output, encoding, request.overwrite, request.restart, convert=request.convert),
         )
         if not encoding.makes_folder:
-            streams = streams_for(reader, output, parity=made.parity, convert=request.convert)
+            streams = streams_for(reader, output, parity=run_plan.parity, convert=request.convert)
             target = replace(target, streams=streams)
         work.started = time.monotonic()
         with follow() as show:
-            enhance_film(team, reader, target, made, show, work.finish)
-    return work.done
+            enhance_film(team, reader, target, run_plan, show, work.finish)
+    return work.result
 
 
 class _Work:
-    """What is left to do when the film is there."""
+    """Finishes a video once its film is written: the page, and the result."""
 
     def __init__(self, request: Request, paths: Paths, engine_set: Path, facts: dict[str, Any]) -> None:
         self._request, self._paths, self._engine_set, self._facts = request, paths, engine_set, facts
         self.started = time.monotonic()
-        self.done: Enhanced | None = None
+        self.result: Enhanced | None = None
 
     def finish(self, frames: int) -> None:
         """Write the page, if there is to be one."""
-        done = Enhanced(frames, time.monotonic() - self.started, self._engine_set, self._facts)
+        result = Enhanced(frames, time.monotonic() - self.started, self._engine_set, self._facts)
         if (page := self._paths.page) is not None:
-            write_page(page, self._paths.source, self._paths.output, done.shown(), self._request.time_range)
-        self.done = done
+            write_page(
+                page, self._paths.source, self._paths.output, result.page_rows(), self._request.time_range
+            )
+        self.result = result
 
 
 def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> None:
@@ -223,9 +225,9 @@ def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> 
         V2VError: a value out of range, or engines that cannot do it; names the flag.
     """
     source = reader.info.height, reader.info.width
-    made = plan(settings, engine_set.model.defaults, source, can_reuse(engine_set))
-    check_reuse(made, engine_set)
-    return made
+    run_plan = plan(settings, engine_set.model.defaults, source, can_reuse(engine_set))
+    check_reuse(run_plan, engine_set)
+    return run_plan
 
 
 def hire(

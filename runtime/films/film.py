@@ -26,7 +26,7 @@ from v2v.runtime.diffusion.segments import Carry, Segment, segments
 from v2v.runtime.diffusion.settings import PARITY_FRAMES, Plan
 from v2v.runtime.films.journal import Journal
 from v2v.runtime.films.pool import Team
-from v2v.runtime.films.task import Done, Task
+from v2v.runtime.films.task import EnhancedSegment, Task
 from v2v.runtime.media import image_sequence as folders
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import FolderWriter
@@ -57,7 +57,7 @@ def enhance_film(
     reader: VideoReader,
     target: Target,
     plan: Plan,
-    progress: Callable[[Progress], None] = lambda told: None,
+    progress: Callable[[Progress], None] = lambda now: None,
     afterwards: Callable[[int], None] = lambda frames: None,
 ) -> int:
     """Enhance what ``reader`` gives into ``target``; returns the number of frames.
@@ -82,7 +82,7 @@ def enhance_film(
         closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
     ):
         window = team.engines.window
-        preview = reader.wanted.preview is not None
+        preview = reader.time_range.preview is not None
         with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
             for segment in segments(window, frames, reader.cuts, parity=plan.parity, first_number=number):
                 for _ in segment.frames:
@@ -115,14 +115,14 @@ class _AtWork:
     index: int
     frames: int
     room: int  # bytes of frames that it takes
-    done: Future[Done]
+    done: Future[EnhancedSegment]
     encoding: bool  # all that is left to do
 
 
 class _Chains:
-    """Hands segments to a team, each once what it continues is known, and keeps what comes back as soon as it does.
+    """Hands segments to a team, each once the segment that it continues is finished, and journals the results.
 
-    Left by an exception, what has not begun is called off; what only has to be encoded is finished.
+    On an exception it cancels the segments that have not begun; those that only have to be encoded it finishes.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class _Chains:
         self._carries: dict[int, Carry] = {}  # of the last segment, if it is not in the journal yet
         self._frames_done = 0
         self._keeping = threading.Lock()
-        self._left = False
+        self._ended = False
 
     def __enter__(self) -> _Chains:
         return self
@@ -152,12 +152,15 @@ class _Chains:
             for work in self._at_work.values():
                 if not work.encoding:
                     work.done.cancel()
-            wait(kept for kept, work in self._at_work.items() if work.encoding)
+            wait(journaled for journaled, work in self._at_work.items() if work.encoding)
         finally:
             with self._keeping:
-                self._left = True
-            left = (*(work.room for work in self._at_work.values()), *map(_bytes_of, self._waiting.values()))
-            self._team.room.take(-sum(left))
+                self._ended = True
+            unused = (
+                *(work.room for work in self._at_work.values()),
+                *map(_bytes_of, self._waiting.values()),
+            )
+            self._team.room.take(-sum(unused))
 
     def skip(self, segment: Segment) -> None:
         """A segment that an earlier run has finished."""
@@ -187,31 +190,33 @@ class _Chains:
             carry = self._carries.get(segment.index - 1) or self._journal.carry(segment.index - 1)
         task = Task(segment, carry, self._plan, self._encoding, self._preview)
         job = self._team.submit(task, self._report)
-        room = _bytes_of(segment)
+        waiting_bytes = _bytes_of(segment)
         if job.carry is not None:  # its frames are not needed any more
             self._carries = {segment.index: job.carry}
-            self._team.room.take(-room)
-            room = 0
-        index, kept = segment.index, Future[None]()  # the segment itself must not be held
-        job.done.add_done_callback(lambda done: self._keep(index, done, kept))
-        self._at_work[kept] = _AtWork(index, len(segment.frames), room, job.done, job.carry is not None)
+            self._team.room.take(-waiting_bytes)
+            waiting_bytes = 0
+        index, journaled = segment.index, Future[None]()  # the segment itself must not be held
+        job.done.add_done_callback(lambda future: self._keep(index, future, journaled))
+        self._at_work[journaled] = _AtWork(
+            index, len(segment.frames), waiting_bytes, job.done, job.carry is not None
+        )
 
-    def _keep(self, index: int, done: Future[Done], kept: Future[None]) -> None:
+    def _keep(self, index: int, future: Future[EnhancedSegment], journaled: Future[None]) -> None:
         """Put a finished segment into the journal, in whatever thread finished it."""
         try:
             with self._keeping:
-                if not self._left:
-                    self._journal.finish(index, done.result())
+                if not self._ended:
+                    self._journal.finish(index, future.result())
         except BaseException as error:  # whatever it is belongs to the thread that waits
-            kept.set_exception(error)
+            journaled.set_exception(error)
         else:
-            kept.set_result(None)
+            journaled.set_result(None)
 
-    def _go_on(self, ready: Iterable[Future[None]]) -> None:
+    def _go_on(self, finished: Iterable[Future[None]]) -> None:
         """Count segments that are kept, and start those that waited for them."""
-        for kept in ready:
-            kept.result()
-            work = self._at_work.pop(kept)
+        for journaled in finished:
+            journaled.result()
+            work = self._at_work.pop(journaled)
             self._team.room.take(-work.room)
             self._frames_done += work.frames
             self._report.finished(work.index, self._frames_done)
@@ -259,9 +264,11 @@ def describe(
     What was left as it usually is is not mentioned: a whole film, deinterlaced, its cuts found, its streams converted.
     """
     height, width = plan.size
-    asked = {name.lstrip("-"): value for name, value in reader.wanted.facts().items() if value != NOT_GIVEN}
+    range_options = {
+        name.lstrip("-"): value for name, value in reader.time_range.facts().items() if value != NOT_GIVEN
+    }
     if reader.rate is not None:
-        asked["rate"] = str(reader.rate)
+        range_options["rate"] = str(reader.rate)
     usual = {
         "deinterlace": reader.deinterlace or plan.parity,
         "cuts": reader.find_cuts or plan.parity,
@@ -275,8 +282,8 @@ def describe(
         "codec": encoding.codec,
         "crf": encoding.crf,
         "preset": encoding.preset,
-        **asked,
-        **{name: False for name, done in usual.items() if not done},
+        **range_options,
+        **{name: False for name, is_usual in usual.items() if not is_usual},
     }
 
 

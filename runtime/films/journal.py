@@ -44,7 +44,7 @@ from v2v.core.abort import removed_on_abort
 from v2v.core.errors import V2VError
 from v2v.core.files import hidden_sibling, sync
 from v2v.runtime.diffusion.segments import Carry
-from v2v.runtime.films.task import Done
+from v2v.runtime.films.task import EnhancedSegment
 from v2v.runtime.media.encoding import EncodedSegment
 
 _FACTS, _COMPLETE, _JOINED, _LOCK = "journal.json", "complete.json", "joined.part", "lock"
@@ -63,7 +63,7 @@ class JournalError(V2VError):
     """The journal of an earlier run does not fit this one; the message says which fact differs and what to do."""
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _StoredFile(msgspec.Struct, frozen=True):
     """A file as it was written."""
 
     bytes: int
@@ -75,8 +75,8 @@ class _Record(msgspec.Struct, frozen=True):
 
     segment: int
     facts: str
-    pictures: _Kept
-    carry: _Kept
+    pictures: _StoredFile
+    carry: _StoredFile
     order: tuple[int, ...]
 
 
@@ -123,7 +123,7 @@ class Journal:
         self._finished: dict[int, _Record] = {}
         self._discarded = False
         self._lock = filelock.FileLock(self.folder / _LOCK)
-        self._worthless = ExitStack()  # as long as nothing is finished, an abort leaves nothing behind
+        self._abort_cleanup = ExitStack()  # as long as nothing is finished, an abort leaves nothing behind
 
     def __enter__(self) -> Journal:
         try:
@@ -152,7 +152,7 @@ class Journal:
                 self.discard()
             raise
         if not self._finished and len(_names(self.folder)) == len(os.listdir(self.folder)):  # noqa: PTH208
-            self._worthless.enter_context(removed_on_abort(self.folder))
+            self._abort_cleanup.enter_context(removed_on_abort(self.folder))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,11 +160,11 @@ class Journal:
             if not self._finished:
                 self.discard()
         finally:
-            self._worthless.close()
+            self._abort_cleanup.close()
             self._lock.release()
 
     def _begin(self) -> None:
-        """Take over what an earlier run has finished, as far as it is what it should be."""
+        """Take over the segments that an earlier run has finished and that verify; remove the rest."""
         if self._restart:
             self._empty()
         if any(_UNVERIFIABLE.fullmatch(name) for name in _names(self.folder)):
@@ -173,7 +173,7 @@ class Journal:
             )
             self._empty()
         names = _names(self.folder)
-        records = [int(found[1]) for name in names if (found := _RECORD.fullmatch(name))]
+        records = [int(match[1]) for name in names if (match := _RECORD.fullmatch(name))]
         records = [index for index in records if _record(index) in names]  # one name each
         if records:
             self._compare_facts()
@@ -184,16 +184,16 @@ class Journal:
                 self._tell(
                     f"is unfinished, and what was kept of its segment {index} {error}: it is made again"
                 )
-        self._remove(*(name for name in _names(self.folder) if not self._is_wanted(name)))
+        self._remove(*(name for name in _names(self.folder) if not self._belongs(name)))
         self._write(_FACTS, _sealed(self.facts))
 
     def _compare_facts(self) -> None:
         try:
-            written = _read_json(self.folder / _FACTS, dict[str, str])
+            earlier = _read_json(self.folder / _FACTS, dict[str, str])
         except (_Damaged, OSError):
             return  # each segment's record tells whether it is of this run
-        for name in sorted(self.facts.keys() | written.keys()):
-            then, now = written.get(name), self.facts.get(name)
+        for name in sorted(self.facts.keys() | earlier.keys()):
+            then, now = earlier.get(name), self.facts.get(name)
             if then != now:
                 raise JournalError(
                     f"{self.output} is unfinished, and its {name} was {then} when it was begun, but is {now} now; "
@@ -206,24 +206,24 @@ class Journal:
             raise _Damaged(f"is of another run or place ({_record(index)})")
         if sorted(record.order) != [*range(len(record.order))]:
             raise _Damaged(f"holds something else ({_record(index)})")
-        for name, kept in ((_pictures(index), record.pictures), (_carry(index), record.carry)):
+        for name, stored in ((_pictures(index), record.pictures), (_carry(index), record.carry)):
             with _opened(self.folder / name) as file:
-                _check_size(file, kept, name)
+                _check_size(file, stored, name)
                 digest = hashlib.sha256()
                 while block := file.read(1 << 20):
                     digest.update(block)
-            if digest.hexdigest() != kept.sha256:
+            if digest.hexdigest() != stored.sha256:
                 raise _Damaged(f"is damaged ({name})")
         return record
 
-    def _is_wanted(self, name: str) -> bool:
+    def _belongs(self, name: str) -> bool:
         """Whether a file of ours is of a segment that was taken over, or of no segment."""
         index = re.match(r"\d{5,9}(?=\.)", name, re.ASCII)
         of_this = index is not None and int(index[0]) in self._finished and not name.endswith(".part")
         return of_this or name in (_LOCK, _COMPLETE, _FACTS)
 
-    def _tell(self, what: str) -> None:
-        warnings.warn(f"{self.output} {what}", stacklevel=2)
+    def _tell(self, message: str) -> None:
+        warnings.warn(f"{self.output} {message}", stacklevel=2)
 
     def _empty(self) -> None:
         """Remove everything of ours from the folder but the lock; what somebody else put there stays."""
@@ -242,15 +242,15 @@ class Journal:
         """Whether segment ``index`` is done."""
         return index in self._finished
 
-    def finish(self, index: int, done: Done) -> None:
+    def finish(self, index: int, segment: EnhancedSegment) -> None:
         """Keep what was made of segment ``index``."""
-        carry = safetensors.numpy.save({"latents": done.carry.latents, "ahead": done.carry.ahead})
-        kept = {}
-        for name, content in ((_carry(index), carry), (_pictures(index), done.pictures)):
+        carry = safetensors.numpy.save({"latents": segment.carry.latents, "ahead": segment.carry.ahead})
+        stored = {}
+        for name, content in ((_carry(index), carry), (_pictures(index), segment.pictures)):
             self._write(name, content)
-            kept[name] = _Kept(len(content), hashlib.sha256(content).hexdigest())
-        record = _Record(index, self._digest, kept[_pictures(index)], kept[_carry(index)], done.order)
-        self._worthless.close()
+            stored[name] = _StoredFile(len(content), hashlib.sha256(content).hexdigest())
+        record = _Record(index, self._digest, stored[_pictures(index)], stored[_carry(index)], segment.order)
+        self._abort_cleanup.close()
         self._write(_record(index), _sealed(record))
         self._finished[index] = record
 
@@ -260,12 +260,12 @@ class Journal:
         Raises:
             JournalError: it was damaged while the run lasted.
         """
-        kept = self._finished[index].carry
+        stored = self._finished[index].carry
         try:
             with _opened(self.folder / _carry(index)) as file:
-                _check_size(file, kept, _carry(index))
+                _check_size(file, stored, _carry(index))
                 content = file.read()
-            if hashlib.sha256(content).hexdigest() != kept.sha256:
+            if hashlib.sha256(content).hexdigest() != stored.sha256:
                 raise _Damaged(f"is damaged ({_carry(index)})")
             tensors = safetensors.numpy.load(content)
             latents, ahead = tensors["latents"], tensors["ahead"]
@@ -281,14 +281,14 @@ class Journal:
         Raises:
             JournalError: one was damaged while the run lasted.
         """
-        found: list[EncodedSegment] = []
-        while (index := len(found)) in self._finished:
+        encoded: list[EncodedSegment] = []
+        while (index := len(encoded)) in self._finished:
             try:
                 record = self._verified(index)
             except (_Damaged, OSError) as error:
                 raise self._damage(index, error) from error
-            found.append(EncodedSegment(self.folder / _pictures(index), record.order))
-        return found
+            encoded.append(EncodedSegment(self.folder / _pictures(index), record.order))
+        return encoded
 
     def _damage(self, index: int, error: Exception) -> JournalError:
         return JournalError(
@@ -334,8 +334,8 @@ class Journal:
 def finished_run(output: Path) -> FinishedRun | None:
     """The run that was ended when ``output`` had its name already, or None if there was no such run."""
     try:
-        told = _read_json(journal_folder(output) / _COMPLETE, FinishedRun)
-        return told if told.output == _identity(output) else None
+        run = _read_json(journal_folder(output) / _COMPLETE, FinishedRun)
+        return run if run.output == _identity(output) else None
     except (_Damaged, OSError):
         return None
 
@@ -356,7 +356,7 @@ def journal_folder(output: Path) -> Path:
 
 
 def digest_of(facts: Mapping[str, str]) -> str:
-    """One word for all of ``facts``."""
+    """SHA-256 over all of ``facts``."""
     return hashlib.sha256(msgspec.json.encode(sorted(facts.items()))).hexdigest()
 
 
@@ -402,9 +402,9 @@ def _opened(path: Path) -> BinaryIO:
     return file
 
 
-def _check_size(file: BinaryIO, kept: _Kept, name: str) -> None:
-    if (size := os.fstat(file.fileno()).st_size) != kept.bytes:
-        raise _Damaged(f"has {size} bytes instead of {kept.bytes} ({name})")
+def _check_size(file: BinaryIO, stored: _StoredFile, name: str) -> None:
+    if (size := os.fstat(file.fileno()).st_size) != stored.bytes:
+        raise _Damaged(f"has {size} bytes instead of {stored.bytes} ({name})")
 
 
 def _sealed(content: object) -> bytes:
@@ -426,5 +426,5 @@ def _read_json(path: Path, kind: type[T]) -> T:
 
 def _identity(path: Path) -> tuple[int, int]:
     """What a file or folder keeps when it gets another name."""
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns
+    facts = path.stat()
+    return facts.st_ino, facts.st_mtime_ns

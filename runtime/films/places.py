@@ -1,4 +1,4 @@
-"""No path that a run writes is one that it reads, or writes otherwise: asked before anything starts.
+"""Check before a run that no path it writes is one that it reads, or writes for another purpose.
 
 Two names are one place if links lead them to the same file, or if one lies in a folder that the other owns.
 """
@@ -22,28 +22,28 @@ class Place:
     role: str
 
 
-def check_places(written: Iterable[Place], read: Iterable[Place]) -> None:
+def check_places(outputs: Iterable[Place], inputs: Iterable[Place]) -> None:
     """Refuse to write where something is read, or twice to one place, or onto what is neither file nor folder.
 
     Raises:
         UsageError: names both paths and what they are to the run.
     """
-    taken: dict[Hashable, tuple[Place, bool]] = {}  # what is where, and whether it is written
-    owned: list[tuple[Hashable, Place, bool]] = []  # the folders above each place
-    for places, writes in ((read, False), (written, True)):
-        for place in places:
+    owner_of: dict[Hashable, tuple[Place, bool]] = {}  # what is where, and whether it is written
+    folders: list[tuple[Hashable, Place, bool]] = []  # the folders above each place
+    for places, writes in ((inputs, False), (outputs, True)):
+        for item in places:
             if writes:
-                _check_kind(place)
-            resolved = resolve(place.path)
+                _check_kind(item)
+            resolved = resolve(item.path)
             for key in _keys(resolved):
-                other, other_writes = taken.setdefault(key, (place, writes))
-                if other is not place and (writes or other_writes):
-                    raise UsageError(f"{_named(place)} is {other.role} itself ({other.path}); name another")
-            owned += [(key, place, writes) for parent in resolved.parents for key in _keys(parent)]
-    for key, place, writes in owned:
-        owner, owner_writes = taken.get(key, (place, False))
-        if owner is not place and (writes or owner_writes):
-            raise UsageError(f"{_named(place)} lies in {_named(owner)}; name a place elsewhere")
+                other, other_writes = owner_of.setdefault(key, (item, writes))
+                if other is not item and (writes or other_writes):
+                    raise UsageError(f"{_named(item)} is {other.role} itself ({other.path}); name another")
+            folders += [(key, item, writes) for parent in resolved.parents for key in _keys(parent)]
+    for key, item, writes in folders:
+        owner, owner_writes = owner_of.get(key, (item, False))
+        if owner is not item and (writes or owner_writes):
+            raise UsageError(f"{_named(item)} lies in {_named(owner)}; name a place elsewhere")
 
 
 def resolve(path: Path) -> Path:
@@ -78,10 +78,10 @@ def _keys(resolved: Path) -> Iterator[Hashable]:
     """By name, and by what the disk calls it: names may differ in case alone, or be hard links."""
     yield str(resolved)
     try:
-        found = resolved.stat()
+        facts = resolved.stat()
     except OSError:
         return
-    yield found.st_dev, found.st_ino
+    yield facts.st_dev, facts.st_ino
 
 
 def _check_kind(place: Place) -> None:

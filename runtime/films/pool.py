@@ -1,4 +1,4 @@
-"""Who does the work: this process alone, or a pool of workers that take segments as they come.
+"""The teams that enhance segments: this process alone, or a pool of workers that take segments as they come.
 
 A segment needs the one whose shot it continues and nothing else, so shots are enhanced side by side, and so are
 films. Workers come back in any order and may be lost: what a lost one had in hand is done again by another. A
@@ -22,7 +22,7 @@ from v2v.engine.backend import Engines
 from v2v.runtime.background import Behind
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Report
-from v2v.runtime.films.task import ENCODER_BYTES, Done, SegmentJob, Task, WorkerError, begin_task
+from v2v.runtime.films.task import ENCODER_BYTES, EnhancedSegment, SegmentJob, Task, WorkerError, begin_task
 
 _WAITING = 1 << 30  # bytes of decoded frames that all films together may have read for the workers
 _LOSSES = 3  # in a row, after which a segment or a worker is given up
@@ -80,7 +80,7 @@ class Alone:
         try:
             return begin_task(self.v2v, task, self._encoders, report)
         except Exception as error:
-            failed: Future[Done] = Future()
+            failed: Future[EnhancedSegment] = Future()
             failed.set_exception(error)
             return SegmentJob(failed)
 
@@ -101,7 +101,7 @@ class Worker(Protocol):
             V2VError: the engines do not run there.
         """
 
-    def enhance(self, task: Task) -> Done:
+    def enhance(self, task: Task) -> EnhancedSegment:
         """Enhance a segment.
 
         Raises:
@@ -118,7 +118,7 @@ class _Order:
     """A task on its way through the pool."""
 
     task: Task
-    future: Future[Done] = field(default_factory=Future)
+    future: Future[EnhancedSegment] = field(default_factory=Future)
     losses: int = 0
 
 
@@ -146,8 +146,8 @@ class Pool:
         self.ready = 0  # workers that have loaded their engines, so far
         self._given_up: list[Exception] = []  # why each worker that is not there any more went
         self._threads = [
-            threading.Thread(target=self._serve, args=(place,), name=f"v2v-worker-{place}", daemon=True)
-            for place in range(len(start))
+            threading.Thread(target=self._serve, args=(index,), name=f"v2v-worker-{index}", daemon=True)
+            for index in range(len(start))
         ]
 
     def __enter__(self) -> Pool:
@@ -195,36 +195,36 @@ class Pool:
             thread.join()
         self._fail_all(WorkerError("the run was stopped"))
 
-    def _serve(self, place: int) -> None:
-        """One worker's life, and those of its successors."""
+    def _serve(self, index: int) -> None:
+        """Run worker number ``index`` and, where it is lost, its successors until the pool closes."""
         in_a_row = 0
         while not self._closed:
             try:
-                worker = self._hire(place)
+                worker = self._hire(index)
                 while (order := self._next_order()) is not None:
-                    self.busy.add(place)
+                    self.busy.add(index)
                     self._do(worker, order)
-                    self.busy.discard(place)
+                    self.busy.discard(index)
                     in_a_row = 0
             except WorkerLost as loss:
-                self.busy.discard(place)
+                self.busy.discard(index)
                 in_a_row += 1
                 self.lost += not self._closed  # whom close() ends, perhaps before it was ready, is not lost
                 if in_a_row < _LOSSES or self._closed:
                     continue
-                error: Exception = WorkerError(f"worker {place + 1} has ended {in_a_row} times: {loss}")
-            except Exception as refused:  # whatever it is, nobody may wait for this worker
-                error = refused
+                error: Exception = WorkerError(f"worker {index + 1} has ended {in_a_row} times: {loss}")
+            except Exception as failure:  # whatever it is, nobody may wait for this worker
+                error = failure
             else:
                 return
             self._give_up(error)
             return
 
-    def _hire(self, place: int) -> Worker:
+    def _hire(self, index: int) -> Worker:
         with self._changed:
             if self._closed:
                 raise WorkerLost
-            worker = self.workers[place] = self._start[place]()
+            worker = self.workers[index] = self._start[index]()
         worker.wait_until_ready()
         with self._changed:
             self.ready += 1
@@ -243,14 +243,14 @@ class Pool:
 
     def _do(self, worker: Worker, order: _Order) -> None:
         try:
-            done = worker.enhance(order.task)
+            enhanced = worker.enhance(order.task)
         except WorkerLost as loss:
             self._do_again(order, loss)
             raise
         except Exception as error:
             order.future.set_exception(error)
             return
-        order.future.set_result(done)
+        order.future.set_result(enhanced)
 
     def _do_again(self, order: _Order, loss: WorkerLost) -> None:
         order.losses += 1
@@ -301,8 +301,8 @@ def answer_of(work: Callable[[], Any]) -> Any:
         return Failure(None, traceback.format_exc())
 
 
-def given(answer: Any) -> Any:
-    """An answer that has arrived; a :class:`Failure` is raised."""
+def unwrapped(answer: Any) -> Any:
+    """The result in a worker's answer; raises the error of a :class:`Failure`."""
     if isinstance(answer, Failure):
         raise answer.error or RuntimeError(f"a worker failed:\n{answer.trace}")
     return answer

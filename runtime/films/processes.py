@@ -16,8 +16,8 @@ from typing import Any
 from v2v.device.gpus import visible_gpus
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo
-from v2v.runtime.films.pool import Pool, Worker, WorkerLost, answer_of, given
-from v2v.runtime.films.task import Done, Task, WorkerError, enhance_task
+from v2v.runtime.films.pool import Pool, Worker, WorkerLost, answer_of, unwrapped
+from v2v.runtime.films.task import EnhancedSegment, Task, WorkerError, enhance_task
 
 
 def local_pool(engine_set: EngineSet, count: int, device: str, memory: Memory) -> Pool:
@@ -64,13 +64,13 @@ class Process:
         """See :class:`Worker`."""
         self._answer()
 
-    def enhance(self, task: Task) -> Done:
+    def enhance(self, task: Task) -> EnhancedSegment:
         """See :class:`Worker`."""
         try:
             self._pipe.send(task)
         except OSError as error:
             raise self._loss() from error
-        done: Done = self._answer()
+        done: EnhancedSegment = self._answer()
         return done
 
     def end(self) -> None:
@@ -82,7 +82,7 @@ class Process:
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise self._loss() from error
-        return given(answer)
+        return unwrapped(answer)
 
     def _loss(self) -> WorkerLost:
         self.process.kill()  # one that cannot be talked to must not go on using the GPU

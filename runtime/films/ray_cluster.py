@@ -24,8 +24,8 @@ from v2v.core.errors import V2VError, first_line
 from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo
-from v2v.runtime.films.pool import Pool, Worker, WorkerLost, answer_of, given
-from v2v.runtime.films.task import Done, Task, WorkerError, enhance_task
+from v2v.runtime.films.pool import Pool, Worker, WorkerLost, answer_of, unwrapped
+from v2v.runtime.films.task import EnhancedSegment, Task, WorkerError, enhance_task
 
 try:
     import ray
@@ -135,9 +135,9 @@ class RayWorker:
         """See :class:`v2v.runtime.films.pool.Worker`."""
         self._wait_for(self._actor.load.remote(), _START)
 
-    def enhance(self, task: Task) -> Done:
+    def enhance(self, task: Task) -> EnhancedSegment:
         """See :class:`v2v.runtime.films.pool.Worker`."""
-        done: Done = self._wait_for(self._actor.enhance.remote(task))
+        done: EnhancedSegment = self._wait_for(self._actor.enhance.remote(task))
         return done
 
     def process_id(self) -> int:
@@ -152,7 +152,7 @@ class RayWorker:
     @staticmethod
     def _wait_for(answer: Any, seconds: float | None = None) -> Any:
         try:
-            return given(ray.get(answer, timeout=seconds))
+            return unwrapped(ray.get(answer, timeout=seconds))
         except ray.exceptions.GetTimeoutError as error:
             raise WorkerError(
                 f"no machine of the cluster had a worker ready in {seconds:.0f} seconds"
@@ -185,8 +185,8 @@ class _Actor:
     def enhance(self, task: Task) -> Any:
         return answer_of(self._enhance(task))
 
-    def _enhance(self, task: Task) -> Callable[[], Done]:
-        def work() -> Done:
+    def _enhance(self, task: Task) -> Callable[[], EnhancedSegment]:
+        def work() -> EnhancedSegment:
             if self._v2v is None:
                 raise V2VError("the worker has no engines")
             return enhance_task(self._v2v, task)

@@ -39,7 +39,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Done:
+class EnhancedSegment:
     """A segment's enhanced pictures, encoded, and what the next segment needs of it.
 
     ``order`` is that of :class:`v2v.runtime.media.encoding.EncodedSegment`.
@@ -58,11 +58,11 @@ class SegmentJob:
     segment need not wait for that.
     """
 
-    done: Future[Done]
+    done: Future[EnhancedSegment]
     carry: Carry | None = None
 
 
-def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) -> Done:
+def enhance_task(v2v: VideoToVideo, task: Task, report: Report | None = None) -> EnhancedSegment:
     """Do the work; ``report`` is told of every picture.
 
     Raises:
@@ -108,14 +108,14 @@ class _Encoder:
             raise self._failure
         self._thread.hand_over(partial(self._try, partial(self._encoder.write, picture)), picture.nbytes)
 
-    def finish(self, carry: Carry) -> Future[Done]:
+    def finish(self, carry: Carry) -> Future[EnhancedSegment]:
         """Hand over the end."""
 
-        def work() -> Done:
+        def work() -> EnhancedSegment:
             self._try(self._opened.close)
             if self._failure is not None:
                 raise self._failure
-            return Done(self._file.getvalue(), self._encoder.order, carry)
+            return EnhancedSegment(self._file.getvalue(), self._encoder.order, carry)
 
         return self._thread.hand_over(work)
 

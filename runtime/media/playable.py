@@ -21,7 +21,9 @@ from v2v.runtime.media.time_range import TimeRange
 _BT601 = 6
 
 
-def playable(video: Path, wanted: TimeRange, size: tuple[int, int], target: Path, longest: Fraction) -> bytes:
+def playable(
+    video: Path, time_range: TimeRange, size: tuple[int, int], target: Path, longest: Fraction
+) -> bytes:
     """The pictures of ``video`` resized to ``size`` (height, width), as bytes of an MP4 that starts at 0.
 
     At most ``longest`` seconds; ``target`` is where it is written.
@@ -33,7 +35,7 @@ def playable(video: Path, wanted: TimeRange, size: tuple[int, int], target: Path
     even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
     image = device.empty((1, 3, *even), np.float32)
     pixels: npt.NDArray[np.uint8] = device.empty((*even, 3), np.uint8)
-    with VideoReader(video, wanted=wanted) as reader, av.open(file_url(target), "w") as container:
+    with VideoReader(video, time_range=time_range) as reader, av.open(file_url(target), "w") as container:
         info = reader.info
         is_hdr = info.colors.transfer in (
             hdr.PQ,

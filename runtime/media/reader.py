@@ -76,7 +76,7 @@ class VideoReader:
     only the pictures it hit; how many were read is told as a :class:`~v2v.runtime.media.errors.MediaWarning` at the
     end.
 
-    With a ``wanted`` range only its pictures are given out, the first of them at time 0. Files with an index are
+    With a ``time_range`` only its pictures are given out, the first of them at time 0. Files with an index are
     entered at the last key picture before it, others are decoded from their beginning.
 
     Raises:
@@ -91,10 +91,10 @@ class VideoReader:
         parity: bool = False,
         find_cuts: bool = False,
         rate: Fraction | None = None,
-        wanted: TimeRange = WHOLE,
+        time_range: TimeRange = WHOLE,
         deinterlace: bool = True,
     ) -> None:
-        self.path, self.wanted, self.rate = path, wanted, rate
+        self.path, self.time_range, self.rate = path, time_range, rate
         self.deinterlace = deinterlace and not parity
         self.find_cuts = find_cuts
         self.cuts: set[int] = set()
@@ -123,8 +123,8 @@ class VideoReader:
             In a range it is told from the picture's time and the frame rate: exact where the rate is constant.
             """
             self._first = self._decode_first()
-            if not wanted.whole:
-                self._first, self.first_number = self._enter(wanted, self._first)
+            if not time_range.whole:
+                self._first, self.first_number = self._enter(time_range, self._first)
             self.info, self._to_rgb = self._describe(self._first, parity)
             self.timecode = timecode_of(self._container, self._stream)
             """SMPTE time code of the file's first picture, if it says one."""
@@ -157,12 +157,12 @@ class VideoReader:
         self._tell_jumps()
         self._tell_damage(times)
 
-    def _enter(self, wanted: TimeRange, first: av.VideoFrame) -> tuple[av.VideoFrame, int]:
+    def _enter(self, time_range: TimeRange, first: av.VideoFrame) -> tuple[av.VideoFrame, int]:
         """Go to the first picture of a range in the film that begins with ``first``; returns it and its number."""
         tick = self._stream.time_base or Fraction(1, av.time_base)
         beginning = max(first.pts or 0, 0) * tick
         length = self._length()
-        start, stop = wanted.within(length)
+        start, stop = time_range.within(length)
         part = Part(start, stop)
         frame: av.VideoFrame | None = first
         if before(beginning, part.start) and self._container.format.name.startswith(SEEKABLE):
@@ -177,11 +177,11 @@ class VideoReader:
         if frame is None or part.ended(time):
             ends = "" if length is None else f"; the video is {clock_text(length)} long"
             flags = " ".join(
-                f"{name} {value}" for name, value in wanted.facts().items() if value != NOT_GIVEN
+                f"{name} {value}" for name, value in time_range.facts().items() if value != NOT_GIVEN
             )
             raise MediaError(f"{self.path}: no picture begins within {flags}{ends}")
-        if wanted.end is not None and length is not None and wanted.end > length + 1:
-            warn(f"{self.path} ends at {clock_text(length)}, before --end {clock_text(wanted.end)}")
+        if time_range.end is not None and length is not None and time_range.end > length + 1:
+            warn(f"{self.path} ends at {clock_text(length)}, before --end {clock_text(time_range.end)}")
         self.part = part.beginning_at(time if start else Fraction(0))
         return frame, max(round((time - beginning) * self._frame_rate()), 0)
 

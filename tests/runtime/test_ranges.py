@@ -20,7 +20,7 @@ from tests.stand_ins.command import Run, start
 from v2v.core.errors import UsageError
 from v2v.runtime.diffusion.segments import Carry
 from v2v.runtime.films.journal import Journal
-from v2v.runtime.films.task import Done
+from v2v.runtime.films.task import EnhancedSegment
 from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import TimeRange, clock, parse_time
@@ -38,13 +38,13 @@ def within(start: float | str | None = None, end: float | str | None = None) -> 
 
 def read(path: Path, wanted: TimeRange) -> tuple[list[np.ndarray], list[Fraction]]:
     """Pictures and their times in seconds."""
-    with VideoReader(path, wanted=wanted) as reader:
+    with VideoReader(path, time_range=wanted) as reader:
         pictures = list(reader.frames())
         return pictures, [stamp.start * reader.info.time_base for stamp in reader.timestamps]
 
 
 def cut(source: Path, target: Path, wanted: TimeRange) -> Path:
-    with VideoReader(source, wanted=wanted) as reader, VideoWriter(target, reader) as writer:
+    with VideoReader(source, time_range=wanted) as reader, VideoWriter(target, reader) as writer:
         for frame in reader.frames():
             writer.write(frame)
     return target
@@ -155,7 +155,7 @@ def test_what_lies_before_a_range_is_not_decoded(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(
         PictureTimes, "stamp", lambda self, frame: stamped.append(frame.pts) or stamp(self, frame)
     )
-    with VideoReader(source, wanted=within("18.5")) as reader:
+    with VideoReader(source, time_range=within("18.5")) as reader:
         assert len(list(reader.frames())) == 15
         assert min(stamped) * reader.info.time_base > 16
 
@@ -198,7 +198,7 @@ def test_numbered_pictures_in_a_folder(tmp_path: Path) -> None:
     shown = numbered(30)
     for number, pixels in enumerate(shown):
         av.VideoFrame.from_ndarray(pixels, format="rgb24").save(str(folder / f"{number}.png"))
-    with VideoReader(folder, rate=Fraction(10), wanted=within("1.05", "2")) as reader:
+    with VideoReader(folder, rate=Fraction(10), time_range=within("1.05", "2")) as reader:
         assert np.array_equal(list(reader.frames()), shown[11:20])
         assert reader.first_number == 11
 
@@ -211,7 +211,7 @@ def test_a_range_without_pictures_is_told_with_the_length(tmp_path: Path, wanted
     with pytest.raises(
         MediaError, match=r"in.mp4: no picture begins within --start .*; the video is 0:00:07 long"
     ):
-        VideoReader(source, wanted=wanted)
+        VideoReader(source, time_range=wanted)
 
 
 def test_an_end_far_behind_the_films_is_told(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_an_unfinished_range_is_not_taken_for_another(
     output = two_shots.with_name("out.mkv")
     with Journal(output, {"--start": "not given"}) as journal:
         nothing = np.zeros((1, 1, 1, 1), np.float32)
-        journal.finish(0, Done(b"", (), Carry(nothing, nothing)))
+        journal.finish(0, EnhancedSegment(b"", (), Carry(nothing, nothing)))
     done = run(two_shots, "-o", output, "--start", 2, "--engines", stand_in_engines, *FAST)
     assert done.code == 2
     assert "was None when it was begun" in done.err or "--start was not given" in done.err

@@ -23,7 +23,7 @@ from v2v.runtime.diffusion.settings import Settings, plan
 from v2v.runtime.films.film import Target, enhance_film
 from v2v.runtime.films.journal import Journal, JournalError, clear_up, finished_run, journal_folder
 from v2v.runtime.films.pool import Alone
-from v2v.runtime.films.task import Done
+from v2v.runtime.films.task import EnhancedSegment
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
 
@@ -260,7 +260,7 @@ def test_what_has_not_our_names_stays(tmp_path, restart):
 
 def done(value=1.0):
     latents = np.full((2, 4, 3, 5), value, np.float32)
-    return Done(b"pictures", (1, 0), Carry(latents, latents[:1] + 1))
+    return EnhancedSegment(b"pictures", (1, 0), Carry(latents, latents[:1] + 1))
 
 
 def test_what_is_kept_comes_back(tmp_path):
@@ -380,14 +380,14 @@ def test_the_folder_is_for_its_owner_alone(tmp_path):
 )
 def test_a_carry_of_another_shape_or_kind_is_refused(tmp_path, odd):
     with Journal(tmp_path / "out.mp4", {}) as journal:
-        journal.finish(0, Done(b"pictures", (0,), odd))
+        journal.finish(0, EnhancedSegment(b"pictures", (0,), odd))
         with pytest.raises(JournalError, match="segment 0 holds something else"):
             journal.carry(0)
 
 
 def test_an_order_of_pictures_that_is_none_is_refused(tmp_path):
     with Journal(tmp_path / "out.mp4", {}) as journal:
-        journal.finish(0, Done(b"pictures", (0, 2), done().carry))
+        journal.finish(0, EnhancedSegment(b"pictures", (0, 2), done().carry))
         with pytest.raises(JournalError, match="segment 0 holds something else"):
             journal.segments()
 

@@ -25,7 +25,7 @@ from v2v.runtime.diffusion.settings import Settings, plan
 from v2v.runtime.films.film import Target, enhance_film
 from v2v.runtime.films.pool import Alone, Pool, Room, WorkerLost
 from v2v.runtime.films.processes import Process, local_pool
-from v2v.runtime.films.task import Done, SegmentJob, Task, WorkerError, enhance_task
+from v2v.runtime.films.task import EnhancedSegment, SegmentJob, Task, WorkerError, enhance_task
 from v2v.runtime.media.encoding import EncodingError
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
@@ -176,7 +176,7 @@ class Scripted:
         if self.refuses:
             raise self.refuses
 
-    def enhance(self, task: Task) -> Done:
+    def enhance(self, task: Task) -> EnhancedSegment:
         if task.segment.index in self.ends_at:
             raise WorkerLost("scripted")
         return enhance_task(self.v2v, task)

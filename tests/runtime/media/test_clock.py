@@ -168,7 +168,7 @@ def test_where_clocks_do_not_jump_an_hour_between_two_pictures_is_an_hour() -> N
 
 def copy(source: Path, target: Path, wanted: TimeRange | None = None) -> Path:
     with (
-        VideoReader(source, wanted=wanted or TimeRange()) as reader,
+        VideoReader(source, time_range=wanted or TimeRange()) as reader,
         VideoWriter(target, reader, overwrite=True) as writer,
     ):
         for frame in reader.frames():

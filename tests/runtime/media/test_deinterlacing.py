@@ -168,7 +168,7 @@ def test_a_range_of_an_interlaced_film_shows_its_moments(tmp_path: Path, ending:
     """At its ends a frame lacks a neighbour; between them frames are the whole film's."""
     source = make_interlaced(tmp_path / f"in{ending}", frames=40)
     whole = read(source)
-    part = read(source, wanted=TimeRange(Fraction(1), Fraction(7, 5)))
+    part = read(source, time_range=TimeRange(Fraction(1), Fraction(7, 5)))
     assert len(part) == 10
     assert error(part, range(25, 35)) < 2
     np.testing.assert_array_equal(part[2:-1], whole[27:34])
