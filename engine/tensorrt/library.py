@@ -98,22 +98,22 @@ class Library:
         if level is not None:
             config.hardware_compatibility_level = getattr(self.api.HardwareCompatibilityLevel, level)
 
-    def new_context(self, engine: Any, runtime_cache: bytes) -> tuple[Any, Any]:
-        """An execution context without memory of its own, and its runtime cache.
+    def runtime_config(self, engine: Any, runtime_cache: bytes) -> tuple[Any, Any]:
+        """How execution contexts of ``engine`` are made (without memory of their own), and their runtime cache.
 
         The cache holds what TensorRT for RTX compiled just in time, from earlier runs (``runtime_cache``) and from
         this one; None with TensorRT, which has no such step.
         """
         strategy = self.api.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.is_rtx:
-            return engine.create_execution_context(strategy), None
+            return strategy, None
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         cache = config.create_runtime_cache()
         if runtime_cache:
             cache.deserialize(runtime_cache)
         config.set_runtime_cache(cache)
-        return engine.create_execution_context(config), cache
+        return config, cache
 
     @contextmanager
     def capture(self) -> Iterator[list[Message]]:

@@ -116,10 +116,21 @@ def shared_scratch(gpu: Gpu, need: int) -> Scratch:
 # Engines ----------------------------------------------------------------------------------------------------------
 
 
+_CONTEXTS = 64
+"""Execution contexts that an engine keeps, one for each tuple of buffers.
+
+The captured work of one segment needs two, one for each prompt; where windows keep features of their own (``--reuse``),
+two for each window, and so many windows' features would fill 19 GB at full size.
+"""
+
+
 class TensorRTEngine(Engine):
     """A plan on a GPU.
 
-    Before a run is captured into a CUDA graph it must have run once outside: TensorRT sets itself up then.
+    Before a run is captured into a CUDA graph it must have run once outside with the same arrays: TensorRT sets itself
+    up then. An execution context belongs to one tuple of arrays and is never bound to others, because a captured graph
+    may look its parameters up in the context when it is replayed. All contexts work in the same scratch, so they are
+    small.
     """
 
     def __init__(
@@ -133,13 +144,16 @@ class TensorRTEngine(Engine):
         check_engine(library, self._engine, component, plan)
         need = int(self._engine.device_memory_size_v2)
         self._scratch: Scratch | None = shared_scratch(gpu, max(need, largest_scratch(plan)))
-        with library.capture() as messages:
-            jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
-            self._context, self._jit = library.new_context(self._engine, jit_code)
-            if self._context is None:
-                self.close()
-                raise EngineError(_failure(component, "cannot be made ready to run", messages))
-        self._context.set_device_memory(self._scratch.pointer, self._scratch.size)
+        jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
+        self._config, self._jit = library.runtime_config(self._engine, jit_code)
+        self._contexts: dict[tuple[int, ...], Any] = {}  # by addresses, the one that was used last at the end
+        try:
+            self._unbound: Any = (
+                self._new_context()
+            )  # whether one can be made shows when the engine is loaded
+        except EngineError:
+            self.close()
+            raise
 
     def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
         """Queue one run on ``stream``; arrays are those of the device, with ``shape``, ``dtype`` and ``pointer``.
@@ -149,25 +163,29 @@ class TensorRTEngine(Engine):
         """
         if self._engine is None:
             raise EngineError(f"the engine {self.component.name} is closed")
-        for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs)):
-            for tensor in described:
-                self._bind(tensor, arrays.get(tensor.name))
+        addresses = tuple(
+            self._address(tensor, arrays.get(tensor.name))
+            for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs))
+            for tensor in described
+        )
+        context = self._context(addresses)
         with self._library.capture() as messages:
-            if not self._context.execute_async_v3(stream):
+            if not context.execute_async_v3(stream):
                 raise EngineError(_failure(self.component, "failed", messages))
 
     def close(self) -> None:
-        """Free weights and context, and the scratch with the last engine, once queued runs are done."""
+        """Free weights and contexts, and the scratch with the last engine, once queued runs are done."""
         if self._engine is None:
             return
         from cuda.bindings import driver as cu
 
         cu.cuCtxSynchronize()
         self._save_jit()
-        self._context = self._jit = None  # before the engine that they refer to
+        self._contexts, self._unbound = {}, None  # before the engine that they refer to
+        self._config = self._jit = None
         self._engine = self._scratch = None
 
-    def _bind(self, tensor: Tensor, array: Any) -> None:
+    def _address(self, tensor: Tensor, array: Any) -> int:
         name = self.component.name
         if array is None:
             raise EngineError(f"{name} needs an array for '{tensor.name}'")
@@ -177,8 +195,40 @@ class TensorRTEngine(Engine):
                 f"'{tensor.name}' of {name} must be {tensor.dtype} {list(tensor.shape)}, "
                 f"not {np.dtype(array.dtype)} {list(shape)}"
             )
-        if not self._context.set_tensor_address(tensor.name, int(array.pointer)):
-            raise EngineError(f"TensorRT does not take the buffer for '{tensor.name}' of {name}")
+        return int(array.pointer)
+
+    def _context(self, addresses: tuple[int, ...]) -> Any:
+        """The context of these arrays; of too many the one goes that was asked for longest ago."""
+        context = self._contexts.pop(addresses, None)
+        if context is None:
+            if len(self._contexts) == _CONTEXTS:
+                from cuda.bindings import driver as cu
+
+                cu.cuCtxSynchronize()  # a queued run may still use it
+                del self._contexts[next(iter(self._contexts))]
+            context = self._unbound or self._new_context()
+            self._unbound = None
+            for tensor, address in zip(self._tensors, addresses, strict=True):
+                if not context.set_tensor_address(tensor.name, address):
+                    raise EngineError(
+                        f"TensorRT does not take the buffer for '{tensor.name}' of {self.component.name}"
+                    )
+        self._contexts[addresses] = context
+        return context
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*self.component.inputs, *self.component.outputs)
+
+    def _new_context(self) -> Any:
+        """A context that works in the scratch, bound to no arrays yet."""
+        assert self._scratch is not None
+        with self._library.capture() as messages:
+            context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise EngineError(_failure(self.component, "cannot be made ready to run", messages))
+        context.set_device_memory(self._scratch.pointer, self._scratch.size)
+        return context
 
     def _save_jit(self) -> None:
         """Keep what was compiled just in time, so that the next load is quick."""

@@ -489,7 +489,6 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.memory: tuple[int, int] | None = None
         self.streams: list[int] = []
-        self.works = True
 
     def set_device_memory(self, pointer: int, size: int) -> None:
         self.memory = (pointer, size)
@@ -500,7 +499,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         self.streams.append(stream)
-        return self.works
+        return True
 
 
 class FakeEngine:
@@ -510,10 +509,11 @@ class FakeEngine:
         self.component = component
         self.device_memory_size_v2 = scratch
         self.tensors = [*component.inputs, *component.outputs]
-        self.context = FakeContext()
+        self.contexts: list[FakeContext] = []
         self.runtime_config: Any = None
 
     num_io_tensors = property(lambda self: len(self.tensors))
+    context = property(lambda self: self.contexts[0])  # the one that is made when the engine is loaded
 
     def get_tensor_name(self, index: int) -> str:
         return self.tensors[index].name
@@ -533,7 +533,8 @@ class FakeEngine:
 
     def create_execution_context(self, strategy: Any) -> FakeContext:
         assert strategy == "user managed" or strategy is self.runtime_config
-        return self.context
+        self.contexts.append(FakeContext())
+        return self.contexts[-1]
 
     def create_runtime_config(self) -> Any:
         cache = SimpleNamespace(known=b"", deserialize=lambda data: setattr(cache, "known", data))
@@ -626,6 +627,40 @@ def test_a_run_binds_the_callers_buffers_and_queues_on_its_stream(engines: Any, 
     engine.run(arrays(component.inputs, 256), arrays(component.outputs, 8192), stream=7)
     assert fake.context.addresses == {"latents": 256, "timestep": 512, "context": 768, "velocity": 8192}
     assert fake.context.streams == [7]
+
+
+def test_what_is_captured_keeps_its_own_buffers(engines: Any, memory: FakeMemory) -> None:
+    """A library may look up its parameters in the context when a graph is replayed, long after it was captured."""
+    component = TOYS["unet"]
+    fake = FakeEngine(component, 1000)
+    engine = engines(fake)
+    inputs = arrays(component.inputs, 256)
+    for output in (8192, 16384):  # two prompts of a guided step; each runs before it is captured
+        for _ in ("run", "captured"):
+            engine.run(inputs, arrays(component.outputs, output), stream=7)
+    replayed = [context.addresses["velocity"] for context in fake.contexts for _ in context.streams[1:]]
+    assert replayed == [8192, 16384]
+    assert {context.memory for context in fake.contexts} == {(4096, 1000)}  # one block of scratch for both
+
+
+def test_of_too_many_contexts_the_one_goes_that_was_used_longest_ago(
+    engines: Any, memory: FakeMemory
+) -> None:
+    component = TOYS["unet"]
+    fake = FakeEngine(component, 1000)
+    engine = engines(fake)
+
+    def run(output: int) -> None:
+        engine.run(arrays(component.inputs, 256), arrays(component.outputs, output * 4096))
+
+    for output in (*range(64), 0, 64):
+        run(output)
+    assert memory.waits == 1  # runs that are queued may use what goes
+    made = len(fake.contexts)
+    run(0)
+    assert len(fake.contexts) == made == 65
+    run(1)
+    assert len(fake.contexts) == 66
 
 
 def test_the_engines_of_a_set_share_one_block_of_the_largest_need(engines: Any, memory: FakeMemory) -> None:
