@@ -219,46 +219,69 @@ def test_options_that_cannot_be_are_refused_before_anything_is_built(
 # Bad graphs -----------------------------------------------------------------------------------------------------
 
 
-def attention_component(heads: int, head_size: int, dtype: str) -> Component:
-    """Attention over 64 tokens as a component of its own."""
-    shape = (1, heads, 64, head_size)
+def attention_component(heads: int, tokens: int, head_size: int, dtype: str) -> Component:
+    """Attention as a component of its own."""
+    shape = (1, heads, tokens, head_size)
     inputs = tuple(Tensor(name, dtype, shape) for name in "qkv")
     return Component("vae_decoder", inputs, (Tensor("out", dtype, shape),))
 
 
-@pytest.mark.parametrize(("heads", "head_size", "dtype"), [(1, 512, "float16"), (4, 64, "float32")])
-def test_attention_without_a_kernel_is_named_with_what_to_do(
-    tensorrt: ModuleType, tmp_path: Path, heads: int, head_size: int, dtype: str
-) -> None:
-    component = attention_component(heads, head_size, dtype)
-    shift = graphs.array("decoder.mid.attn_1.q.bias", head_size, dtype=dtype)
+def attention(component: Component, folder: Path) -> Path:
+    """The graph of an :func:`attention_component`, after an addition whose weights tell the place."""
+    query = component.inputs[0]
+    shift = graphs.array("decoder.mid.attn_1.q.bias", query.shape[-1], dtype=query.dtype)
     nodes = [
         helper.make_node("Add", ["q", shift.name], ["shifted"], name="node_7"),
         helper.make_node("Attention", ["shifted", "k", "v"], ["out"], name="node_8"),
     ]
-    with pytest.raises(BuildError) as caught:
-        build(tmp_path, component, graphs.save(tmp_path, component, nodes, [shift]))
-    said = str(caught.value)
-    assert "cannot compile vae_decoder" in said
-    assert "node_8 (after decoder.mid.attn_1.q)" in said
-    assert f"[1, {heads}, 64, {head_size}]" in said
-    assert "matmul, softmax, matmul" in said and "\n" not in said
+    return graphs.save(folder, component, nodes, [shift])
 
 
-def test_only_the_attention_that_fails_is_named(tensorrt: ModuleType, tmp_path: Path) -> None:
-    good, bad = (1, 4, 64, 64), (1, 1, 64, 512)
+def scores_bytes(component: Component) -> int:
+    """Size of the matrix of scores of an :func:`attention_component`, in its type."""
+    _, heads, tokens, _ = component.inputs[0].shape
+    return heads * tokens * tokens * np.dtype(component.inputs[0].dtype).itemsize
+
+
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])
+@pytest.mark.parametrize(("heads", "head_size", "dtype"), [(1, 512, "float16"), (4, 64, "float32")])
+def test_small_attention_without_a_kernel_is_computed_step_by_step(
+    request: pytest.FixtureRequest, tmp_path: Path, library: str, heads: int, head_size: int, dtype: str
+) -> None:
+    request.getfixturevalue(library)
+    component = attention_component(heads, 1024, head_size, dtype)
+    _, record = build(tmp_path, component, attention(component, tmp_path))
+    assert (PlanRecord.read(record).scratch_bytes or 0) >= scores_bytes(component)
+
+
+def test_attention_with_a_kernel_stays_fused(tensorrt: ModuleType, tmp_path: Path) -> None:
+    component = attention_component(4, 4096, 64, "float16")
+    _, record = build(tmp_path, component, attention(component, tmp_path))
+    assert (PlanRecord.read(record).scratch_bytes or 0) < scores_bytes(component)
+
+
+def test_large_attention_without_a_kernel_is_named_with_what_to_do(
+    tensorrt_rtx: ModuleType, tmp_path: Path
+) -> None:
+    good, bad = (1, 4, 16384, 64), (1, 1, 16448, 512)
     component = Component(
         "unet",
         (Tensor("a", "float16", good), Tensor("b", "float16", bad)),
         (Tensor("x", "float16", good), Tensor("y", "float16", bad)),
     )
+    shift = graphs.array("decoder.mid.attn_1.q.bias", 512)
     nodes = [
         helper.make_node("Attention", ["a", "a", "a"], ["x"], name="fine"),
-        helper.make_node("Attention", ["b", "b", "b"], ["y"], name="too_wide"),
+        helper.make_node("Add", ["b", shift.name], ["shifted"], name="node_7"),
+        helper.make_node("Attention", ["shifted", "b", "b"], ["y"], name="too_wide"),
     ]
-    with pytest.raises(BuildError, match="too_wide") as caught:
-        build(tmp_path, component, graphs.save(tmp_path, component, nodes))
-    assert "fine" not in str(caught.value)
+    with pytest.raises(BuildError) as caught:
+        build(tmp_path, component, graphs.save(tmp_path, component, nodes, [shift]))
+    said = str(caught.value)
+    assert "cannot compile unet" in said
+    assert "too_wide (after decoder.mid.attn_1.q) HALF [1, 1, 16448, 512]" in said
+    assert "a smaller --size or fewer --frames" in said
+    assert "fine" not in said and "\n" not in said
 
 
 def test_an_unknown_operator_is_named(tensorrt: ModuleType, tmp_path: Path) -> None:
