@@ -37,6 +37,10 @@ class Limits:
     optimization_level: int
 
 
+_OPTIMIZATION_LEVEL = 3
+"""TensorRT's own. Level 4 only generates other kernels than 3 does; 5 times both, which takes longest."""
+
+
 @dataclass(frozen=True)
 class TensorRTOptions:
     """TensorRT's own options, ``v2v-build-engines --option NAME=VALUE``; None leaves a choice to the backend.
@@ -78,16 +82,14 @@ def limits(gpu_memory: int | None, options: TensorRTOptions) -> Limits:
     """Limits for a card with ``gpu_memory`` bytes (None: built without one), unless ``options`` say otherwise.
 
     TensorRT compiles a network like the UNet as one region, whose whole scratch (gigabytes at full size) counts as
-    workspace: so everything may be used but what the weights and the driver need, about 4 GiB. Cards of 16 and
-    24 GB search at TensorRT's own level 3; from 40 GB on there is room for level 4, which tries more kernels.
+    workspace: so everything may be used but what the weights and the driver need, about 4 GiB.
     """
     available = None if gpu_memory is None else max(gpu_memory - 4 * GIB, gpu_memory // 2)
-    large = gpu_memory is not None and gpu_memory >= 40 * GIB
     return Limits(
         workspace=available if options.workspace is None else options.workspace,
         tactic_memory=available if options.tactic_memory is None else options.tactic_memory,
         tactics=options.tactics,
-        optimization_level=(4 if large else 3)
+        optimization_level=_OPTIMIZATION_LEVEL
         if options.optimization_level is None
         else options.optimization_level,
     )
