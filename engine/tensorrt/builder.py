@@ -304,6 +304,10 @@ def _configure(
             config.set_memory_pool_limit(api.MemoryPoolType.TACTIC_DRAM, limit.tactic_memory)
         if limit.tactics is not None:
             config.max_num_tactics = limit.tactics
+    if (
+        library.is_rtx
+    ):  # else an engine may ask for memory of its own while it runs, and so cannot be captured
+        config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
     library.set_portability(config, portability)
     return config
 

@@ -30,7 +30,6 @@ RTX: Portability = "rtx"
 PORTABILITIES = (SAME_GPU, SAME_CAPABILITY, AMPERE_AND_LATER)
 
 _OLDEST = (10, 14)  # the first TensorRT with IAttention
-_RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and 12.0 and later, but no data-centre GPU between
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,12 @@ class Library:
             raise EngineError(f"portable={requested} is unknown; choose from {', '.join(PORTABILITIES)}")
         return requested
 
+    @property
+    def capabilities(self) -> tuple[tuple[int, int], ...]:
+        """The compute capabilities that TensorRT for RTX compiles for; TensorRT takes that of the GPU here."""
+        names = self.api.ComputeCapability.__members__ if self.is_rtx else ()
+        return tuple((int(name[2:-1]), int(name[-1])) for name in names if name.startswith("SM"))
+
     def new_network(self, builder: Any) -> Any:
         """A strongly typed network: the types in the graph are the types that run.
 
@@ -93,7 +98,11 @@ class Library:
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
     def set_portability(self, config: Any, portability: Portability) -> None:
-        """Tell the builder which other GPUs the engine is for."""
+        """Tell the builder which GPUs the engine is for."""
+        if self.is_rtx:
+            config.num_compute_capabilities = len(self.capabilities)
+            for index, (major, minor) in enumerate(self.capabilities):
+                config.set_compute_capability(getattr(self.api.ComputeCapability, f"SM{major}{minor}"), index)
         level = {SAME_CAPABILITY: "SAME_COMPUTE_CAPABILITY", AMPERE_AND_LATER: "AMPERE_PLUS"}.get(portability)
         if level is not None:
             config.hardware_compatibility_level = getattr(self.api.HardwareCompatibilityLevel, level)
@@ -115,6 +124,18 @@ class Library:
         config.set_runtime_cache(cache)
         return config, cache
 
+    def why_invalid(self, runtime: Any, plan: Any) -> str:
+        """Why TensorRT for RTX refuses a plan on this machine; empty where it does not say, as TensorRT never does."""
+        if not self.is_rtx:
+            return ""
+        _, reasons = runtime.get_engine_validity(plan)
+        known = self.api.EngineInvalidityDiagnostics.__members__.items()
+        return ", ".join(
+            name.lower().replace("_", " ").replace("unsupported cc", "unsupported compute capability")
+            for name, reason in known
+            if reasons & int(reason.value)
+        )
+
     @contextmanager
     def capture(self) -> Iterator[list[Message]]:
         """Collect what the library logs meanwhile."""
@@ -126,9 +147,10 @@ class Library:
 
 
 def runs_on(portability: Portability, built: tuple[int, int] | None, here: tuple[int, int]) -> bool:
-    """Whether an engine built on compute capability ``built`` runs on ``here``; the same model of GPU aside."""
-    if portability == RTX:
-        return here in _RTX_CAPABILITIES or here >= (12, 0)
+    """Whether an engine built on compute capability ``built`` runs on ``here``; the same model of GPU aside.
+
+    What TensorRT for RTX compiled runs on the capabilities that it was compiled for, see :attr:`Library.capabilities`.
+    """
     if portability == AMPERE_AND_LATER:
         return here >= (8, 0)
     return here == built

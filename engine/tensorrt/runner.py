@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -144,8 +145,8 @@ class TensorRTEngine(Engine):
         check_engine(library, self._engine, component, plan)
         need = int(self._engine.device_memory_size_v2)
         self._scratch: Scratch | None = shared_scratch(gpu, max(need, largest_scratch(plan)))
-        jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
-        self._config, self._jit = library.runtime_config(self._engine, jit_code)
+        self._jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
+        self._config, self._jit = library.runtime_config(self._engine, self._jit_code)
         self._contexts: dict[tuple[int, ...], Any] = {}  # by addresses, the one that was used last at the end
         try:
             self._unbound: Any = (
@@ -154,12 +155,14 @@ class TensorRTEngine(Engine):
         except EngineError:
             self.close()
             raise
+        self._save_jit()  # now, not when the engine is closed: few processes end in good order
 
     def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
         """Queue one run on ``stream``; arrays are those of the device, with ``shape``, ``dtype`` and ``pointer``.
 
         Raises:
-            EngineError: an array is missing or has another type or shape, the engine is closed, or TensorRT fails.
+            EngineError: an array is missing or has another type or shape, the engine is closed, TensorRT fails, or it
+                cannot be captured though it is about to be.
         """
         if self._engine is None:
             raise EngineError(f"the engine {self.component.name} is closed")
@@ -169,6 +172,8 @@ class TensorRTEngine(Engine):
             for tensor in described
         )
         context = self._context(addresses)
+        if self._library.is_rtx:
+            self._check_capture(context, stream)
         with self._library.capture() as messages:
             if not context.execute_async_v3(stream):
                 raise EngineError(_failure(self.component, "failed", messages))
@@ -184,6 +189,15 @@ class TensorRTEngine(Engine):
         self._contexts, self._unbound = {}, None  # before the engine that they refer to
         self._config = self._jit = None
         self._engine = self._scratch = None
+
+    def _check_capture(self, context: Any, stream: int) -> None:
+        from cuda.bindings import driver as cu
+
+        idle = cu.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+        if call(cu.cuStreamIsCapturing(stream)) != idle and not context.is_stream_capturable(stream):
+            raise EngineError(
+                f"TensorRT for RTX does not let {self.component.name} be captured in a CUDA graph"
+            )
 
     def _address(self, tensor: Tensor, array: Any) -> int:
         name = self.component.name
@@ -234,10 +248,16 @@ class TensorRTEngine(Engine):
         """Keep what was compiled just in time, so that the next load is quick."""
         if self._jit is None or self._jit_cache is None:
             return
+        code = bytes(self._jit.serialize())
+        if code == self._jit_code:
+            return
+        self._jit_code = code
         try:
             self._jit_cache.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._jit_cache.with_suffix(".new")
-            fresh.write_bytes(memoryview(self._jit.serialize()))
+            fresh = self._jit_cache.with_suffix(
+                f".{os.getpid()}"
+            )  # another process may save its own meanwhile
+            fresh.write_bytes(code)
             fresh.replace(self._jit_cache)
         except OSError:
             return  # it only costs time
@@ -264,8 +284,12 @@ def deserialize(library: Library, component: Component, plan: Path) -> Any:
         runtime = library.api.Runtime(library.log)
         with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             engine = runtime.deserialize_cuda_engine(data)
+            reasons = library.why_invalid(runtime, data) if engine is None else ""
         if engine is None:
-            raise EngineError(_failure(component, f"({plan}) is refused by {library.title}", messages))
+            reasons = f" ({reasons})" if reasons else ""
+            raise EngineError(
+                _failure(component, f"({plan}) is refused by {library.title}{reasons}", messages)
+            )
     return engine
 
 

@@ -386,7 +386,7 @@ def test_an_engine_fits_the_gpus_it_was_built_for(
 
 
 @pytest.mark.parametrize(
-    ("here", "expected"), [(RTX_4090, True), (RTX_5090, True), (H100, False), (T4, False)]
+    ("here", "expected"), [(RTX_4090, True), (RTX_5090, True), (T4, True), (H100, False)]
 )
 def test_tensorrt_for_rtx_fits_rtx_gpus_wherever_it_was_built(
     tensorrt_rtx: ModuleType, monkeypatch: pytest.MonkeyPatch, here: Gpu, expected: bool
@@ -397,7 +397,17 @@ def test_tensorrt_for_rtx_fits_rtx_gpus_wherever_it_was_built(
     use_gpu(monkeypatch, here)
     fits = made.fits(facts, "cuda")
     assert fits.fits is expected
-    assert expected or "8.0, 8.6, 8.9 and 12.0 or later" in fits.reason
+    assert (
+        expected or "compute capabilities 7.5, 8.0, 8.6, 8.9, 12.0, 12.1, here is NVIDIA H100" in fits.reason
+    )
+
+
+@pytest.mark.parametrize(("here", "devices"), [(RTX_5090, ("cuda",)), (H100, ())])
+def test_tensorrt_for_rtx_is_not_offered_on_a_gpu_that_it_does_not_compile_for(
+    tensorrt_rtx: ModuleType, monkeypatch: pytest.MonkeyPatch, here: Gpu, devices: tuple[str, ...]
+) -> None:
+    use_gpu(monkeypatch, here)
+    assert TensorRTBackend().devices == devices
 
 
 def test_another_version_does_not_fit(tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,6 +515,16 @@ def test_what_tensorrt_says_of_a_bad_plan_is_passed_on_in_one_line(plan: Path) -
     assert "\n" not in str(caught.value)
 
 
+def test_tensorrt_for_rtx_says_why_it_refuses_a_plan(tensorrt_rtx: ModuleType, tmp_path: Path) -> None:
+    component = TOYS["unet"]
+    plan, _ = build(tmp_path, component, graphs.toy(tmp_path, component))
+    plan.write_bytes(bytes(plan.stat().st_size))
+    with pytest.raises(
+        EngineError, match=r"is refused by TensorRT for RTX 1\.7\.1\.116 \(malformed engine\)"
+    ):
+        runner.deserialize(load_library(), component, plan)
+
+
 class FakeContext:
     """Records what the runner asks of an execution context."""
 
@@ -512,6 +532,10 @@ class FakeContext:
         self.addresses: dict[str, int] = {}
         self.memory: tuple[int, int] | None = None
         self.streams: list[int] = []
+        self.capturable = True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.capturable
 
     def set_device_memory(self, pointer: int, size: int) -> None:
         self.memory = (pointer, size)
@@ -577,10 +601,14 @@ class FakeMemory:
         self.blocks: dict[int, int] = {}
         self.next = 4096
         self.waits = 0
+        self.capturing = 0  # CU_STREAM_CAPTURE_STATUS_NONE
 
     def synchronize(self) -> tuple[int]:
         self.waits += 1
         return (0,)
+
+    def is_capturing(self, stream: int) -> tuple[int, int]:
+        return 0, self.capturing
 
     def allocate(self, size: int) -> tuple[int, int]:
         self.blocks[self.next] = size
@@ -607,6 +635,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
     monkeypatch.setattr(driver, "cuMemAlloc", fake.allocate)
     monkeypatch.setattr(driver, "cuMemFree", fake.free)
     monkeypatch.setattr(driver, "cuCtxSynchronize", fake.synchronize)
+    monkeypatch.setattr(driver, "cuStreamIsCapturing", fake.is_capturing)
     return fake
 
 
@@ -786,7 +815,28 @@ def test_an_engine_of_another_component_is_refused_at_load(engines: Any, memory:
 
 
 def test_what_rtx_compiled_just_in_time_is_kept(engines: Any, memory: FakeMemory, tmp_path: Path) -> None:
+    """It is written when the context has been made: a process may be killed before its engines are closed."""
     cache = tmp_path / "caches" / "unet.jit"
     for kept in (b"+jit", b"+jit+jit"):
-        engines(FakeEngine(TOYS["unet"], 1000), "tensorrt_rtx", cache).close()
+        engine = engines(FakeEngine(TOYS["unet"], 1000), "tensorrt_rtx", cache)
         assert cache.read_bytes() == kept
+        engine.close()
+        assert cache.read_bytes() == kept
+        assert [file.name for file in cache.parent.iterdir()] == ["unet.jit"]
+
+
+@pytest.mark.parametrize(("capturing", "capturable"), [(0, False), (1, True), (1, False)])
+def test_tensorrt_for_rtx_is_asked_before_a_run_is_captured(
+    engines: Any, memory: FakeMemory, capturing: int, capturable: bool
+) -> None:
+    component = TOYS["unet"]
+    fake = FakeEngine(component, 1000)
+    engine = engines(fake, "tensorrt_rtx")
+    fake.context.capturable, memory.capturing = capturable, capturing
+    given = arrays(component.inputs, 0), arrays(component.outputs, 0)
+    if capturing and not capturable:
+        with pytest.raises(EngineError, match="does not let unet be captured in a CUDA graph"):
+            engine.run(*given, stream=7)
+    else:
+        engine.run(*given, stream=7)
+        assert fake.context.streams == [7]
