@@ -99,6 +99,8 @@ class Engine(Protocol):
 
         On a CPU the values are C-contiguous NumPy arrays and the call returns when the outputs are written.
         On CUDA they are device arrays (``shape``, ``dtype``, ``pointer``), the work is queued on ``stream``.
+        A run may be captured in a CUDA graph after one with the same arrays outside; what was captured goes on using
+        its own arrays, whatever runs, captured or not, come after it.
         """
         ...
 

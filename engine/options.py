@@ -46,7 +46,7 @@ class BuildArguments:
         float | None, typer.Option(min=0.0, help="Scratch limit while compiling, GiB (TensorRT).")
     ] = None
     optimization_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="Effort of the compiler (TensorRT).")
+        int | None, typer.Option(min=0, max=5, help="Effort of the compiler, 3 or, longer, 5 (TensorRT).")
     ] = None
     reuse: Annotated[
         bool,

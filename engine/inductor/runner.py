@@ -26,6 +26,8 @@ class InductorEngine(Engine):
 
     On CUDA the first run on a stream asks for memory and chooses kernels; later ones find both, so that they can be
     captured in a CUDA graph. That memory is the engine's own until it is closed: a captured graph may keep using it.
+    Evaluations that are captured one after another keep their own arrays: every kernel of a package is a launch, whose
+    parameters CUDA copies into the graph, and nothing that they point to is the host's.
     """
 
     def __init__(self, component: Component, files: list[Path], device: str) -> None:

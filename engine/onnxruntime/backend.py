@@ -125,6 +125,10 @@ class OnnxRuntimeEngine(Engine):
 
     On CUDA a session is tied to one stream when it is made. The first run on another stream opens it again:
     a caller that keeps one stream pays for that once.
+
+    A captured run keeps its own arrays: each run has a binding of its own, and CUDA copies the parameters of every
+    launch into the graph. What runs share is the session's arena, which gives nothing back while the session is open;
+    they use it one after the other, on that stream.
     """
 
     def __init__(self, component: Component, path: Path, device: str) -> None:

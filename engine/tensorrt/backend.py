@@ -5,11 +5,12 @@ A plan is for one version of the library, and (unless built as portable) for one
 
 - ``library``: ``tensorrt`` or ``tensorrt_rtx``; by default whichever is installed, TensorRT first
 - ``portable``: ``same_gpu`` (default), ``same_compute_capability`` or ``ampere_plus``; the wider, the slower. TensorRT
-  for RTX always compiles for all RTX GPUs since Ampere
+  for RTX always compiles for every compute capability that it has
 - ``tactics``: how many candidate kernels are tried for one layer; fewer compile sooner
 - ``tactic_memory``: GiB on the GPU that a candidate may use while it is tried
 - ``workspace``: GiB of scratch that one layer may use (also ``--workspace``)
-- ``optimization_level``: the compiler's effort, 0 to 5 (also ``--optimization-level``)
+- ``optimization_level``: the compiler's effort, 0 to 5, by default 3; 5 times the most kernels (also
+  ``--optimization-level``)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from v2v.device.gpus import Gpu, find_gpu
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.store import timing_cache_folder
 from v2v.engine.tensorrt.builder import TensorRTOptions, build_plan, limits
-from v2v.engine.tensorrt.library import SAME_GPU, Library, load_library, runs_on
+from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, load_library, runs_on
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
 _BLOCK = 1 << 24
@@ -41,7 +42,9 @@ class TensorRTBackend:
     def __init__(self) -> None:
         self._library = load_library()
         self.version = self._library.version
-        self.devices: tuple[str, ...] = ("cuda",) if _gpu_or_none() else ()
+        gpu, capabilities = _gpu_or_none(), self._library.capabilities
+        usable = gpu is not None and (not capabilities or gpu.capability in capabilities)
+        self.devices: tuple[str, ...] = ("cuda",) if usable else ()
 
     def build(self, source: Source, folder: Path, options: BuildOptions, progress: PhaseProgress) -> Compiled:
         """Compile a component's graph for the GPU of this machine; TensorRT for RTX needs none.
@@ -95,6 +98,7 @@ class TensorRTBackend:
             "portable": portability != SAME_GPU,
             "portability": portability,
             "label": "rtx" if library.is_rtx else _label(gpu),
+            **({"capabilities": [*map(_dotted, library.capabilities)]} if library.is_rtx else {}),
         }
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
@@ -131,7 +135,10 @@ class TensorRTBackend:
             raise EngineError(f"{plan} needs {record.library} {record.version}: {error}") from error
         gpu = find_gpu(device)
         _make_current(gpu)
-        jit = timing_cache_folder() / f"{record.crc32:08x}-{library.version}-{_label(gpu)}.jit"
+        shapes = zlib.crc32(
+            repr(component).encode()
+        )  # what is compiled just in time depends on, the weights apart
+        jit = timing_cache_folder() / f"{component.name}-{shapes:08x}-{library.version}-{_label(gpu)}.jit"
         return TensorRTEngine(component, plan, library, gpu, jit if library.is_rtx else None)
 
     def _library_and_options(self, options: BuildOptions) -> tuple[Library, TensorRTOptions]:
@@ -156,6 +163,14 @@ def _fits_gpu(facts: Mapping[str, Any], gpu: Gpu) -> Compatibility:
     portability, built_on = str(facts["portability"]), facts["gpu"]
     if portability == SAME_GPU and built_on != gpu.name:
         return Compatibility(False, f"it was built on {built_on or 'no GPU'}, here is {gpu.name}")
+    if portability == RTX and _dotted(gpu.capability) not in facts.get("capabilities", ()):
+        return Compatibility(
+            False,
+            f"it was built for the compute capabilities {', '.join(facts.get('capabilities', ()))}, "
+            f"here is {gpu.name} with compute capability {_dotted(gpu.capability)}",
+        )
+    if portability == RTX:
+        return Compatibility(True)
     capability = facts["compute_capability"]
     built_capability = tuple(int(part) for part in str(capability).split(".")) if capability else None
     if not runs_on(portability, built_capability, gpu.capability):  # type: ignore[arg-type]
@@ -171,7 +186,6 @@ _REACH = {
     SAME_GPU: "compute capability {}",
     "same_compute_capability": "compute capability {}",
     "ampere_plus": "compute capability 8.0 and later",
-    "rtx": "the compute capabilities 8.0, 8.6, 8.9 and 12.0 or later",
 }
 
 

@@ -5,6 +5,7 @@ The graph decides the precision (networks are strongly typed); this file decides
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -34,6 +35,10 @@ class Limits:
     tactic_memory: int | None  # bytes on the device that one candidate kernel may use while it is timed
     tactics: int | None  # candidate kernels that are tried for one layer
     optimization_level: int
+
+
+_OPTIMIZATION_LEVEL = 3
+"""TensorRT's own. Level 4 only generates other kernels than 3 does; 5 times both, which takes longest."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,14 @@ def limits(gpu_memory: int | None, options: TensorRTOptions) -> Limits:
     """Limits for a card with ``gpu_memory`` bytes (None: built without one), unless ``options`` say otherwise.
 
     TensorRT compiles a network like the UNet as one region, whose whole scratch (gigabytes at full size) counts as
-    workspace: so everything may be used but what the weights and the driver need, about 4 GiB. Cards of 16 and
-    24 GB search at TensorRT's own level 3; from 40 GB on there is room for level 4, which tries more kernels.
+    workspace: so everything may be used but what the weights and the driver need, about 4 GiB.
     """
     available = None if gpu_memory is None else max(gpu_memory - 4 * GIB, gpu_memory // 2)
-    large = gpu_memory is not None and gpu_memory >= 40 * GIB
     return Limits(
         workspace=available if options.workspace is None else options.workspace,
         tactic_memory=available if options.tactic_memory is None else options.tactic_memory,
         tactics=options.tactics,
-        optimization_level=(4 if large else 3)
+        optimization_level=_OPTIMIZATION_LEVEL
         if options.optimization_level is None
         else options.optimization_level,
     )
@@ -197,7 +200,7 @@ def compile_plan(
     network = library.new_network(builder)
     parser = parse(library, network, component, graph)
     check_interface(library, network, component)
-    check_attention(library, network, component, graph)
+    allow_attention(library, network, component, graph)
     config = _configure(library, builder, limit, portability)
     config.progress_monitor = monitor = _monitor(library.api, state)
     cache = TimingCache(timing_cache, config) if library.times_kernels else None
@@ -301,6 +304,10 @@ def _configure(
             config.set_memory_pool_limit(api.MemoryPoolType.TACTIC_DRAM, limit.tactic_memory)
         if limit.tactics is not None:
             config.max_num_tactics = limit.tactics
+    if (
+        library.is_rtx
+    ):  # else an engine may ask for memory of its own while it runs, and so cannot be captured
+        config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
     library.set_portability(config, portability)
     return config
 
@@ -411,39 +418,49 @@ def explain(library: Library, component: Component, graph: Path, messages: list[
     return f"{start}: {_last_error(messages) or 'it gives no reason'}; try --backend onnxruntime"
 
 
-def check_attention(library: Library, network: Any, component: Component, graph: Path) -> None:
-    """Compile each kind of attention in ``network`` by itself; milliseconds each.
+_SMALL_SCORES = 2**28
+"""Elements of a matrix of attention scores that may be computed in full, 1 GiB in FP32: a little more than the VAE has,
+whose attention over a frame of 1280x720 is written so in its graph."""
 
-    The builder says only that some attention among a hundred has no kernel, after minutes; TensorRT for RTX 1.7
-    crashes instead of saying it when there is more than one.
+
+def allow_attention(library: Library, network: Any, component: Component, graph: Path) -> None:
+    """Let the compiler write an attention without a fused kernel as matmul, softmax, matmul where that is small.
+
+    One that has a kernel stays fused. A large one without a kernel TensorRT refuses by itself. TensorRT for RTX 1.7
+    crashes where there are two of them, so each kind is compiled alone first; seconds each.
 
     Raises:
-        BuildError: names the layers whose attention has no fused kernel.
+        BuildError: names the layers whose attention has no fused kernel and is too large.
     """
     fused: dict[tuple[tuple[str, tuple[int, ...]], ...], bool] = {}
-    unfused = []
+    refused = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type.name != "ATTENTION_INPUT":
             continue
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+        query, key = tuple(inputs[0].shape), tuple(inputs[1].shape)
+        if math.prod(query[:-1]) * key[-2] <= _SMALL_SCORES:
+            layer.__class__ = library.api.IAttentionInputLayer  # a parsed network gives plain layers
+            layer.attention.decomposable = True
+            continue
         kind = tuple((tensor.dtype.name, tuple(tensor.shape)) for tensor in inputs)
-        if kind not in fused:
+        if library.is_rtx and kind not in fused:
             fused[kind] = _is_fused(library, kind)
-        if not fused[kind]:
+        if not fused.get(kind, True):
             name = re.sub(r"_AttentionInput$", "", layer.name)
-            unfused.append(f"{_scope(graph, name)} {kind[0][0]} {list(kind[0][1])}")
-    if unfused:
-        more = f" and {len(unfused) - 3} more" if len(unfused) > 3 else ""
+            refused.append(f"{_scope(graph, name)} {kind[0][0]} {list(kind[0][1])}")
+    if refused:
+        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         raise BuildError(
             f"{library.title} cannot compile {component.name}: it has no fused kernel for the attention in "
-            f"{', '.join(unfused[:3])}{more}; {_ATTENTION_ADVICE}"
+            f"{', '.join(refused[:3])}{more}; {_ATTENTION_ADVICE}"
         )
 
 
 _ATTENTION_ADVICE = (
-    "that takes FP16, a head size of 16 to 256 and more than one head or batch entry. Build with --precision fp16, "
-    "export that attention as matmul, softmax, matmul, or use --backend onnxruntime"
+    "that takes FP16 and a head size of 16 to 256. Build with --precision fp16, a smaller --size or fewer --frames, or "
+    "use --backend onnxruntime"
 )
 
 
@@ -468,13 +485,10 @@ def _is_fused(library: Library, kind: tuple[tuple[str, tuple[int, ...]], ...]) -
     builder = library.api.Builder(library.log)
     network = library.new_network(builder)
     parser = library.api.OnnxParser(network, library.log)
-    config = builder.create_builder_config()
-    if library.times_kernels:
-        config.builder_optimization_level = 0  # any kernel will do
     with library.capture():
         return bool(
             parser.parse(model.SerializeToString())
-            and builder.build_serialized_network(network, config) is not None
+            and builder.build_serialized_network(network, builder.create_builder_config()) is not None
         )
 
 

@@ -30,7 +30,6 @@ RTX: Portability = "rtx"
 PORTABILITIES = (SAME_GPU, SAME_CAPABILITY, AMPERE_AND_LATER)
 
 _OLDEST = (10, 14)  # the first TensorRT with IAttention
-_RTX_CAPABILITIES = ((8, 0), (8, 6), (8, 9))  # and 12.0 and later, but no data-centre GPU between
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,12 @@ class Library:
             raise EngineError(f"portable={requested} is unknown; choose from {', '.join(PORTABILITIES)}")
         return requested
 
+    @property
+    def capabilities(self) -> tuple[tuple[int, int], ...]:
+        """The compute capabilities that TensorRT for RTX compiles for; TensorRT takes that of the GPU here."""
+        names = self.api.ComputeCapability.__members__ if self.is_rtx else ()
+        return tuple((int(name[2:-1]), int(name[-1])) for name in names if name.startswith("SM"))
+
     def new_network(self, builder: Any) -> Any:
         """A strongly typed network: the types in the graph are the types that run.
 
@@ -93,27 +98,43 @@ class Library:
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
     def set_portability(self, config: Any, portability: Portability) -> None:
-        """Tell the builder which other GPUs the engine is for."""
+        """Tell the builder which GPUs the engine is for."""
+        if self.is_rtx:
+            config.num_compute_capabilities = len(self.capabilities)
+            for index, (major, minor) in enumerate(self.capabilities):
+                config.set_compute_capability(getattr(self.api.ComputeCapability, f"SM{major}{minor}"), index)
         level = {SAME_CAPABILITY: "SAME_COMPUTE_CAPABILITY", AMPERE_AND_LATER: "AMPERE_PLUS"}.get(portability)
         if level is not None:
             config.hardware_compatibility_level = getattr(self.api.HardwareCompatibilityLevel, level)
 
-    def new_context(self, engine: Any, runtime_cache: bytes) -> tuple[Any, Any]:
-        """An execution context without memory of its own, and its runtime cache.
+    def runtime_config(self, engine: Any, runtime_cache: bytes) -> tuple[Any, Any]:
+        """How execution contexts of ``engine`` are made (without memory of their own), and their runtime cache.
 
         The cache holds what TensorRT for RTX compiled just in time, from earlier runs (``runtime_cache``) and from
         this one; None with TensorRT, which has no such step.
         """
         strategy = self.api.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.is_rtx:
-            return engine.create_execution_context(strategy), None
+            return strategy, None
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         cache = config.create_runtime_cache()
         if runtime_cache:
             cache.deserialize(runtime_cache)
         config.set_runtime_cache(cache)
-        return engine.create_execution_context(config), cache
+        return config, cache
+
+    def why_invalid(self, runtime: Any, plan: Any) -> str:
+        """Why TensorRT for RTX refuses a plan on this machine; empty where it does not say, as TensorRT never does."""
+        if not self.is_rtx:
+            return ""
+        _, reasons = runtime.get_engine_validity(plan)
+        known = self.api.EngineInvalidityDiagnostics.__members__.items()
+        return ", ".join(
+            name.lower().replace("_", " ").replace("unsupported cc", "unsupported compute capability")
+            for name, reason in known
+            if reasons & int(reason.value)
+        )
 
     @contextmanager
     def capture(self) -> Iterator[list[Message]]:
@@ -126,9 +147,10 @@ class Library:
 
 
 def runs_on(portability: Portability, built: tuple[int, int] | None, here: tuple[int, int]) -> bool:
-    """Whether an engine built on compute capability ``built`` runs on ``here``; the same model of GPU aside."""
-    if portability == RTX:
-        return here in _RTX_CAPABILITIES or here >= (12, 0)
+    """Whether an engine built on compute capability ``built`` runs on ``here``; the same model of GPU aside.
+
+    What TensorRT for RTX compiled runs on the capabilities that it was compiled for, see :attr:`Library.capabilities`.
+    """
     if portability == AMPERE_AND_LATER:
         return here >= (8, 0)
     return here == built

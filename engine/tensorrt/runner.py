@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -116,10 +117,21 @@ def shared_scratch(gpu: Gpu, need: int) -> Scratch:
 # Engines ----------------------------------------------------------------------------------------------------------
 
 
+_CONTEXTS = 64
+"""Execution contexts that an engine keeps, one for each tuple of buffers.
+
+The captured work of one segment needs two, one for each prompt; where windows keep features of their own (``--reuse``),
+two for each window, and so many windows' features would fill 19 GB at full size.
+"""
+
+
 class TensorRTEngine(Engine):
     """A plan on a GPU.
 
-    Before a run is captured into a CUDA graph it must have run once outside: TensorRT sets itself up then.
+    Before a run is captured into a CUDA graph it must have run once outside with the same arrays: TensorRT sets itself
+    up then. An execution context belongs to one tuple of arrays and is never bound to others, because a captured graph
+    may look its parameters up in the context when it is replayed. All contexts work in the same scratch, so they are
+    small.
     """
 
     def __init__(
@@ -133,41 +145,61 @@ class TensorRTEngine(Engine):
         check_engine(library, self._engine, component, plan)
         need = int(self._engine.device_memory_size_v2)
         self._scratch: Scratch | None = shared_scratch(gpu, max(need, largest_scratch(plan)))
-        with library.capture() as messages:
-            jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
-            self._context, self._jit = library.new_context(self._engine, jit_code)
-            if self._context is None:
-                self.close()
-                raise EngineError(_failure(component, "cannot be made ready to run", messages))
-        self._context.set_device_memory(self._scratch.pointer, self._scratch.size)
+        self._jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
+        self._config, self._jit = library.runtime_config(self._engine, self._jit_code)
+        self._contexts: dict[tuple[int, ...], Any] = {}  # by addresses, the one that was used last at the end
+        try:
+            self._unbound: Any = (
+                self._new_context()
+            )  # whether one can be made shows when the engine is loaded
+        except EngineError:
+            self.close()
+            raise
+        self._save_jit()  # now, not when the engine is closed: few processes end in good order
 
     def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
         """Queue one run on ``stream``; arrays are those of the device, with ``shape``, ``dtype`` and ``pointer``.
 
         Raises:
-            EngineError: an array is missing or has another type or shape, the engine is closed, or TensorRT fails.
+            EngineError: an array is missing or has another type or shape, the engine is closed, TensorRT fails, or it
+                cannot be captured though it is about to be.
         """
         if self._engine is None:
             raise EngineError(f"the engine {self.component.name} is closed")
-        for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs)):
-            for tensor in described:
-                self._bind(tensor, arrays.get(tensor.name))
+        addresses = tuple(
+            self._address(tensor, arrays.get(tensor.name))
+            for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs))
+            for tensor in described
+        )
+        context = self._context(addresses)
+        if self._library.is_rtx:
+            self._check_capture(context, stream)
         with self._library.capture() as messages:
-            if not self._context.execute_async_v3(stream):
+            if not context.execute_async_v3(stream):
                 raise EngineError(_failure(self.component, "failed", messages))
 
     def close(self) -> None:
-        """Free weights and context, and the scratch with the last engine, once queued runs are done."""
+        """Free weights and contexts, and the scratch with the last engine, once queued runs are done."""
         if self._engine is None:
             return
         from cuda.bindings import driver as cu
 
         cu.cuCtxSynchronize()
         self._save_jit()
-        self._context = self._jit = None  # before the engine that they refer to
+        self._contexts, self._unbound = {}, None  # before the engine that they refer to
+        self._config = self._jit = None
         self._engine = self._scratch = None
 
-    def _bind(self, tensor: Tensor, array: Any) -> None:
+    def _check_capture(self, context: Any, stream: int) -> None:
+        from cuda.bindings import driver as cu
+
+        idle = cu.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+        if call(cu.cuStreamIsCapturing(stream)) != idle and not context.is_stream_capturable(stream):
+            raise EngineError(
+                f"TensorRT for RTX does not let {self.component.name} be captured in a CUDA graph"
+            )
+
+    def _address(self, tensor: Tensor, array: Any) -> int:
         name = self.component.name
         if array is None:
             raise EngineError(f"{name} needs an array for '{tensor.name}'")
@@ -177,17 +209,55 @@ class TensorRTEngine(Engine):
                 f"'{tensor.name}' of {name} must be {tensor.dtype} {list(tensor.shape)}, "
                 f"not {np.dtype(array.dtype)} {list(shape)}"
             )
-        if not self._context.set_tensor_address(tensor.name, int(array.pointer)):
-            raise EngineError(f"TensorRT does not take the buffer for '{tensor.name}' of {name}")
+        return int(array.pointer)
+
+    def _context(self, addresses: tuple[int, ...]) -> Any:
+        """The context of these arrays; of too many the one goes that was asked for longest ago."""
+        context = self._contexts.pop(addresses, None)
+        if context is None:
+            if len(self._contexts) == _CONTEXTS:
+                from cuda.bindings import driver as cu
+
+                cu.cuCtxSynchronize()  # a queued run may still use it
+                del self._contexts[next(iter(self._contexts))]
+            context = self._unbound or self._new_context()
+            self._unbound = None
+            for tensor, address in zip(self._tensors, addresses, strict=True):
+                if not context.set_tensor_address(tensor.name, address):
+                    raise EngineError(
+                        f"TensorRT does not take the buffer for '{tensor.name}' of {self.component.name}"
+                    )
+        self._contexts[addresses] = context
+        return context
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*self.component.inputs, *self.component.outputs)
+
+    def _new_context(self) -> Any:
+        """A context that works in the scratch, bound to no arrays yet."""
+        assert self._scratch is not None
+        with self._library.capture() as messages:
+            context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise EngineError(_failure(self.component, "cannot be made ready to run", messages))
+        context.set_device_memory(self._scratch.pointer, self._scratch.size)
+        return context
 
     def _save_jit(self) -> None:
         """Keep what was compiled just in time, so that the next load is quick."""
         if self._jit is None or self._jit_cache is None:
             return
+        code = bytes(self._jit.serialize())
+        if code == self._jit_code:
+            return
+        self._jit_code = code
         try:
             self._jit_cache.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._jit_cache.with_suffix(".new")
-            fresh.write_bytes(memoryview(self._jit.serialize()))
+            fresh = self._jit_cache.with_suffix(
+                f".{os.getpid()}"
+            )  # another process may save its own meanwhile
+            fresh.write_bytes(code)
             fresh.replace(self._jit_cache)
         except OSError:
             return  # it only costs time
@@ -214,8 +284,12 @@ def deserialize(library: Library, component: Component, plan: Path) -> Any:
         runtime = library.api.Runtime(library.log)
         with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             engine = runtime.deserialize_cuda_engine(data)
+            reasons = library.why_invalid(runtime, data) if engine is None else ""
         if engine is None:
-            raise EngineError(_failure(component, f"({plan}) is refused by {library.title}", messages))
+            reasons = f" ({reasons})" if reasons else ""
+            raise EngineError(
+                _failure(component, f"({plan}) is refused by {library.title}{reasons}", messages)
+            )
     return engine
 
 
