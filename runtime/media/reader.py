@@ -113,6 +113,9 @@ class VideoReader:
             self._stream.thread_type = "AUTO"
             if self._stream.codec_context is not None:
                 self._stream.codec_context.copy_opaque = True  # which packet a picture comes from
+                # Its threads take Python's lock to let go of that, and PyAV holds the lock while it frees the decoder,
+                # which waits for them: they must be idle by then.
+                self._opened.callback(self._stream.codec_context.flush_buffers)
             self._clock = FilmClock.of(self._container)
             self._decoded = self._decode()
             self.part: Part | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -425,3 +427,29 @@ def test_a_cover_picture_is_not_the_film(tmp_path: Path) -> None:
 
 def test_time_base_of_the_test_clips_is_exact() -> None:
     assert Fraction(1, 10) % SECOND == 0
+
+
+def test_a_decoder_whose_threads_are_at_work_is_closed(tmp_path: Path) -> None:
+    """PyAV frees a decoder under Python's lock, and the decoder's threads may want it then."""
+    film = make_video(
+        tmp_path / "film.mp4", frames=30, codec="libx265", options={"x265-params": "log-level=none"}
+    )
+    with av.open(str(film)) as opened:
+        places = [packet.pos for packet in opened.demux(video=0) if packet.size]
+    content = bytearray(film.read_bytes())
+    for place in places:
+        content[place : place + 2] = b"\xff\xff"  # the length of what follows
+    film.write_bytes(content)
+    script = f"""
+from pathlib import Path
+from v2v.runtime.media.errors import MediaError
+from v2v.runtime.media.reader import VideoReader
+for _ in range(20):
+    try:
+        VideoReader(Path({str(film)!r}))
+    except MediaError as error:
+        assert "damaged" in str(error)
+    else:
+        raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
