@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
         return 0
     os.environ |= {"OMP_NUM_THREADS": "1", "V2V_THREADS": "1"}  # each has a core
     return 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What ``nohup`` lets this process ignore, the commands that are tested must not inherit."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

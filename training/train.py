@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from training.clips import DEFECT_WORDS, FRAMES, HEIGHT, QUALITY_WORDS, WIDTH, ClipStream
 from training.losses import Discriminator, divergence, feature_distance, gradient_loss, hinge
-from v2v.core.configs import MODELS, ModelConfig
+from v2v.core.configs import CLIP_CONTEXT, MODELS, ModelConfig
 from v2v.export.models.autoencoder import Autoencoder, ResnetBlock
 from v2v.export.models.text_encoder import TextEncoder
 from v2v.export.models.unet import (
@@ -38,7 +38,7 @@ from v2v.export.models.unet import (
     TemporalTransformer,
     UNet,
 )
-from v2v.runtime.diffusion.prompt import CONTEXT, END, NEGATIVE_PROMPT, POSITIVE_PROMPT, START, clean
+from v2v.runtime.diffusion.prompt import END, NEGATIVE_PROMPT, POSITIVE_PROMPT, START, clean
 from v2v.runtime.diffusion.schedule import Schedule
 
 SEED = 20240
@@ -101,8 +101,8 @@ class Captions:
 
     def ids(self, text: str) -> Tensor:
         """Token ids ``[77]``."""
-        words = self._bpe.encode(clean(text)).ids[: CONTEXT - 2]
-        return torch.tensor([START, *words, END] + [0] * (CONTEXT - 2 - len(words)))
+        words = self._bpe.encode(clean(text)).ids[: CLIP_CONTEXT - 2]
+        return torch.tensor([START, *words, END] + [0] * (CLIP_CONTEXT - 2 - len(words)))
 
     def good(self, rng: np.random.Generator, shows: str) -> Tensor:
         """Words for a good clip; none at all for one in seven."""

@@ -57,7 +57,9 @@ def test_a_build_ends_in_a_table(run: Run) -> None:
     assert result.code == 0
     assert re.search(r"component\s+size\s+export\s+compile\s+error against PyTorch", result.out)
     for name in COMPONENTS:
-        assert re.search(rf"{name} +\S+ k?B +\d+\.\d\d s +\d+\.\d\d s +1\.3e-06", result.out), result.out
+        assert re.search(rf"{name} +\S+ (kB|bytes) +\d+\.\d\d s +\d+\.\d\d s +1\.3e-06", result.out), (
+            result.out
+        )
     (built,) = list_sets()
     assert isinstance(built, EngineSet)
     assert f"engine set: {built.path}" in result.out

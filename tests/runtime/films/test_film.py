@@ -136,7 +136,7 @@ def test_a_changed_input_or_engine_set_is_named(engines, source, tmp_path):
     engines.facts["engines"] = "another"
     with pytest.raises(JournalError, match="engine set was NumPy when it was begun, but is another now"):
         enhance(engines, source, output)
-    engines.facts["engines"] = "fake"
+    engines.facts["engines"] = "NumPy"
     make_video(source, frames=FRAMES + 1, size=(64, 80))
     with pytest.raises(JournalError, match="input was"):
         enhance(engines, source, output)
