@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ from v2v.engine.build import build_engine_set
 from v2v.engine.store import EngineSet
 
 SMALL_WINDOW = (80, 72), 4  # (width, height) and frames: as little as the small UNet takes
+
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(
+        signal.SIGHUP, lambda *_: None
+    )  # as good here, and not handed down to commands that are tested
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

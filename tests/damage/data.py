@@ -17,9 +17,12 @@ import torch
 from tests.benchmarks.made import results
 from tests.damage.bytes import damage
 from tests.runtime.films.test_journal import done
+from tests.stand_ins import command
+from tests.stand_ins.model import MODEL
 from v2v.benchmarks.compare import compare
 from v2v.benchmarks.report import page, summary
 from v2v.benchmarks.results import Results
+from v2v.core.components import component
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import EngineError
 from v2v.core.samples import sample_inputs
@@ -193,11 +196,8 @@ def make_graph(folder: Path, engines: Path) -> Path:
 
 
 def read_graph(path: Path) -> None:
-    import tests.runtime.command as command
-    from tests.engine.stand_in import MODEL
-    from v2v.core.components import component
-
-    engine = backend("onnxruntime").load(component("unet", MODEL, command.WINDOW, "fp32"), [path], "cpu")
+    described = component("unet", MODEL, command.WINDOW, "fp32")
+    engine = backend("onnxruntime").load(described, [path], "cpu")
     try:
         run_once(engine, sample_inputs(engine.component, 100), "cpu")
     finally:
