@@ -9,9 +9,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import NoReturn
 
-import rich.box
-import rich.console
-import rich.table
 import typer
 
 from v2v.benchmarks.compare import Change, Comparison, compare
@@ -19,16 +16,14 @@ from v2v.benchmarks.options import BenchOptions
 from v2v.benchmarks.report import PAGE, check_output, size_text, spread_text, time_text, write
 from v2v.benchmarks.results import Results
 from v2v.benchmarks.session import run_session
-from v2v.core.console import BuildDisplay, messages, new_app, run_app, takes, warn
+from v2v.core import console
+from v2v.core.console import BuildDisplay, Table, messages, new_app, print_result, run_app, takes, warn
 
 app = new_app()
-results_console = rich.console.Console(highlight=False, soft_wrap=True)
-if not results_console.is_terminal:  # a log is as wide as the tables need
-    results_console.width = 120
 
 
 def main() -> NoReturn:
-    """Entry point of ``v2v-bench``."""
+    """Run ``v2v-bench``; :mod:`v2v.benchmarks.start` calls it."""
     run_app(app)
 
 
@@ -59,11 +54,11 @@ def command(options: BenchOptions) -> None:
         results = run_session(plan, _command_line(), lambda name: partial(display, name), keep)
     keep(results)
     if options.as_json:
-        sys.stdout.write(results.to_json())
+        print_result(json.loads(results.to_json()))
     else:
         show(results)
     if folder is not None:
-        (messages if options.as_json else results_console).print(f"report: {folder / PAGE}", markup=False)
+        (messages if options.as_json else console.results).print(f"report: {folder / PAGE}", markup=False)
 
 
 def _command_line() -> str:
@@ -73,7 +68,7 @@ def _command_line() -> str:
 
 def show(results: Results) -> None:
     """The table at the end of a session."""
-    table = _table("", "whole run", "UNet evaluation", "first step", "memory")
+    table = Table("", "whole run", "UNet evaluation", "first step", "memory")
     for measured in results.measured:
         unet = next(stage for stage in measured.stages if stage.name == "UNet evaluation")
         table.add_row(
@@ -83,7 +78,7 @@ def show(results: Results) -> None:
             time_text(measured.first_step.median),
             size_text((measured.gpu_bytes or measured.host_bytes).median),
         )
-    results_console.print(table)
+    console.results.print(table)
     if any(measured.subject.weights == "random" for measured in results.measured):
         warn("the weights are random numbers: times and memory are the real networks', pictures mean nothing")
     for failed in results.failed:
@@ -97,7 +92,7 @@ def show_comparison(comparison: Comparison, as_json: bool) -> None:
             {**asdict(change), "ratio": change.ratio, "verdict": change.verdict}
             for change in comparison.changes
         ]
-        sys.stdout.write(json.dumps({**asdict(comparison), "changes": changes}, indent=1) + "\n")
+        print_result({**asdict(comparison), "changes": changes})
     else:
         _print_comparison(comparison)
     if comparison.worse:
@@ -109,7 +104,7 @@ def _print_comparison(comparison: Comparison) -> None:
     for change in sorted(comparison.changes, key=lambda c: -c.ratio if c.worse else 0):
         by_subject.setdefault(change.subject, []).append(change)
     for subject, changes in by_subject.items():
-        table = _table(subject, "old", "new", "change", "")
+        table = Table(subject, "old", "new", "change", "")
         for change in changes:
             text = time_text if change.unit == "s" else size_text
             table.add_row(
@@ -120,20 +115,13 @@ def _print_comparison(comparison: Comparison) -> None:
                 "within the spread" if change.verdict == "same" else change.verdict,
                 style="red" if change.worse else "dim" if change.verdict == "same" else "green",
             )
-        results_console.print(table)
+        console.results.print(table)
     for difference in comparison.differences:
-        results_console.print(f"differs: {difference}", markup=False)
+        console.results.print(f"differs: {difference}", markup=False)
     for when, names in (("old", comparison.only_old), ("new", comparison.only_new)):
         for name in names:
-            results_console.print(f"only in the {when} file: {name}", markup=False)
+            console.results.print(f"only in the {when} file: {name}", markup=False)
     worse = len(comparison.worse)
-    results_console.print(
+    console.results.print(
         f"{worse} of {len(comparison.changes)} figures got worse" if worse else "nothing got worse"
     )
-
-
-def _table(*columns: str) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
-    return table

@@ -19,8 +19,10 @@ import numpy as np
 
 from v2v.core.components import Precision
 from v2v.core.errors import V2VError
+from v2v.core.files import read_limited
 
 FORMAT = 1
+_LARGEST = 64 << 20  # bytes
 
 Kind = Literal["engines", "eager", "compile"]
 """An engine set; PyTorch as the reference runs it; PyTorch compiled by ``torch.compile``."""
@@ -236,13 +238,13 @@ class Results:
         """
         file = path / "results.json" if path.is_dir() else path
         try:
-            text = file.read_bytes()
+            text = read_limited(file, _LARGEST)
             version = msgspec.json.decode(text, type=_Format).format
         except FileNotFoundError:
             raise ResultsError(
                 f"{file}: no such file; v2v-bench -o FOLDER writes FOLDER/results.json"
             ) from None
-        except (OSError, msgspec.DecodeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ResultsError(f"{file} is not a file of v2v-bench's results ({error})") from error
         if version > FORMAT:
             raise ResultsError(

@@ -7,13 +7,14 @@ way, then removes what :func:`removed_on_abort` registered and ends the process.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -72,11 +73,11 @@ def take_signals() -> None:
         signal.signal(number, _raise)
 
 
-def start(load: Callable[[], Callable[[], NoReturn]]) -> NoReturn:
-    """Import a command with ``load``, which takes a second, and run it; a signal ends it as quietly then as later."""
+def start(module: str) -> NoReturn:
+    """Import ``module``, which takes a second, and call its ``main``; a signal ends it as quietly then as later."""
     try:
         watch()
-        load()()
+        sys.exit(importlib.import_module(module).main())
     except BaseException:
         if (code := exit_code()) is not None:
             os._exit(code)

@@ -17,8 +17,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, cast, get_type_hints
 
+import rich.box
 import rich.console
 import rich.progress
+import rich.table
+import rich.text
 import typer
 
 from v2v.core.abort import exit_code, watch
@@ -81,7 +84,28 @@ class _Stderr(io.TextIOBase):
 
 
 messages = Console(file=_Stderr())
-"""Where progress, warnings and errors go; results go to stdout."""
+"""Where progress, warnings and errors go."""
+
+results = Console()
+"""Where results for people go: the standard output. :func:`print_result` prints those for programs."""
+if not results.is_terminal:
+    results.width = 120  # a log is as wide as the tables need
+
+
+class Table(rich.table.Table):
+    """Numbers beside the names in its first column; every cell is shown as by :class:`Console`."""
+
+    def __init__(self, *columns: str) -> None:
+        super().__init__(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            self.add_column(
+                rich.text.Text(printable(column)), justify="right" if index else "left", overflow="fold"
+            )
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """As Rich's, without its markup."""
+        shown = (rich.text.Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, **options)
 
 
 def printable(text: str) -> str:

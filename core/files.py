@@ -42,3 +42,17 @@ def hidden_sibling(path: Path, ending: str) -> Path:
         beginning = name[: _LONGEST - 1 - len(mark) - len(ending_bytes)]
         name = beginning.decode(errors="ignore").encode() + mark  # no half characters
     return path.with_name(os.fsdecode(b"." + name + ending_bytes))
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """The content of a file that anybody may have made.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it has more than ``most`` bytes.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most >> 20} MiB")
+    return content

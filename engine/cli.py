@@ -7,12 +7,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
-import rich.box
-import rich.console
-import rich.table
 from rich.filesize import decimal
 
-from v2v.core.console import BuildDisplay, messages, new_app, run_app, seconds_text, takes, warn
+from v2v.core.console import (
+    BuildDisplay,
+    Table,
+    messages,
+    new_app,
+    results,
+    run_app,
+    seconds_text,
+    takes,
+    warn,
+)
 from v2v.core.errors import EngineError
 from v2v.engine.build import build_engine_set
 from v2v.engine.choose import default_weights
@@ -21,11 +28,10 @@ from v2v.engine.store import EngineSet, engines_root, list_sets
 from v2v.engine.verify import Verified, verify_engine_set
 
 app = new_app()
-results = rich.console.Console(highlight=False, soft_wrap=True)
 
 
 def main() -> NoReturn:
-    """Entry point of ``v2v-build-engines``."""
+    """Run ``v2v-build-engines``; :mod:`v2v.engine.start` calls it."""
     run_app(app)
 
 
@@ -65,7 +71,7 @@ def command(arguments: BuildArguments) -> None:
 def show_built(engine_set: EngineSet) -> None:
     """The table at the end of a build."""
     manifest = engine_set.manifest
-    table = _table("component", "size", "export", "compile", "error against PyTorch")
+    table = Table("component", "size", "export", "compile", "error against PyTorch")
     for name, record in manifest.components.items():
         table.add_row(
             name,
@@ -125,7 +131,7 @@ def verify_sets(folder: Path | None, device: str | None) -> None:
 
 def show_verified(engine_set: EngineSet, device: str, verified: Sequence[Verified]) -> None:
     """The table of ``--verify`` for one set."""
-    table = _table("component", "load", "run", "error against ONNX Runtime", "against PyTorch, as built")
+    table = Table("component", "load", "run", "error against ONNX Runtime", "against PyTorch, as built")
     for result in verified:
         table.add_row(
             result.component,
@@ -148,10 +154,3 @@ def _runnable_on(engine_set: EngineSet) -> str:
 def _say_if_random(engine_set: EngineSet) -> None:
     if engine_set.manifest.recipe.weights.kind == "random":
         warn("its weights are random numbers: it runs like the real model, but its pictures mean nothing")
-
-
-def _table(*columns: str) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    return table

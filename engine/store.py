@@ -33,12 +33,13 @@ from v2v.core.abort import removed_on_abort
 from v2v.core.components import Component, ComponentName, Precision, Window, components
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import EngineError, V2VError
-from v2v.core.files import sync, sync_tree
+from v2v.core.files import read_limited, sync, sync_tree
 from v2v.engine.backend import BACKENDS, Compatibility, Engine, backend
 from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
 
 TOKENIZER = "tokenizer.json"
 _HASHED_FIRST = 64 << 20  # bytes; a smaller file's digest is checked before it is loaded, not meanwhile
+_LARGEST_MANIFEST = 16 << 20  # bytes
 BUILD_MARK = ".v2v-build"  # an empty file in a folder that a build has made, and so may remove
 
 
@@ -95,13 +96,13 @@ class EngineSet:
                 f"no engine set at {path}: there is no such folder; v2v-build-engines makes one"
             )
         try:
-            text = (path / MANIFEST).read_text(encoding="utf-8")
+            text = _read_manifest(path)
         except FileNotFoundError:
             raise EngineError(
                 f"{path} is not an engine set: it has no {MANIFEST}; "
                 "build one with v2v-build-engines -o FOLDER"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise EngineError(f"cannot read {path / MANIFEST}: {error}") from error
         try:
             opened = cls(path, Manifest.from_json(text))
@@ -305,6 +306,10 @@ class EngineSet:
         raise EngineError(f"{path} {cause}; rebuild the engine set with: {self.rebuild_command}")
 
 
+def _read_manifest(folder: Path) -> str:
+    return read_limited(folder / MANIFEST, _LARGEST_MANIFEST).decode()
+
+
 def list_sets(root: Path | None = None) -> Iterator[EngineSet | EngineError]:
     """Every engine set in ``root`` (default: :func:`engines_root`); for a damaged one, what is wrong."""
     root = root or engines_root()
@@ -448,8 +453,8 @@ def replaceable(path: Path) -> Compatibility:
     if not present or path.parent.resolve() == engines_root().resolve():
         return Compatibility(True)  # names in the store are made by us alone
     try:
-        manifest = Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, EngineError):
+        manifest = Manifest.from_json(_read_manifest(path))
+    except (OSError, ValueError, EngineError):
         return Compatibility(
             False, f"{path} exists and is no engine set; name another folder, or empty it yourself"
         )

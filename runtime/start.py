@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
 from v2v.core.abort import start
@@ -15,13 +14,7 @@ def main() -> NoReturn:
     if supervisor.is_wanted(sys.argv[1:]):
         sys.exit(supervisor.supervise([sys.executable, "-m", "v2v.runtime.start", *sys.argv[1:]]))
     supervisor.end_with_supervisor()
-    start(_load)
-
-
-def _load() -> Callable[[], NoReturn]:
-    from v2v.runtime.cli import main
-
-    return main
+    start("v2v.runtime.cli")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,26 @@ from v2v.engine.store import EngineSet
 SMALL_WINDOW = (80, 72), 4  # (width, height) and frames: as little as the small UNet takes
 
 
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+    signal.signal(
+        signal.SIGHUP, lambda *_: None
+    )  # as good here, and not handed down to commands that are tested
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--trials 2000``."""
+    parser.addoption(
+        "--trials", type=int, help="how often tests of accidents try one, instead of a few times"
+    )
+
+
+@pytest.fixture
+def trials(request: pytest.FixtureRequest) -> int | None:
+    """How often the person who runs the tests wants an accident tried; None: as often as the test says."""
+    wanted: int | None = request.config.getoption("--trials")
+    return wanted
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes for the whole fast suite.

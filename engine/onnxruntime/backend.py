@@ -27,6 +27,7 @@ _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
 # First versions whose kernels cover the graphs: the Attention operator of opset 23 sets the limit.
 _MINIMUM = {"cpu": (1, 23), "cuda": (1, 25)}
+_LARGEST_GRAPH = 64 << 20  # bytes; those of the full-size networks have a few millions
 
 
 CUDA_SETTINGS = {
@@ -188,10 +189,7 @@ class OnnxRuntimeEngine(Engine):
             settings |= CUDA_SETTINGS
             if self._stream:
                 settings["user_compute_stream"] = str(self._stream)
-        try:
-            session = ort.InferenceSession(str(self._path), options, providers=[(provider, settings)])
-        except Exception as error:
-            raise EngineError(f"{self._path} does not load in ONNX Runtime: {first_line(error)}") from error
+        session = _session(self._path, options, (provider, settings))
         session.disable_fallback()
         if session.get_providers()[0] != provider:
             raise EngineError(
@@ -217,9 +215,15 @@ def _open_for_inspection(path: Path) -> ort.InferenceSession:
     options = _quiet_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
+    return _session(path, options, _PROVIDERS["cpu"])
+
+
+def _session(path: Path, options: ort.SessionOptions, provider: Any) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(str(path), options, providers=[_PROVIDERS["cpu"]])
-    except Exception as error:
+        if (size := path.stat().st_size) > _LARGEST_GRAPH:
+            raise ValueError(f"it has {size} bytes, and a graph whose weights lie beside it has few")
+        return ort.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # ONNX Runtime's errors share no public base class
         raise EngineError(f"{path} does not load in ONNX Runtime: {first_line(error)}") from error
 
 

@@ -13,7 +13,9 @@ import tokenizers
 
 from v2v.core.configs import CLIP_CONTEXT, CLIP_VOCABULARY
 from v2v.core.errors import EngineError
+from v2v.core.files import read_limited
 
+_LARGEST_FILE = 16 << 20  # bytes; CLIP's has 1.7 millions
 START, END = CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1
 
 # The reference's constants, to the letter: its weights were tuned with exactly these words.
@@ -49,7 +51,7 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._bpe = tokenizers.Tokenizer.from_file(str(path))
+            self._bpe = tokenizers.Tokenizer.from_buffer(read_limited(path, _LARGEST_FILE))
         except Exception as error:  # the library raises plain Exception for every cause
             raise EngineError(
                 f"{path}: no tokenizer can be read from it ({error}); rebuild the engine set"

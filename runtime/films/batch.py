@@ -23,6 +23,7 @@ import msgspec
 from v2v.core.console import messages, seconds_text
 from v2v.core.crash import unforeseen
 from v2v.core.errors import UsageError, V2VError
+from v2v.core.files import read_limited
 from v2v.runtime.films.places import Place, check_places
 from v2v.runtime.media.encoding import CODECS
 from v2v.runtime.media.errors import FFmpegError
@@ -229,11 +230,7 @@ def read_prompts(file: Path) -> dict[str, str]:
         UsageError: the file cannot be read, is not of the format that its ending tells, or names a video twice.
     """
     try:
-        with file.open("rb") as opened:
-            content = opened.read(_LARGEST_PROMPTS + 1)
-        if len(content) > _LARGEST_PROMPTS:
-            raise ValueError(f"it has more than {_LARGEST_PROMPTS >> 20} MiB")
-        text = content.decode("utf-8-sig")
+        text = read_limited(file, _LARGEST_PROMPTS).decode("utf-8-sig")
         if file.suffix.lower() == ".json":
             pairs = _json_pairs(text)
         elif file.suffix.lower() == ".csv":
@@ -255,7 +252,8 @@ def read_prompts(file: Path) -> dict[str, str]:
 
 def _json_pairs(text: str) -> list[tuple[str, str]]:
     try:
-        return list(msgspec.json.decode(text, type=dict[str, str]).items())
+        msgspec.json.decode(text, type=dict[str, str])  # which keeps one of several with the same name
+        return json.loads(text, object_pairs_hook=list)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(
             f'it must be one object of names and prompts, as {{"clip.mp4": "a fox"}}: {error}'

@@ -58,3 +58,23 @@ def test_a_command_stops_and_takes_its_unfinished_work_along(
     assert process.returncode == 128 + number
     assert errors == ""
     assert not unfinished.exists()
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    text = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in text.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("command", ["runtime", "engine", "benchmarks"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_command_is_imported_is_quiet(command: str, number: signal.Signals) -> None:
+    script = f"from v2v.{command}.start import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not catches(process.pid, signal.SIGHUP):
+        time.sleep(0.001)
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 128 + number

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from v2v.core.console import printable
+from v2v.core.console import Console, Table, printable
 
 COMMAND = """
 import os, sys, threading, time
@@ -231,3 +231,14 @@ def test_nobody_who_reads_ends_it_quietly(call) -> None:
     done = call("result", "--text", "x" * 100_000, shell="| head -c 1")
     assert "Traceback" not in done.stderr
     assert "error" not in done.stderr
+
+
+def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither what steers a terminal nor what Rich takes for style or a picture."""
+    table = Table("[red]\x1b[2J", "seconds")
+    table.add_row("[bold]\x1b]0;title\x07 :-1: :smile:", "1.5")
+    Console(width=100).print(table)
+    shown = capsys.readouterr().out
+    assert r"[red]\x1b[2J" in shown
+    assert r"[bold]\x1b]0;title\x07 :-1: :smile:" in shown
+    assert "\x1b" not in shown

@@ -226,6 +226,7 @@ def test_prompt_files_of_three_formats(tmp_path: Path, name: str, text: str) -> 
     ("name", "text", "said"),
     [
         ("p.txt", "a.mp4: a fox\na.mp4: a hare", "'a.mp4' is there twice"),
+        ("p.json", '{"a.mp4": "a fox", "a.mp4": "a hare"}', "'a.mp4' is there twice"),
         ("p.txt", "just words", "line 1 is not a name and a prompt"),
         ("p.csv", "a.mp4,a fox,red", "line 1 is not a name and a prompt"),
         ("p.json", '["a"]', "one object of names and prompts"),

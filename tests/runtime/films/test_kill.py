@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import pytest
 
 from tests.runtime.clips import make_video, times
@@ -103,10 +105,16 @@ def command(engines: Path, source: Path, output: Path, workers: int = 1) -> tupl
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    run: Run, stand_in_engines: Path, source: Path, tmp_path: Path, undisturbed, kills: int
+    run: Run,
+    stand_in_engines: Path,
+    source: Path,
+    tmp_path: Path,
+    undisturbed,
+    kills: int,
+    trials: int | None,
 ) -> None:
     told = []
-    for seed in range(kills):
+    for seed in range(trials or kills):
         name = ("film.mp4", "film.mkv", "pictures")[seed % 3]
         expected, seconds = undisturbed(name)
         folder = tmp_path / str(seed)
@@ -125,6 +133,63 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         assert [path.name for path in folder.iterdir()] == [name], told
     print("\n".join(told))
     assert sum("killed" in line for line in told) > len(told) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_batch_goes_on_to_the_same_bytes(
+    run: Run, stand_in_engines: Path, source: Path, tmp_path: Path, workers: int, trials: int | None
+) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    for name in ("a.mkv", "b.mkv", "c.mkv"):
+        shutil.copy(source, films / name)
+
+    def given(output: Path) -> tuple[object, ...]:
+        return command(stand_in_engines, films, output, workers)
+
+    began = time.monotonic()
+    assert run(*given(tmp_path / "undisturbed")).code == 0
+    expected, seconds = content(tmp_path / "undisturbed"), time.monotonic() - began
+    assert expected.keys() == {"a.mkv", "b.mkv", "c.mkv"}
+    told = []
+    for seed in range(trials or 6):
+        output, moment = tmp_path / str(seed), Moment(random.Random(seed).uniform(0, 1.2 * seconds + 1))
+        killed = kill_at(moment, output, start(*given(output), start_new_session=True))
+        told.append(f"{moment}: {'killed' if killed else 'had ended'}")
+        done = run(*given(output))
+        assert done.code == 0, (told, done.err)
+        assert content(output) == expected, told
+    print("\n".join(told))
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_a_cluster_goes_on_to_the_same_bytes(
+    run: Run, stand_in_engines: Path, source: Path, tmp_path: Path, undisturbed, trials: int | None
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: no wheel for this Python, or left out")
+    expected, _ = undisturbed("film.mp4")
+    for seed in range(trials or 2):
+        output = tmp_path / str(seed) / "film.mp4"
+        output.parent.mkdir()
+        given = command(stand_in_engines, source, output)
+        # Once a worker is there; a cluster takes a while to start.
+        moment = Moment(
+            random.Random(seed).uniform(0, 0.5), ("journal.json", "00000.json", "00001.mov")[seed % 3]
+        )
+        process = start(*given, "--ray", "local", start_new_session=True)
+        assert kill_at(moment, output, process)
+        wait_for_end(output)
+        assert run(*given).code == 0
+        assert content(output) == expected, moment
+        assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def wait_for_end(output: Path) -> None:
+    """Until whom the supervisor's end has ended lets go of the journal."""
+    lock = filelock.FileLock(output.with_name(JOURNAL.format(output.name)) / "lock")
+    with lock.acquire(timeout=PATIENCE):
+        pass
 
 
 def test_a_run_killed_when_its_output_had_its_name_is_taken_as_done(

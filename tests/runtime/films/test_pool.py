@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.core.test_abort import catches
 from tests.runtime.clips import make_video, picture
 from tests.stand_ins.command import start as start_command
 from v2v.core.errors import EngineError
@@ -277,12 +278,6 @@ def test_a_worker_that_cannot_even_be_started_ends_the_run(engine_set):
 
     with pytest.raises(BlockingIOError), Pool(engine_set, [start] * 2):
         pass
-
-
-def catches(pid: int, number: signal.Signals) -> bool:
-    text = Path(f"/proc/{pid}/status").read_text()
-    caught = next(line for line in text.splitlines() if line.startswith("SigCgt"))
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 def begun(stand_in_engines: Path, film: Path, output: Path) -> subprocess.Popen[str]:
