@@ -17,6 +17,7 @@ COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "vae_encoder", "unet", 
 # The UNet's downsampling convolutions pad rows by 2 and its upsampling drops the first and last row, so three
 # levels of it return to the same height only when the latent height is 2 modulo 8 (reference, UNet, last line).
 _LATENT_ROWS_REMAINDER = 2
+_MOST = 64  # of a window's factor and levels, which come from a file that anybody may have made
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Window:
     """Frames x height x width, in pixels, that the UNet engine takes at once.
 
     Raises:
-        ValueError: a side that the UNet cannot take; the message names the nearest sizes that it can.
+        ValueError: a side that the UNet cannot take; the message names the nearest sizes that it can. Or a number
+            that no model has.
     """
 
     frames: int
@@ -34,6 +36,8 @@ class Window:
     levels: int = 3  # halvings inside the UNet
 
     def __post_init__(self) -> None:
+        if not (1 <= self.factor <= _MOST and 0 <= self.levels <= _MOST):
+            raise ValueError(f"no model has factor {self.factor} and levels {self.levels}")
         if self.frames < 1:
             raise ValueError(f"a window needs at least one frame, not {self.frames}")
         for side, size, remainder in (

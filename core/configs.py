@@ -16,6 +16,18 @@ CLIP_VOCABULARY = 49408
 """Tokens that there are; the last two are start and end."""
 
 
+_LARGEST = 1 << 20  # no network has a larger number of anything
+
+
+def _check_numbers(config: UNetConfig | AutoencoderConfig | TextEncoderConfig) -> None:
+    """Raises ValueError if a number is none that a network can have; it may come from a file that anybody made."""
+    for name, value in vars(config).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        least = 0 if name in ("groups", "attention") else 1
+        if not numbers or not all(least <= number <= _LARGEST for number in numbers):
+            raise ValueError(f"no network has {name} {value}")
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     """The spatio-temporal UNet that predicts velocity (reference: ``Vid2VidSDUNet``)."""
@@ -32,6 +44,9 @@ class UNetConfig:
     attention: tuple[bool, ...] = (True, True, True, False)
     groups: int = 32  # of every group norm; 0: no group norms
 
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
@@ -43,6 +58,9 @@ class AutoencoderConfig:
     latent_channels: int = 4
     groups: int = 32  # of every group norm; 0: no group norms
     attention: bool = True  # one attention over all positions in the middle of encoder and decoder
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
     @property
     def factor(self) -> int:
@@ -60,6 +78,9 @@ class TextEncoderConfig:
     vocabulary: int = CLIP_VOCABULARY
     context: int = CLIP_CONTEXT
 
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -74,6 +95,12 @@ class Defaults:
     scale: float = 1.0  # output size over input size where short_side is None
     window: tuple[int, int, int] = (32, 720, 1280)  # frames, height, width in pixels
 
+    def __post_init__(self) -> None:
+        if not (
+            0 < self.scale <= 100 and 1 <= (1 if self.short_side is None else self.short_side) <= 1 << 15
+        ):
+            raise ValueError(f"no model has scale {self.scale} and short_side {self.short_side}")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -85,6 +112,10 @@ class ModelConfig:
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     latent_scale: float = 0.18215  # latents are the autoencoder's times this
     defaults: Defaults = field(default_factory=Defaults)
+
+    def __post_init__(self) -> None:
+        if not 1e-6 < self.latent_scale < 1e6:
+            raise ValueError(f"no model has latent_scale {self.latent_scale}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, as written into ``manifest.json``."""

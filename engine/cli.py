@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -95,7 +94,7 @@ def show_sets() -> None:
             warn(str(entry))
             continue
         count += 1
-        built_at = datetime.fromisoformat(entry.manifest.created).astimezone().strftime("%Y-%m-%d %H:%M")
+        built_at = entry.manifest.created_here.strftime("%Y-%m-%d %H:%M")
         compatibility = entry.runs_on(None)
         verdict = "runs here" if compatibility.fits else f"does not run here: {compatibility.reason}"
         results.print(entry.name, style="bold", markup=False)

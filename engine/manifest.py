@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -158,6 +159,17 @@ class Manifest:
     created: str  # ISO 8601, UTC
     v2v: str  # version of the package that built it
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.created_here
+        except OverflowError as error:
+            raise ValueError(f"nothing was made at {self.created}") from error
+
+    @property
+    def created_here(self) -> datetime:
+        """When it was built, by the clock of this machine."""
+        return datetime.fromisoformat(self.created).astimezone()
 
     @property
     def gpu(self) -> str | None:

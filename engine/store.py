@@ -34,7 +34,7 @@ from v2v.core.components import Component, ComponentName, Precision, Window, com
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import EngineError, V2VError
 from v2v.core.files import read_limited, sync, sync_tree
-from v2v.engine.backend import BACKENDS, Compatibility, Engine, backend
+from v2v.engine.backend import BACKENDS, Backend, Compatibility, Engine, backend
 from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
 
 TOKENIZER = "tokenizer.json"
@@ -215,12 +215,21 @@ class EngineSet:
             return Compatibility(False, str(error))
         first_mismatch = Compatibility(False, f"backend {engine_backend.name} finds no device here")
         for candidate in (device,) if device else engine_backend.devices:
-            compatibility = engine_backend.fits(recipe.backend.facts, candidate)
+            compatibility = self._fits(engine_backend, candidate)
             if compatibility.fits:
                 return compatibility
             if first_mismatch.reason.endswith("no device here"):
                 first_mismatch = compatibility
         return first_mismatch
+
+    def _fits(self, engine_backend: Backend, device: str) -> Compatibility:
+        """What a backend says of its facts, which a manifest keeps without looking at them."""
+        try:
+            return engine_backend.fits(self.manifest.recipe.backend.facts, device)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            return Compatibility(
+                False, f"{MANIFEST} says of backend {engine_backend.name} what none has written ({error!r})"
+            )
 
     def require(self, wanted: Wanted) -> None:
         """Like :meth:`suits`, for a set that the user named.
@@ -245,7 +254,7 @@ class EngineSet:
         for file in record.files:
             self._check_size(file)
         engine_backend = backend(recipe.backend.name)
-        compatibility = engine_backend.fits(recipe.backend.facts, device)
+        compatibility = self._fits(engine_backend, device)
         if not compatibility.fits:
             raise EngineError(
                 f"engine set {self.path} does not run on {device} here: {compatibility.reason}; "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from v2v.core.components import component
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import EngineError
 from v2v.core.samples import sample_inputs
+from v2v.engine import cli
 from v2v.engine.backend import backend
 from v2v.engine.manifest import MANIFEST
 from v2v.engine.store import TOKENIZER, EngineSet, Wanted, find, list_sets, packaged_tokenizer, replaceable
@@ -158,6 +161,9 @@ def make_manifest(folder: Path, engines: Path) -> Path:
 def read_manifest(path: Path) -> None:
     """As every command would."""
     folder = path.parent
+    os.environ["V2V_ENGINES"] = str(folder.parent)
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.show_sets()
     for entry in list_sets(folder.parent):
         if isinstance(entry, EngineSet):
             (
@@ -172,6 +178,8 @@ def read_manifest(path: Path) -> None:
         find(Wanted(), folder.parent)
     engine_set = EngineSet.open(folder)
     engine_set.require(Wanted())
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.show_built(engine_set)
     v2v = VideoToVideo.load(engine_set, "auto")
     try:
         plan_for(_Reader, Settings(), engine_set)  # type: ignore[arg-type]

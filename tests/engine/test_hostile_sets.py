@@ -81,6 +81,15 @@ NONSENSE = [
     (("created",), 2020),
     (("recipe", "model", "unet", "width"), -1),
     (("recipe", "model"), "small"),
+    (("recipe", "window", "levels"), 2**62),
+    (("recipe", "window", "factor"), 0),
+    (("recipe", "model", "unet", "multipliers"), []),
+    (("recipe", "model", "unet", "head_size"), 2**62),
+    (("recipe", "model", "latent_scale"), 0),
+    (("recipe", "model", "defaults", "scale"), 1e308),
+    (("recipe", "backend", "facts"), {}),
+    (("created",), "yesterday"),
+    (("created",), "0001-01-01T00:00:00+14:00"),
 ]
 
 
