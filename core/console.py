@@ -7,6 +7,7 @@ import errno
 import inspect
 import io
 import json
+import logging
 import os
 import sys
 import threading
@@ -305,6 +306,16 @@ def _say_error(message: str) -> None:
 def warn(message: str) -> None:
     """Print a warning on one line; the command goes on."""
     messages.print(f"warning: {' '.join(message.split())}", style="yellow", markup=False)
+
+
+def show_log() -> None:
+    """From now on print what v2v's log is given, warnings of compilers above all, line by line."""
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            warn(record.getMessage())
+
+    logging.getLogger("v2v").addHandler(Lines())
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -15,6 +15,10 @@ class EngineError(V2VError):
     """An engine set cannot be used here."""
 
 
+class MachineError(EngineError):
+    """An engine set is as it should be, but this machine cannot run it now: a driver, a GPU or memory is missing."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message, for a message of ours; the error's class if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -192,6 +193,12 @@ class CudaDevice:
             self.cuda_stream.wait(self._uploads)
             return _Replay(graph, self.cuda_stream, work)
         except Exception as error:  # an engine that waits for the host: its work can only be done again
+            if self.capture_refused is None:
+                warnings.warn(
+                    "what a window costs cannot be captured as one CUDA graph, so the run is slower "
+                    f"({first_line(error)})",
+                    stacklevel=2,
+                )
             self.capture_refused = first_line(error)
             return work
 

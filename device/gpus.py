@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from v2v.core.errors import EngineError, first_line
+from v2v.core.errors import EngineError, MachineError, first_line
 
 
 def cuda_devices() -> int:
@@ -37,7 +37,8 @@ def find_gpu(device: str = "cuda") -> Gpu:
     """Describe the GPU that ``device`` ("cuda" or "cuda:N") means.
 
     Raises:
-        EngineError: no such device; the message says why.
+        EngineError: ``device`` names no GPU.
+        MachineError: there is no such GPU here, or it cannot be used; the message says why.
     """
     kind, _, ordinal = device.partition(":")
     if kind != "cuda" or not (ordinal or "0").isdigit():
@@ -45,11 +46,11 @@ def find_gpu(device: str = "cuda") -> Gpu:
     try:
         from cuda.bindings import driver as cu
     except ImportError as error:
-        raise EngineError(
+        raise MachineError(
             f"cuda-python is not installed ({error}); install it with: pip install 'v2v[cuda]'"
         ) from error
     if not cuda_devices():
-        raise EngineError("there is no NVIDIA GPU here, or its driver is not installed")
+        raise MachineError("there is no NVIDIA GPU here, or its driver is not installed")
     try:
         call(cu.cuInit(0))
         handle = call(cu.cuDeviceGet(int(ordinal or 0)))
@@ -60,7 +61,9 @@ def find_gpu(device: str = "cuda") -> Gpu:
         name = bytes(call(cu.cuDeviceGetName(128, handle))).split(b"\0")[0].decode()
         memory = int(call(cu.cuDeviceTotalMem(handle)))
     except RuntimeError as error:
-        raise EngineError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error
+        raise MachineError(
+            f"no NVIDIA GPU can be used here ({first_line(error)}); check with nvidia-smi that the driver runs"
+        ) from error
     return Gpu(int(ordinal or 0), name, (major, minor), memory, f"{version // 1000}.{version % 1000 // 10}")
 
 

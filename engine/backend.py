@@ -36,6 +36,7 @@ class Compatibility(NamedTuple):
 
     fits: bool
     reason: str = ""
+    rebuild: bool = True  # whether building it anew here would help
 
 
 @dataclass(frozen=True)

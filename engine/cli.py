@@ -16,6 +16,7 @@ from v2v.core.console import (
     results,
     run_app,
     seconds_text,
+    show_log,
     takes,
     warn,
 )
@@ -41,6 +42,8 @@ def command(arguments: BuildArguments) -> None:
 
     Engine sets are kept in $V2V_ENGINES, by default in the user's cache folder.
     """
+    if arguments.verbose:
+        show_log()
     if arguments.list_sets:
         return show_sets()
     if arguments.verify:

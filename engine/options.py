@@ -56,6 +56,7 @@ class BuildArguments:
         None
     )
     list_sets: Annotated[bool, typer.Option("--list", help="List the engine sets in the store.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what the compiler warns of.")] = False
     verify: Annotated[
         bool, typer.Option("--verify", help="Verify the engine set in -o, or all in the store.")
     ] = False

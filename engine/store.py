@@ -32,7 +32,7 @@ import platformdirs
 from v2v.core.abort import removed_on_abort
 from v2v.core.components import Component, ComponentName, Precision, Window, components
 from v2v.core.configs import MODELS, ModelConfig
-from v2v.core.errors import EngineError, V2VError
+from v2v.core.errors import EngineError, MachineError, V2VError
 from v2v.core.files import read_limited, sync, sync_tree
 from v2v.engine.backend import BACKENDS, Backend, Compatibility, Engine, backend
 from v2v.engine.manifest import MANIFEST, Manifest, StoredFile
@@ -240,13 +240,14 @@ class EngineSet:
         compatibility = self.suits(wanted)
         if not compatibility.fits:
             raise EngineError(
-                f"engine set {self.path} does not fit: {compatibility.reason}; rebuild it with: {self.rebuild_command}"
+                f"engine set {self.path} does not fit: {compatibility.reason}{self._advice(compatibility)}"
             )
 
     def load(self, name: ComponentName, device: str) -> Engine:
         """Load a component on ``device`` ("cpu" or "cuda").
 
         Raises:
+            MachineError: this machine lacks the memory or the driver that it takes.
             EngineError: a file is missing, truncated or damaged, or the backend cannot load it here.
         """
         recipe = self.manifest.recipe
@@ -257,8 +258,8 @@ class EngineSet:
         compatibility = self._fits(engine_backend, device)
         if not compatibility.fits:
             raise EngineError(
-                f"engine set {self.path} does not run on {device} here: {compatibility.reason}; "
-                f"rebuild it with: {self.rebuild_command}"
+                f"engine set {self.path} does not run on {device} here: {compatibility.reason}"
+                f"{self._advice(compatibility)}"
             )
         paths = [self.path / file.name for file in record.files]
         small = [file for file in record.files if file.bytes <= _HASHED_FIRST]
@@ -271,6 +272,8 @@ class EngineSet:
             except EngineError as error:
                 for check in checks:
                     check.result()
+                if isinstance(error, MachineError):
+                    raise
                 raise EngineError(f"{error}; rebuild the engine set with: {self.rebuild_command}") from error
             try:
                 for check in checks:
@@ -279,6 +282,9 @@ class EngineSet:
                 engine.close()
                 raise
         return engine
+
+    def _advice(self, compatibility: Compatibility) -> str:
+        return f"; rebuild it with: {self.rebuild_command}" if compatibility.rebuild else ""
 
     def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Read every file and compare its SHA-256 with the manifest's; ``progress`` gets the bytes read.

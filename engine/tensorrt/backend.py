@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from v2v.core.components import Component, ComponentName
-from v2v.core.errors import BuildError, EngineError
+from v2v.core.errors import BuildError, EngineError, MachineError
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import Gpu, find_gpu
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
@@ -71,12 +71,10 @@ class TensorRTBackend:
             progress,
         )
         path = folder / f"{component.name}.plan"
-        crc = _write(path, memoryview(plan.data), progress)
+        _write(path, memoryview(plan.data), progress)
         record = PlanRecord(
             library=library.name,
             version=library.version,
-            plan_bytes=path.stat().st_size,
-            crc32=crc,
             scratch_bytes=plan.activation_bytes,
             weight_bytes=plan.weight_bytes,
             layers=plan.layers,
@@ -118,14 +116,15 @@ class TensorRTBackend:
         try:
             gpu = find_gpu(device)
         except EngineError as error:
-            return Compatibility(False, str(error))
+            return Compatibility(False, str(error), rebuild=not isinstance(error, MachineError))
         return _fits_gpu(facts, gpu)
 
     def load(self, component: Component, files: list[Path], device: str) -> TensorRTEngine:
         """Load a plan onto ``device`` and check its inputs and outputs against ``component``.
 
         Raises:
-            EngineError: damaged, of another version or component, no GPU, or not enough memory on it.
+            MachineError: no GPU, or not enough memory on it.
+            EngineError: of another version or component, or refused by TensorRT.
         """
         plan = files[0]
         record = PlanRecord.read(record_path(plan))
@@ -209,16 +208,12 @@ def _label(gpu: Gpu | None) -> str:
     return "-".join([*parts, f"sm{gpu.capability[0]}{gpu.capability[1]}"])
 
 
-def _write(path: Path, data: memoryview, progress: PhaseProgress) -> int:
-    """Write gigabytes in blocks; returns their CRC-32."""
-    crc = 0
+def _write(path: Path, data: memoryview, progress: PhaseProgress) -> None:
+    """Write gigabytes in blocks."""
     with path.open("wb") as file:
         for start in range(0, len(data), _BLOCK):
-            block = data[start : start + _BLOCK]
-            file.write(block)
-            crc = zlib.crc32(block, crc)
+            file.write(data[start : start + _BLOCK])
             progress("storing", min(start + _BLOCK, len(data)) / len(data))
-    return crc
 
 
 def _make_current(gpu: Gpu) -> None:

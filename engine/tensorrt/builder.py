@@ -205,13 +205,15 @@ def compile_plan(
     config.progress_monitor = monitor = _monitor(library.api, state)
     cache = TimingCache(timing_cache, config) if library.times_kernels else None
     state.phase = "compiling"
-    data = builder.build_serialized_network(network, config)
+    try:
+        data = builder.build_serialized_network(network, config)
+    finally:  # what was timed before a failure need not be timed again
+        if cache is not None:
+            cache.save()
     if data is None:
         if state.cancelled.is_set():
             raise BuildError(f"the build of {component.name} was cancelled")
         raise BuildError(explain(library, component, graph, messages))
-    if cache is not None:
-        cache.save()
     plan = CompiledPlan(
         data,
         _figure(messages, "Total Activation Memory"),
@@ -391,6 +393,8 @@ def _figure(messages: list[Message], title: str) -> int | None:
 
 # Errors ---------------------------------------------------------------------------------------------------------
 
+DRIVER_ADVICE = "check with nvidia-smi that the driver runs and is r580 or later, as CUDA 13 needs"
+
 
 def explain(library: Library, component: Component, graph: Path, messages: list[Message]) -> str:
     """Why the builder gave up on ``component``, from its log: the layer, the cause, and what to try."""
@@ -415,7 +419,10 @@ def explain(library: Library, component: Component, graph: Path, messages: list[
             f"{start}: the GPU ran out of memory; close other programs that use it, lower --workspace and "
             "--optimization-level, or use a smaller --size or fewer --frames"
         )
-    return f"{start}: {_last_error(messages) or 'it gives no reason'}; try --backend onnxruntime"
+    cause = _last_error(messages) or "it gives no reason"
+    if re.search(r"\bcuda|driver", text, re.IGNORECASE):
+        return f"{start}: {cause}; {DRIVER_ADVICE}"
+    return f"{start}: {cause}; try --backend onnxruntime"
 
 
 _SMALL_SCORES = 2**28

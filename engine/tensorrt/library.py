@@ -8,6 +8,7 @@ a short just-in-time step when an engine is loaded.
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ SAME_CAPABILITY: Portability = "same_compute_capability"
 AMPERE_AND_LATER: Portability = "ampere_plus"
 RTX: Portability = "rtx"
 PORTABILITIES = (SAME_GPU, SAME_CAPABILITY, AMPERE_AND_LATER)
+
+_logger = logging.getLogger(__name__)
+_logger.addHandler(logging.NullHandler())  # silent unless somebody asks: v2v-build-engines --verbose
 
 _OLDEST = (10, 14)  # the first TensorRT with IAttention
 
@@ -204,7 +208,7 @@ def _log(api: Any) -> Any:
     if api not in _LOGS:
 
         class Log(api.ILogger):  # type: ignore[misc]
-            """Keeps messages for whoever is capturing; silent otherwise."""
+            """Keeps messages for whoever is capturing, and passes warnings and errors on to Python's log."""
 
             def __init__(self) -> None:
                 super().__init__()
@@ -214,6 +218,8 @@ def _log(api: Any) -> Any:
                 # Details run to hundreds of thousands of lines for a large network.
                 if int(severity) <= int(api.ILogger.INFO):
                     self.messages.append(Message(int(severity), text))
+                if int(severity) <= int(api.ILogger.WARNING):
+                    _logger.warning("%s", " ".join(text.split()))
 
         _LOGS[api] = Log()
     return _LOGS[api]

@@ -11,19 +11,20 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import weakref
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from v2v.core.components import Component, Tensor
-from v2v.core.errors import EngineError, first_line
+from v2v.core.errors import EngineError, MachineError, first_line
 from v2v.device.gpus import Gpu, call
 from v2v.engine.backend import Engine
-from v2v.engine.tensorrt.builder import describe
+from v2v.engine.tensorrt.builder import DRIVER_ADVICE, describe
 from v2v.engine.tensorrt.library import Library
 
 # What lies beside a plan ------------------------------------------------------------------------------------------
@@ -31,12 +32,10 @@ from v2v.engine.tensorrt.library import Library
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """A plan's size, needs and origin, in a JSON file beside it: known before any of its gigabytes are read."""
+    """A plan's needs and origin, in a JSON file beside it: known before any of its gigabytes are read."""
 
     library: str
     version: str
-    plan_bytes: int
-    crc32: int
     scratch_bytes: int | None
     weight_bytes: int | None
     layers: Mapping[str, int]
@@ -53,8 +52,9 @@ class PlanRecord:
             EngineError: missing or damaged.
         """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{field.name: data[field.name] for field in fields(cls)})
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise EngineError(f"{path} cannot be read ({first_line(error)})") from error
 
 
@@ -91,7 +91,7 @@ class Scratch:
         try:
             self.pointer = int(call(cu.cuMemAlloc(size)))
         except RuntimeError as error:
-            raise EngineError(
+            raise MachineError(
                 f"{gpu.name} has no {size / 2**30:.1f} GiB of memory left for the engines' scratch ({error}); "
                 "run with --memory low, close other programs that use the GPU, or build for a smaller --size or "
                 "fewer --frames"
@@ -176,7 +176,7 @@ class TensorRTEngine(Engine):
             self._check_capture(context, stream)
         with self._library.capture() as messages:
             if not context.execute_async_v3(stream):
-                raise EngineError(_failure(self.component, "failed", messages))
+                raise _failure(self.component, "failed", messages)
 
     def close(self) -> None:
         """Free weights and contexts, and the scratch with the last engine, once queued runs are done."""
@@ -240,7 +240,7 @@ class TensorRTEngine(Engine):
         with self._library.capture() as messages:
             context = self._engine.create_execution_context(self._config)
         if context is None:
-            raise EngineError(_failure(self.component, "cannot be made ready to run", messages))
+            raise _failure(self.component, "cannot be made ready to run", messages)
         context.set_device_memory(self._scratch.pointer, self._scratch.size)
         return context
 
@@ -264,18 +264,13 @@ class TensorRTEngine(Engine):
 
 
 def deserialize(library: Library, component: Component, plan: Path) -> Any:
-    """The engine in the file ``plan``, after checking it against its record.
+    """The engine in the file ``plan``, whose digest the engine set checks.
 
     Raises:
-        EngineError: missing, truncated, of another version, or refused by TensorRT.
+        MachineError: the driver or the GPU's memory does not do.
+        EngineError: of another version, or refused by TensorRT.
     """
     record = PlanRecord.read(record_path(plan))
-    try:
-        size = plan.stat().st_size
-    except OSError as error:
-        raise EngineError(f"{plan} cannot be read ({error.strerror})") from error
-    if size != record.plan_bytes:
-        raise EngineError(f"{plan} is damaged: it has {size} bytes instead of {record.plan_bytes}")
     if (record.library, record.version) != (library.name, library.version):
         raise EngineError(
             f"{plan} was built by {record.library} {record.version}, here is {library.name} {library.version}"
@@ -286,10 +281,7 @@ def deserialize(library: Library, component: Component, plan: Path) -> Any:
             engine = runtime.deserialize_cuda_engine(data)
             reasons = library.why_invalid(runtime, data) if engine is None else ""
         if engine is None:
-            reasons = f" ({reasons})" if reasons else ""
-            raise EngineError(
-                _failure(component, f"({plan}) is refused by {library.title}{reasons}", messages)
-            )
+            raise _failure(component, f"({plan}) is refused by {library.title}", messages, reasons)
     return engine
 
 
@@ -320,13 +312,13 @@ def check_engine(library: Library, engine: Any, component: Component, plan: Path
         raise EngineError(f"{plan} is not the {component.name} expected: it also has '{unknown[0]}'")
 
 
-def _failure(component: Component, problem: str, messages: list[Any]) -> str:
-    """One line from TensorRT's log about ``component``."""
-    errors = [" ".join(message.text.split()) for message in messages if message.is_error]
-    cause = errors[0] if errors else "TensorRT gives no reason"
-    advice = (
-        "; run with --memory low, or close other programs that use the GPU"
-        if "memory" in cause.lower()
-        else ""
-    )
-    return f"{component.name} {problem}: {cause}{advice}"
+def _failure(component: Component, problem: str, messages: list[Any], reasons: str = "") -> EngineError:
+    """What went wrong with ``component``, by TensorRT's log and ``reasons``: in one line, with what helps."""
+    logged = [" ".join(message.text.split()) for message in messages if message.is_error]
+    causes = [reasons] * bool(reasons) + logged
+    said = f"{component.name} {problem}: {'; '.join(causes[:2]) or 'TensorRT gives no reason'}"
+    if re.search(r"(out ?of|gpu) ?memory", " ".join(causes), re.IGNORECASE):
+        return MachineError(f"{said}; run with --memory low, or close other programs that use the GPU")
+    if re.search(r"\bcuda|driver", " ".join(causes), re.IGNORECASE):
+        return MachineError(f"{said}; {DRIVER_ADVICE}")
+    return EngineError(said)

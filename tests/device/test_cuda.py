@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -425,6 +426,20 @@ def test_captured_work_gives_the_bits_of_work_done_eagerly(gpu, solver, extent, 
     eager, _ = denoise(gpu, "fp16", solver, extent)
     np.testing.assert_array_equal(captured, eager)
     np.testing.assert_array_equal(captured, again)
+
+
+def test_work_that_cannot_be_captured_is_told_once():
+    cuda = pytest.importorskip("v2v.device.cuda")
+    device = object.__new__(cuda.CudaDevice)  # as long as nothing but a graph is asked for, it needs no GPU
+    device.cuda_stream, device.capture_refused = Mock(), None
+
+    def work():
+        raise EngineError("unet waits for the host\nin a kernel")
+
+    with pytest.warns(UserWarning, match=r"so the run is slower \(unet waits for the host\)$") as told:
+        assert [device.capture(work), device.capture(work)] == [work, work]
+    assert len(told) == 1
+    assert device.capture_refused == "unet waits for the host"
 
 
 @pytest.mark.parametrize("extent", [(8, 18, 32), (13, 26, 40)], ids=["one window", "several windows"])

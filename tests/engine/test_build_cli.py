@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from v2v.core.components import COMPONENTS
 from v2v.core.configs import MODELS
 from v2v.core.errors import BuildError, V2VError
 from v2v.engine import cli
+from v2v.engine.backend import Compiled
 from v2v.engine.build import Exporter
 from v2v.engine.store import EngineSet, engines_root, list_sets
 
@@ -104,6 +107,23 @@ def test_every_option_reaches_the_backend(run: Run, monkeypatch: pytest.MonkeyPa
         "workspace": "2.5",
         "optimization_level": "4",
     }
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_verbose_shows_what_the_compiler_warns_of(
+    run: Run, monkeypatch: pytest.MonkeyPatch, verbose: bool
+) -> None:
+    class Talkative(CopyBackend):
+        def build(self, *arguments: Any) -> Compiled:
+            logging.getLogger("v2v.engine.tensorrt.library").warning("kernel 7 was skipped")
+            return super().build(*arguments)
+
+    monkeypatch.setattr(logging.getLogger("v2v"), "handlers", [logging.NullHandler()])
+    install(Talkative(), monkeypatch)
+    arguments = ("stand-in", "--weights", "random:0", *SIZE, "--backend", "copy", *["--verbose"] * verbose)
+    result = run(*arguments)
+    assert result.code == 0
+    assert ("warning: kernel 7 was skipped" in result.err) is verbose
 
 
 def test_the_rebuild_command_is_one_that_the_command_takes(run: Run) -> None:

@@ -20,10 +20,10 @@ from tests.engine.tensorrt import graphs
 from tests.stand_ins import sets
 from tests.stand_ins.model import MODEL, WINDOW
 from v2v.core.components import COMPONENTS, Component, Tensor, components
-from v2v.core.errors import BuildError, EngineError
+from v2v.core.errors import BuildError, EngineError, MachineError
 from v2v.device import gpus
 from v2v.device.gpus import Gpu
-from v2v.engine.backend import BuildOptions, backend
+from v2v.engine.backend import BuildOptions, Compatibility, backend
 from v2v.engine.store import EngineSet, engines_root, timing_cache_folder
 from v2v.engine.tensorrt import backend as backend_module
 from v2v.engine.tensorrt import runner
@@ -96,7 +96,6 @@ def test_a_build_leaves_a_plan_and_a_record_of_its_needs(
     plan, record = build(tmp_path, TOYS[name], graphs.toy(tmp_path, TOYS[name]))
     known = PlanRecord.read(record)
     assert record == record_path(plan)
-    assert known.plan_bytes == plan.stat().st_size
     assert known.scratch_bytes is not None and known.weight_bytes is not None
     assert sum(known.layers.values()) > 0
 
@@ -153,6 +152,16 @@ def test_a_cancelled_compilation_ends_before_it_is_done(tensorrt: ModuleType, tm
             state,
             messages,
         )
+    assert (tmp_path / "cache").exists()  # what was timed until then need not be timed again
+
+
+def test_what_the_compiler_warns_of_goes_to_the_log(
+    tensorrt: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = load_library()
+    library.log.log(tensorrt.ILogger.WARNING, "a kernel\nis missing")
+    library.log.log(tensorrt.ILogger.INFO, "all is well")
+    assert caplog.messages == ["a kernel is missing"]
 
 
 def test_the_timing_cache_lies_beside_the_sets_and_survives_damage(
@@ -338,6 +347,10 @@ NODE = "{ForeignNode[node_conv2d_3...node_add_7]}"
             "node_conv2d_3.* needs more scratch memory than --workspace allows",
         ),
         ("Error Code 2: OutOfMemory (Requested size was 8585216 bytes.)", "the GPU ran out of memory"),
+        (
+            "Error Code 1: Cuda Driver (CUDA_ERROR_NO_DEVICE)",
+            "nvidia-smi that the driver runs and is r580 or later",
+        ),
         ("Error Code 4: something\nnew", "Error Code 4: something new; try --backend onnxruntime"),
     ],
 )
@@ -469,6 +482,29 @@ def test_a_set_is_moved_and_judged_without_a_gpu(
     assert not fits.fits and "no NVIDIA GPU" in fits.reason
 
 
+def test_a_machine_without_a_gpu_is_not_told_to_rebuild(
+    engine_set: EngineSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus, "cuda_devices", lambda: 0)
+    with pytest.raises(EngineError, match="no NVIDIA GPU here, or its driver is not installed") as caught:
+        engine_set.load("unet", "cuda")
+    assert "rebuild" not in str(caught.value)
+
+
+def test_a_driver_that_does_not_do_is_told_instead_of_rebuilding(
+    engine_set: EngineSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVIDIA's runtime itself refuses the plan: here is no driver."""
+    use_gpu(monkeypatch, RTX_4090)
+    monkeypatch.setattr(backend_module, "_fits_gpu", lambda facts, gpu: Compatibility(True))
+    monkeypatch.setattr(backend_module, "_make_current", lambda gpu: None)
+    with pytest.raises(
+        MachineError, match=r"Cuda Runtime .*check with nvidia-smi that the driver runs"
+    ) as caught:
+        engine_set.load("unet", "cuda")
+    assert "rebuild" not in str(caught.value)
+
+
 def test_a_truncated_plan_is_told_with_the_rebuild_command(engine_set: EngineSet) -> None:
     plan = engine_set.path / "unet" / "unet.plan"
     plan.write_bytes(plan.read_bytes()[:-1])
@@ -486,12 +522,6 @@ def plan(tensorrt: ModuleType, tmp_path: Path) -> Path:
     """A real plan of the toy UNet."""
     component = TOYS["unet"]
     return build(tmp_path, component, graphs.toy(tmp_path, component))[0]
-
-
-def test_a_damaged_plan_is_refused_before_it_is_read(plan: Path) -> None:
-    plan.write_bytes(plan.read_bytes()[:1000])
-    with pytest.raises(EngineError, match="is damaged: it has 1000 bytes instead of"):
-        runner.deserialize(load_library(), TOYS["unet"], plan)
 
 
 def test_a_plan_of_another_version_is_refused_before_it_is_read(plan: Path) -> None:
@@ -519,9 +549,7 @@ def test_tensorrt_for_rtx_says_why_it_refuses_a_plan(tensorrt_rtx: ModuleType, t
     component = TOYS["unet"]
     plan, _ = build(tmp_path, component, graphs.toy(tmp_path, component))
     plan.write_bytes(bytes(plan.stat().st_size))
-    with pytest.raises(
-        EngineError, match=r"is refused by TensorRT for RTX 1\.7\.1\.116 \(malformed engine\)"
-    ):
+    with pytest.raises(EngineError, match=r"is refused by TensorRT for RTX 1\.7\.1\.116: malformed engine"):
         runner.deserialize(load_library(), component, plan)
 
 
@@ -656,7 +684,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def record(name: str, scratch: int) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.plan").touch()
-        PlanRecord("tensorrt", "11.0", 0, 0, scratch, 0, {}).write(tmp_path / name / f"{name}.json")
+        PlanRecord("tensorrt", "11.0", scratch, 0, {}).write(tmp_path / name / f"{name}.json")
 
     make.record = record  # type: ignore[attr-defined]
     make.log = FakeLog()  # type: ignore[attr-defined]
@@ -748,7 +776,7 @@ def test_too_little_memory_for_scratch_is_told_with_what_to_do(
     from cuda.bindings import driver
 
     monkeypatch.setattr(driver, "cuMemAlloc", lambda size: (2, 0))
-    with pytest.raises(EngineError, match=r"RTX 4090 has no 7\.0 GiB .*--memory low"):
+    with pytest.raises(MachineError, match=r"RTX 4090 has no 7\.0 GiB .*--memory low"):
         engines(FakeEngine(TOYS["unet"], 7 * GIB))
 
 
@@ -790,7 +818,7 @@ def test_a_failed_run_passes_on_what_tensorrt_logged(engines: Any, memory: FakeM
         return False
 
     fake.context.execute_async_v3 = fail  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match=r"unet failed: .*out of memory; run with --memory low"):
+    with pytest.raises(MachineError, match=r"unet failed: .*out of memory; run with --memory low"):
         engine.run(arrays(component.inputs, 0), arrays(component.outputs, 0))
 
 
