@@ -41,7 +41,10 @@ THREADS = 256  # of a block; the kernels' launch bounds say the same
 _GROUP = 8  # elements that a thread handles
 _STATISTICS_BLOCKS = 1024  # at most; Scratch in guidance.cu has room for so many
 SCRATCH_BYTES = 8 + 4 * 8 * _STATISTICS_BLOCKS
-_FRAME_TAPS = 2  # at most, of kernels of prepare_frame that are made for a number
+_FRAME_THREADS = 128  # of a block of prepare_frame
+_FRAME_ROWS, _FRAME_COLUMNS = 4, 2  # that a thread of it makes
+_FRAME_STEP = 2  # source rows that a thread reads at a time
+_FRAME_SPANS = (2, 3, 5)  # source columns that it has kernels for: to the same size, enlarged, to two thirds
 ALL_FINITE = np.uint64(2**64 - 1)
 
 
@@ -111,6 +114,7 @@ class CudaDevice:
         self.object_codes = {name: self._load(name) for name in kernels.FILES}
         self._kernel = lru_cache(maxsize=None)(self._find_kernel)
         self._taps = lru_cache(maxsize=256)(self._make_taps)
+        self._tiles = lru_cache(maxsize=256)(self._make_tiles)
 
         self._scratch = self.empty((SCRATCH_BYTES,), np.uint8)
         self.zero(self._scratch)
@@ -213,20 +217,24 @@ class CudaDevice:
         antialias: bool,
     ) -> None:
         height, width = out.shape[2:]
-        rows = self._taps(frame.shape[0], size[0], offset[0], height, antialias)
-        columns = self._taps(frame.shape[1], size[1], offset[1], width, antialias)
-        number = rows.number if rows.number == columns.number <= _FRAME_TAPS else 0
-        self._each(
-            self._kernel("prepare_frame", out.dtype, frame.dtype, number),
-            height * width * _GROUP,  # one thread for each pixel
+        vertical = (frame.shape[0], size[0], offset[0], height, antialias)
+        horizontal = (frame.shape[1], size[1], offset[1], width, antialias)
+        scale = 2 / np.iinfo(frame.dtype).max
+        rows = self._tiles(*vertical, size=_FRAME_ROWS, step=_FRAME_STEP, scale=scale)
+        columns = self._tiles(*horizontal, size=_FRAME_COLUMNS)
+        span = columns.span if columns.span in _FRAME_SPANS else 0
+        self._launch(
+            self._kernel("prepare_frame", out.dtype, frame.dtype, span),
+            (-(-columns.count // _FRAME_THREADS), rows.count),
             frame.pointer,
+            _int(frame.shape[0]),
             _int(frame.shape[1]),
             out.pointer,
             _int(height),
             _int(width),
             *rows.arguments,
             *columns.arguments,
-            _float(2 / np.iinfo(frame.dtype).max),
+            threads=_FRAME_THREADS,
         )
 
     def resize(self, image: CudaArray, out: CudaArray) -> None:
@@ -319,12 +327,14 @@ class CudaDevice:
         return Nonfinite(lowest >> 32, lowest & 0xFFFFFFFF)
 
     # Launching ----------------------------------------------------------------------------------------------
-    def _launch(self, kernel: Kernel, blocks: int, *arguments: Any) -> None:
-        launch(self.cuda_stream, LaunchConfig(grid=blocks, block=THREADS), kernel, *arguments)
+    def _launch(
+        self, kernel: Kernel, blocks: tuple[int, int], *arguments: Any, threads: int = THREADS
+    ) -> None:
+        launch(self.cuda_stream, LaunchConfig(grid=blocks, block=threads), kernel, *arguments)
 
     def _each(self, kernel: Kernel, elements: int, *arguments: Any) -> None:
         """One thread for each group of elements."""
-        self._launch(kernel, max(-(-elements // (_GROUP * THREADS)), 1), *arguments)
+        self._launch(kernel, (max(-(-elements // (_GROUP * THREADS)), 1), 1), *arguments)
 
     def _window(
         self,
@@ -352,7 +362,7 @@ class CudaDevice:
         blocks = min(-(-conditional.size // (_GROUP * THREADS)), most)
         self._launch(
             self._kernel("statistics", conditional.dtype),
-            blocks,
+            (blocks, 1),
             conditional.pointer,
             unconditional.pointer,
             conditional.size,
@@ -379,9 +389,11 @@ class CudaDevice:
             ) from error
 
     def _make_taps(self, *geometry: Any) -> _Taps:
-        indices, weights = taps(*geometry)
-        counts = weights.any(axis=0)  # where a picture keeps its size, only one of two does
-        return _Taps(self.upload(indices[:, counts]), self.upload(weights[:, counts]))
+        return _Taps(*map(self.upload, taps(*geometry)))
+
+    def _make_tiles(self, *geometry: Any, size: int, step: int = 1, scale: float = 1.0) -> _Tiles:
+        first, weights = _in_tiles(*taps(*geometry), size, step)
+        return _Tiles(self.upload(first), self.upload(weights * np.float32(scale)))
 
 
 @dataclass(frozen=True)
@@ -392,12 +404,52 @@ class _Taps:
     weights: CudaArray  # [count, K] float32
 
     @property
-    def number(self) -> int:
-        return self.indices.shape[1]
+    def arguments(self) -> tuple[Any, ...]:
+        return self.indices.pointer, self.weights.pointer, _int(self.indices.shape[1])
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """The same for threads that make several neighbouring pixels; see Axis in pixels.cu."""
+
+    first: CudaArray  # [tiles] int32
+    weights: CudaArray  # [tiles, span, pixels of a tile] float32
+
+    @property
+    def count(self) -> int:
+        return self.first.size
+
+    @property
+    def span(self) -> int:
+        return self.weights.shape[1]
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        return self.indices.pointer, self.weights.pointer, _int(self.number)
+        return self.first.pointer, self.weights.pointer, _int(self.span)
+
+
+def _in_tiles(
+    indices: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], size: int, step: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Regroup taps ``[count, K]`` by tiles of ``size`` neighbouring pixels.
+
+    Returns the first source pixel behind each tile, ``[tiles]``, and the weights ``[tiles, span, size]`` that it and
+    the next ones have in the tile's pixels. The span is the smallest multiple of ``step`` that serves all tiles;
+    what rounding up adds has weights of 0 and may lie behind the last source pixel.
+    """
+    number = indices.shape[1]
+    tiles = -(-len(indices) // size)
+    pixels = np.minimum(np.arange(tiles * size), len(indices) - 1)  # the last tile may repeat the last pixel
+    indices, weights = indices[pixels].reshape(tiles, -1), weights[pixels].reshape(tiles, -1)
+    used = weights != 0
+    first = np.where(used, indices, indices.max()).min(axis=1)
+    last = np.where(used, indices, 0).max(axis=1)
+    span = int((last - first).max()) + 1
+    first = np.minimum(first, last.max() + 1 - span)
+    dense = np.zeros((tiles, -(-span // step) * step, size), np.float32)
+    tile, tap = used.nonzero()
+    np.add.at(dense, (tile, indices[tile, tap] - first[tile], tap // number), weights[tile, tap])
+    return first.astype(np.int32), dense
 
 
 class _Pinned:

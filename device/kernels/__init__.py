@@ -23,8 +23,8 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 """Source file -> the kernels in it.
 
-Each exists for float32 and float16, those of pictures for uint8 and uint16 too, ``prepare_frame`` then for 1 or 2
-weights an axis and any number (0); ``combine`` for 1 to 5 terms.
+Each exists for float32 and float16, those of pictures for uint8 and uint16 too, ``prepare_frame`` then for spans of
+2, 3 and 5 source columns and any (0); ``combine`` for 1 to 5 terms.
 """
 
 FOLDER = Path(__file__).parent

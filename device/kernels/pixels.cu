@@ -3,41 +3,86 @@
 
 #include "common.cuh"
 
-// Which source pixels an axis' resized pixels are made of, and their weights: `taps` of both for each.
+// An axis of a resize, by tiles of neighbouring pixels. Tile t comes from `span` neighbouring source pixels, `first[t]`
+// and the next ones; `weights[t * span + k]` holds the weights of the k-th of them, one for each pixel of the tile.
+template <typename W>
 struct Axis {
-    const int* index;
-    const float* weight;
-    int taps;
+    const int* first;
+    const W* weights;
+    int span;
 };
 
-// Bilinear resize of samples [source_height, source_width, 3] into [3, height, width], `scale` times a level minus 1;
-// a thread makes a pixel. Neighbours share nearly all of what they read: it comes from the first-level cache.
-template <int TAPS, typename S, typename T>
+__device__ __forceinline__ void store_pair(float* out, float a, float b) {
+    *reinterpret_cast<float2*>(out) = make_float2(a, b);
+}
+
+__device__ __forceinline__ void store_pair(half* out, float a, float b) {
+    uint32 word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(b), "f"(a));
+    *reinterpret_cast<uint32*>(out) = word;
+}
+
+// Bilinear resize of samples [source_height, source_width, 3] into [3, height, width]; the rows' weights scale to 0..2.
+// A thread makes a tile of four rows and two columns: what it reads and weighs serves several pixels. SPAN is that of the
+// columns, 0 any. That of the rows is even, for a thread waits for two source rows at once; the last may lie behind the
+// picture, with weights of 0.
+template <int SPAN, typename S, typename T>
 __device__ __forceinline__ void prepare_frame(
-    const S* source, int source_width, T* out, int height, int width, const Axis& rows, const Axis& columns,
-    float scale) {
-    const uint64 index = thread_index(), plane = static_cast<uint64>(height) * width;
-    if (index >= plane) return;
-    const int y = static_cast<int>(index / width), x = static_cast<int>(index - static_cast<uint64>(y) * width);
-    const int row_taps = TAPS ? TAPS : rows.taps, column_taps = TAPS ? TAPS : columns.taps;
-    float sums[3] = {};
+    const S* source, int source_height, int source_width, T* out, int height, int width, const Axis<float4>& rows,
+    const Axis<float2>& columns) {
+    const int row_tile = blockIdx.y, column_tile = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    const int y = row_tile * 4, x = column_tile * 2, span = SPAN ? SPAN : columns.span;
+    if (x >= width) return;
+    const float4* row_weights = rows.weights + row_tile * rows.span;
+    const float2* column_weights = columns.weights + column_tile * span;
+    const uint64 pitch = static_cast<uint64>(source_width) * 3;
+    const int top = rows.first[row_tile];
+    const S* left = source + columns.first[column_tile] * 3;
+    float sums[3][4][2];
 #pragma unroll
-    for (int j = 0; j < row_taps; j++) {
-        const S* row = source + static_cast<uint64>(rows.index[y * row_taps + j]) * source_width * 3;
-        float parts[3] = {};
+    for (int n = 0; n < 24; n++) sums[n / 8][n / 2 % 4][n % 2] = -1.0f;
+#pragma unroll 1
+    for (int pair = 0; pair < rows.span; pair += 2) {
 #pragma unroll
-        for (int k = 0; k < column_taps; k++) {
-            const S* pixel = row + columns.index[x * column_taps + k] * 3;
-            const float weight = columns.weight[x * column_taps + k];
+        for (int j = pair; j < pair + 2; j++) {
+            const S* row = left + min(top + j, source_height - 1) * pitch;
+            float parts[3][2] = {};
 #pragma unroll
-            for (int c = 0; c < 3; c++) parts[c] += weight * static_cast<float>(pixel[c]);
+            for (int k = 0; k < span; k++) {
+                const float2 weight = column_weights[k];
+#pragma unroll
+                for (int c = 0; c < 3; c++) {
+                    const float level = static_cast<float>(row[k * 3 + c]);
+                    parts[c][0] += weight.x * level;
+                    parts[c][1] += weight.y * level;
+                }
+            }
+            const float4 weight = row_weights[j];
+#pragma unroll
+            for (int c = 0; c < 3; c++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    sums[c][0][i] += weight.x * parts[c][i];
+                    sums[c][1][i] += weight.y * parts[c][i];
+                    sums[c][2][i] += weight.z * parts[c][i];
+                    sums[c][3][i] += weight.w * parts[c][i];
+                }
         }
-        const float weight = rows.weight[y * row_taps + j];
-#pragma unroll
-        for (int c = 0; c < 3; c++) sums[c] += weight * parts[c];
     }
+    const uint64 plane = static_cast<uint64>(height) * width;
+    T* to = out + static_cast<uint64>(y) * width + x;
+    if (y + 4 <= height && width % 2 == 0 && reinterpret_cast<uint64>(out) % (2 * sizeof(T)) == 0) {
 #pragma unroll
-    for (int c = 0; c < 3; c++) from_float(__fmaf_rn(sums[c], scale, -1.0f), out[c * plane + index]);
+        for (int c = 0; c < 3; c++)
+#pragma unroll
+            for (int r = 0; r < 4; r++) store_pair(to + c * plane + r * width, sums[c][r][0], sums[c][r][1]);
+    } else {
+#pragma unroll
+        for (int n = 0; n < 24; n++) {
+            const int c = n / 8, r = n / 2 % 4, i = n % 2;
+            if (y + r < height && x + i < width) from_float(sums[c][r][i], to[c * plane + r * width + i]);
+        }
+    }
 }
 
 // Resize of planes [channels, source_height, source_width] to [channels, height, width]; a thread makes a pixel.
@@ -111,18 +156,21 @@ __device__ __forceinline__ void image_to_bytes(const T* image, O* out, uint64 si
     }
 }
 
-#define PREPARE(S, T, NAME, TAPS)                                                                             \
-    extern "C" __global__ void __launch_bounds__(256) prepare_frame_##NAME##_##TAPS(                          \
-        const S* source, int source_width, T* out, int height, int width, const int* row_index,               \
-        const float* row_weight, int row_taps, const int* column_index, const float* column_weight,           \
-        int column_taps, float scale) {                                                                       \
-        prepare_frame<TAPS>(source, source_width, out, height, width, Axis{row_index, row_weight, row_taps},  \
-                            Axis{column_index, column_weight, column_taps}, scale);                           \
+// 720p are 900 blocks of prepare_frame: seven on each of an H200's multiprocessors let all of them run at once.
+#define PREPARE(S, T, NAME, SPAN)                                                                             \
+    extern "C" __global__ void __launch_bounds__(128, 7) prepare_frame_##NAME##_##SPAN(                       \
+        const S* source, int source_height, int source_width, T* out, int height, int width,                  \
+        const int* row_first, const float4* row_weights, int row_span, const int* column_first,               \
+        const float2* column_weights, int column_span) {                                                      \
+        prepare_frame<SPAN>(source, source_height, source_width, out, height, width,                          \
+                            Axis<float4>{row_first, row_weights, row_span},                                   \
+                            Axis<float2>{column_first, column_weights, column_span});                         \
     }
 #define LEVELS(S, T, NAME)                                                                                    \
     PREPARE(S, T, NAME, 0)                                                                                    \
-    PREPARE(S, T, NAME, 1)                                                                                    \
     PREPARE(S, T, NAME, 2)                                                                                    \
+    PREPARE(S, T, NAME, 3)                                                                                    \
+    PREPARE(S, T, NAME, 5)                                                                                    \
     extern "C" __global__ void __launch_bounds__(256)                                                         \
         image_to_bytes_##NAME(const T* image, S* out, uint64 size, int truncate) {                            \
         image_to_bytes(image, out, size, truncate);                                                           \

@@ -130,15 +130,15 @@ template <auto F>
 struct Launch;
 template <typename... A, void (*F)(A...)>
 struct Launch<F> {
-    static void run(unsigned blocks, unsigned threads, A... arguments) {
-        gridDim = {blocks, 1};
+    static void run(unsigned across, unsigned down, unsigned threads, A... arguments) {
+        gridDim = {across, down};
         blockDim = {threads, 1};
         static thread_local const void* kept;
         auto call = [&] { F(arguments...); };
         kept = &call;
         body = [] { (*static_cast<decltype(call)*>(const_cast<void*>(kept)))(); };
-        for (unsigned k = 0; k < blocks; k++) {
-            blockIdx = {k, 0};
+        for (unsigned k = 0; k < across * down; k++) {
+            blockIdx = {k % across, k / across};
             run_block(threads);
         }
     }

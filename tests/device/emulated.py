@@ -71,6 +71,7 @@ class EmulatedDevice(cuda.CudaDevice):
         self.gpu = SimpleNamespace(properties=SimpleNamespace(multiprocessor_count=2))
         self.stream, self.allocations, self.capture_refused = 0, 0, "emulated"
         self._taps = lru_cache(maxsize=256)(self._make_taps)
+        self._tiles = lru_cache(maxsize=256)(self._make_tiles)
         self._scratch = self.upload(np.zeros(cuda.SCRATCH_BYTES, np.uint8))
         self._nonfinite = self.upload(np.full(1, cuda.ALL_FINITE))
         self._flag = np.zeros(1, np.int32)
@@ -119,9 +120,9 @@ class EmulatedDevice(cuda.CudaDevice):
         parts = (str(part) if isinstance(part, int) else np.dtype(part).name for part in variant)
         return "_".join((name, *parts))
 
-    def _launch(self, kernel, blocks, *arguments):
+    def _launch(self, kernel, blocks, *arguments, threads=cuda.THREADS):
         values = [ctypes.c_uint64(value) if isinstance(value, int) else value for value in arguments]
-        sizes = [ctypes.c_uint(size) for size in (blocks, cuda.THREADS)]
+        sizes = [ctypes.c_uint(size) for size in (*blocks, threads)]
         function = ctypes.CFUNCTYPE(None, *map(type, [*sizes, *values]))
         function(ctypes.c_void_p.in_dll(self._library, f"launch_{kernel}").value)(*sizes, *values)
         assert not ctypes.c_int.in_dll(self._library, "failed").value, f"{kernel} would fail on a GPU"
