@@ -448,13 +448,19 @@ def test_the_folder_of_another_run_is_locked(tmp_path):
 
 
 STUCK = """
-import hashlib, sys
+import hashlib, sys, threading, time
 from pathlib import Path
 from v2v.core.abort import watch
 from v2v.runtime.films.journal import Journal
-watch()
-with Journal(Path(sys.argv[1]), {}):
+
+def tell():
+    time.sleep(0.05)
     print("working", flush=True)
+
+watch()
+sys.setswitchinterval(1e6)  # so that the thread is not awake before the main one is stuck
+with Journal(Path(sys.argv[1]), {}):
+    threading.Thread(target=tell).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # in which Python hears no signal
 """
 

@@ -21,6 +21,7 @@ from v2v.runtime.media.errors import MediaWarning
 from v2v.runtime.media.immersive import saying
 from v2v.runtime.media.pixels import Colors
 from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.side_data import Crop
 from v2v.runtime.media.writer import encoding_for
 
 ENDINGS = [".mp4", ".mov", ".mkv"]
@@ -204,6 +205,15 @@ def test_what_the_container_crops_is_not_shown(tmp_path: Path) -> None:
         assert psnr(next(reader.frames()), whole) > 36
     film(source, tmp_path / "out.mp4")
     assert pixels_of(tmp_path / "out.mp4")[0].shape == (40, 64, 3)
+
+
+def test_what_is_cropped_is_counted_on_the_stored_picture_not_on_the_upright_one() -> None:
+    stored = picture(0, 80, 64)
+    frame = av.VideoFrame.from_ndarray(stored, format="rgb24")
+    colors, quarter = Colors(matrix=6, full_range=True), pixels.Orientation(transpose=True, flip_y=True)
+    crop = Crop(left=4, right=12, top=8, bottom=16)
+    shown = pixels.ToRGB(colors, quarter, stored.shape[:2], crop=crop)(frame)
+    np.testing.assert_array_equal(shown, np.rot90(stored[8:-16, 4:-12]))
 
 
 def broadcast(path: Path, aspect: Fraction, **options: Any) -> bytes:
