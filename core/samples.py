@@ -1,4 +1,4 @@
-"""Sample inputs of components, and the error of their outputs."""
+"""Sample inputs of components, at random or as they occur in a run, and the error of their outputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from v2v.core.components import Component
+from v2v.core.components import Component, Tensor
+from v2v.core.configs import ModelConfig
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+PROMPT = "two people walking along a beach, highly detailed"
+_PROMPT_IDS = (49406, 1237, 1047, 3941, 2528, 320, 2117, 267, 5302, 12609, 49407)  # CLIP's tokens of it
 
 
-def sample_inputs(component: Component, vocabulary: int, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+def sample_inputs(component: Component, vocabulary: int, seed: int = 0) -> Arrays:
     """Random input like what the component gets in a run: token ids, a time step, a picture, normal latents."""
     generator = np.random.default_rng(seed)
-    samples: dict[str, npt.NDArray[Any]] = {}
+    samples: Arrays = {}
     for tensor in component.inputs:
         if tensor.name == "ids":
             samples[tensor.name] = generator.integers(0, vocabulary, tensor.shape)
@@ -25,6 +31,70 @@ def sample_inputs(component: Component, vocabulary: int, seed: int = 0) -> dict[
         else:
             samples[tensor.name] = generator.standard_normal(tensor.shape).astype(tensor.dtype)
     return samples
+
+
+class Occurring:
+    """The inputs of a model's components as they occur in a run, one component after another.
+
+    A picture is encoded, its latents are noised as a run begins, the prompt is :data:`PROMPT`, and the decoder is given
+    latents of the autoencoder's own spread. Each component is asked for its :meth:`inputs` in the order of an engine
+    set, and what it makes of them, in a precision that can be trusted, is handed to :meth:`keep`.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+        self._outputs: Arrays = {}
+
+    def inputs(self, component: Component) -> Arrays:
+        """Arrays of the shapes and types of ``component``'s inputs.
+
+        Raises:
+            KeyError: a component before it was not run.
+        """
+        return {tensor.name: self._input(tensor).astype(tensor.dtype) for tensor in component.inputs}
+
+    def keep(self, outputs: Arrays) -> None:
+        """Take what a component computed, for those that come after it."""
+        self._outputs |= outputs
+
+    def _input(self, tensor: Tensor) -> npt.NDArray[Any]:
+        model, shape = self._model, tensor.shape
+        if tensor.name == "ids":
+            ids = np.zeros(shape, np.int64)
+            ids[0, : len(_PROMPT_IDS)] = _PROMPT_IDS
+            return np.minimum(ids, model.text_encoder.vocabulary - 1)
+        if tensor.name == "timestep":
+            return np.full(shape, round(999 * model.defaults.strength))
+        if tensor.name == "image":
+            return picture(shape[-2], shape[-1])
+        if tensor.name != "latents":
+            return self._outputs[tensor.name]
+        mean = self._outputs["moments"][:, : model.unet.latent_channels].astype(np.float32)
+        if len(shape) == 4:
+            return mean
+        moving = np.stack([np.roll(mean, frame, -1) for frame in range(shape[2])], 2) * model.latent_scale
+        noise = np.random.default_rng(1).standard_normal(shape)
+        angle = model.defaults.strength * math.pi / 2  # of a cosine schedule, whose variance stays
+        noised: npt.NDArray[Any] = math.cos(angle) * moving + math.sin(angle) * noise
+        return noised
+
+
+def picture(height: int, width: int) -> npt.NDArray[np.float32]:
+    """A picture ``[1, 3, height, width]`` in -1..1: nature's spectrum (1/f), and black, white and saturated areas.
+
+    It needs no file, so that every installation has the same.
+    """
+    generator = np.random.default_rng(0)
+    fx, fy = np.fft.rfftfreq(width), np.fft.fftfreq(height)[:, None]
+    spectrum = np.fft.rfft2(generator.standard_normal((3, height, width)))
+    waves = np.fft.irfft2(spectrum / np.maximum(np.hypot(fx, fy), 1 / max(height, width)), (height, width))
+    image = 0.4 * waves / waves.std()
+    colours = ((-1, -1, -1), (1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))
+    for colour, corner in zip(colours, generator.uniform(0, 0.8, (len(colours), 2)), strict=True):
+        top, left = (corner * (height, width)).astype(int)
+        image[:, top : top + height // 5, left : left + width // 5] = np.array(colour)[:, None, None]
+    clipped: npt.NDArray[np.float32] = np.clip(image, -1, 1)[None].astype(np.float32)
+    return clipped
 
 
 def relative_error(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:

@@ -1,27 +1,29 @@
-"""Prove an engine set: every file as it was built, every engine computing what ONNX Runtime computes."""
+"""Prove an engine set: every file as it was built, every engine computing what ONNX Runtime computes.
+
+Every component is given what it is given in a run (:class:`v2v.core.samples.Occurring`): what overflows in FP16 does so
+on a real picture's latents, not on normal ones.
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from v2v.core.components import ComponentName
 from v2v.core.errors import EngineError
 from v2v.core.progress import BuildProgress
-from v2v.core.samples import relative_error, sample_inputs
+from v2v.core.samples import Arrays, Occurring, relative_error
+from v2v.device import Array, Device, open_device
 from v2v.engine.backend import Engine, backend
 from v2v.engine.build import Exporter
 from v2v.engine.store import EngineSet
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,32 @@ def verify_engine_set(
     progress: BuildProgress = lambda component, phase, share: None,
     exporter: Exporter | None = None,
 ) -> list[Verified]:
-    """Hash every file of the set, then load each engine on ``device`` and run it on random input.
+    """Hash every file of the set, then load each engine on ``device`` and run it on what it is given in a run.
 
     An engine that is not ONNX Runtime's own on a CPU is compared with it. Other backends' sets hold no graph
     to compare with, so the graph is exported once more from the weights that the manifest names; this needs
-    PyTorch and, at full size, minutes.
+    PyTorch and, at full size, minutes. On CUDA runs are also captured and replayed.
 
     Raises:
-        EngineError: a file differs from the manifest, an engine does not load, gives NaN or Inf, or is
-            further from ONNX Runtime than its backend tolerates.
+        EngineError: a file differs from the manifest, an engine does not load, gives NaN or Inf, is
+            further from ONNX Runtime than its backend tolerates, or computes something else when it is replayed.
         BuildError: the graph to compare with cannot be exported.
     """
     total = max(engine_set.bytes, 1)
     engine_set.verify(lambda read: progress("files", "hashing", read / total))
-    return [_verify(engine_set, name, device, progress, exporter) for name in engine_set.manifest.components]
+    occurring, opened = Occurring(engine_set.model), open_device(device)
+    return [
+        _verify(engine_set, name, opened, occurring, progress, exporter)
+        for name in engine_set.manifest.components
+    ]
 
 
-def run_once(engine: Engine, inputs: Arrays, device: str) -> tuple[Arrays, float]:
-    """Run ``engine`` twice on host arrays; its outputs, and the seconds of the second run."""
-    outputs: Arrays = {t.name: np.zeros(t.shape, t.dtype) for t in engine.component.outputs}
-    run = _run_on_cuda if device == "cuda" else _run_on_cpu
-    return outputs, run(engine, inputs, outputs)
+def run_once(engine: Engine, inputs: Arrays, device: str) -> Arrays:
+    """Run ``engine`` on host arrays; its outputs."""
+    opened = open_device(device)
+    binding = _Binding(engine, inputs, opened)
+    binding.run()
+    return binding.result()
 
 
 def worst_error(outputs: Arrays, expected: Arrays) -> float:
@@ -70,40 +77,117 @@ def worst_error(outputs: Arrays, expected: Arrays) -> float:
     return max(relative_error(outputs[name], reference) for name, reference in expected.items())
 
 
+class _Binding:
+    """An engine's inputs and outputs on a device."""
+
+    def __init__(self, engine: Engine, inputs: Arrays, device: Device) -> None:
+        self._engine, self._device = engine, device
+        self._inputs: Mapping[str, Array] = {name: device.upload(host) for name, host in inputs.items()}
+        self._outputs: Mapping[str, Array] = {
+            tensor.name: device.empty(tensor.shape, tensor.dtype) for tensor in engine.component.outputs
+        }
+        self.clear()
+
+    def run(self) -> None:
+        """Queue one run."""
+        self._engine.run(self._inputs, self._outputs, self._device.stream)
+
+    def result(self) -> Arrays:
+        """The outputs of what was queued."""
+        return {name: self._device.download(array).copy() for name, array in self._outputs.items()}
+
+    def clear(self) -> None:
+        """Forget the outputs."""
+        for array in self._outputs.values():
+            self._device.zero(array)
+
+
+def check_replay(engine: Engine, inputs: Arrays, device: Device) -> None:
+    """Capture runs with two bindings as one graph, as a guided step does; replayed they must give the same bytes.
+
+    Raises:
+        EngineError: they do not.
+    """
+    mirrored = {
+        name: np.ascontiguousarray(values[..., ::-1]) if values.dtype.kind == "f" else values
+        for name, values in inputs.items()
+    }
+    bindings = [_Binding(engine, given, device) for given in (inputs, mirrored)]
+
+    def work() -> None:
+        for binding in bindings:
+            binding.run()
+
+    work()
+    expected = [binding.result() for binding in bindings]
+    replay = device.capture(work)
+    for _ in range(2):
+        for binding in bindings:
+            binding.clear()
+        replay()
+        for binding, plain in zip(bindings, expected, strict=True):
+            for name, values in binding.result().items():
+                if values.tobytes() != plain[name].tobytes():
+                    raise EngineError(
+                        f"{engine.component.name} gives another '{name}' when a captured run is replayed; "
+                        "please report this with the versions of the driver and of the backend's library"
+                    )
+
+
 def _verify(
     engine_set: EngineSet,
     name: ComponentName,
-    device: str,
+    device: Device,
+    occurring: Occurring,
     progress: BuildProgress,
     exporter: Exporter | None,
 ) -> Verified:
     recipe = engine_set.manifest.recipe
-    inputs = sample_inputs(engine_set.component(name), recipe.model.text_encoder.vocabulary)
+    inputs = occurring.inputs(engine_set.component(name))
     progress(name, "loading", 0.0)
     started = time.monotonic()
-    engine = engine_set.load(name, device)
+    engine = engine_set.load(name, device.name)
     load_seconds = time.monotonic() - started
     progress(name, "running", 0.3)
     try:
-        outputs, run_seconds = run_once(engine, inputs, device)
+        outputs, run_seconds = _run_timed(engine, inputs, device)
+        if not device.synchronous:
+            check_replay(engine, inputs, device)
     finally:
         engine.close()
     for output, values in outputs.items():
         if not np.isfinite(values).all():
-            raise EngineError(f"{name} of {engine_set.path} gives NaN or Inf in '{output}' on random input")
-    progress(name, "comparing", 0.6)
-    error = None
-    if (recipe.backend.name, device) != ("onnxruntime", "cpu"):
-        with _reference(engine_set, name, progress, exporter) as reference:
-            error = worst_error(outputs, run_once(reference, inputs, "cpu")[0])
-        allowed = backend(recipe.backend.name).tolerance(name, recipe.options)
-        if error > allowed:
             raise EngineError(
-                f"{name} of {engine_set.path} differs from ONNX Runtime by {error:.1e}, allowed is "
-                f"{allowed:.0e}; rebuild it with: {engine_set.rebuild_command}"
+                f"{name} of {engine_set.path} gives NaN or Inf in '{output}' on a picture and a prompt"
             )
+    progress(name, "comparing", 0.6)
+    if (recipe.backend.name, device.name) == ("onnxruntime", "cpu"):
+        occurring.keep(outputs)
+        progress(name, "verified", 1.0)
+        return Verified(name, load_seconds, run_seconds, None)
+    with _reference(engine_set, name, progress, exporter) as reference:
+        expected = run_once(reference, inputs, "cpu")
+    occurring.keep(expected)
+    error = worst_error(outputs, expected)
+    allowed = backend(recipe.backend.name).tolerance(name, recipe.options)
+    if error > allowed:
+        raise EngineError(
+            f"{name} of {engine_set.path} differs from ONNX Runtime by {error:.1e}, allowed is "
+            f"{allowed:.0e}; rebuild it with: {engine_set.rebuild_command}"
+        )
     progress(name, "verified", 1.0)
     return Verified(name, load_seconds, run_seconds, error)
+
+
+def _run_timed(engine: Engine, inputs: Arrays, device: Device) -> tuple[Arrays, float]:
+    """The outputs, and the seconds of a second run."""
+    binding = _Binding(engine, inputs, device)
+    binding.run()
+    device.synchronize()
+    started = time.monotonic()
+    binding.run()
+    device.synchronize()
+    return binding.result(), time.monotonic() - started
 
 
 @contextmanager
@@ -112,7 +196,7 @@ def _reference(
 ) -> Iterator[Engine]:
     """ONNX Runtime's engine of the same component, on the CPU."""
     recipe = engine_set.manifest.recipe
-    if recipe.backend.name == "onnxruntime":
+    if recipe.backend.name == "onnxruntime" and engine_set.runs_on("cpu").fits:
         engine = engine_set.load(name, "cpu")
         yield engine
         engine.close()
@@ -128,74 +212,13 @@ def _reference(
             f"cannot compare {engine_set.path} with ONNX Runtime: the weights at {recipe.weights.source} "
             "are no longer those that it was built from"
         )
-    with tempfile.TemporaryDirectory(prefix="v2v-") as folder:
+    # The graph has gigabytes: where the engines lie there is room, in /tmp there may be none.
+    beside = engine_set.path.parent
+    room = beside if os.access(beside, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".v2v-verify-", dir=room) as folder:
         graph = exporter.export_component(
             name, recipe.model, weights, recipe.window, recipe.options.precision, Path(folder), report
         )
         engine = backend("onnxruntime").load(engine_set.component(name), [graph.path], "cpu")
         yield engine
         engine.close()
-
-
-def _run_on_cpu(engine: Engine, inputs: Arrays, outputs: Arrays) -> float:
-    engine.run(inputs, outputs)
-    started = time.monotonic()
-    engine.run(inputs, outputs)
-    return time.monotonic() - started
-
-
-class _CudaArray:
-    """Device memory for one array, freed with :meth:`free`."""
-
-    def __init__(self, host: npt.NDArray[Any]) -> None:
-        self.shape = host.shape
-        self.dtype = host.dtype
-        self.bytes = host.nbytes
-        self.pointer = int(_cuda("cudaMalloc", host.nbytes))
-        self.copy(self.pointer, host.ctypes.data)
-
-    def copy(self, target: int, source: int) -> None:
-        from cuda.bindings import runtime
-
-        _cuda("cudaMemcpy", target, source, self.bytes, runtime.cudaMemcpyKind.cudaMemcpyDefault)
-
-    def free(self) -> None:
-        _cuda("cudaFree", self.pointer)
-
-
-def _run_on_cuda(engine: Engine, inputs: Arrays, outputs: Arrays) -> float:
-    stream = int(_cuda("cudaStreamCreate"))
-    arrays = {name: _CudaArray(host) for name, host in (inputs | outputs).items()}
-    run: Callable[[], None] = lambda: engine.run(  # noqa: E731
-        {name: arrays[name] for name in inputs}, {name: arrays[name] for name in outputs}, stream
-    )
-    try:
-        run()
-        _cuda("cudaStreamSynchronize", stream)
-        started = time.monotonic()
-        run()
-        _cuda("cudaStreamSynchronize", stream)
-        seconds = time.monotonic() - started
-        for name, host in outputs.items():
-            arrays[name].copy(host.ctypes.data, arrays[name].pointer)
-    finally:
-        for array in arrays.values():
-            array.free()
-        _cuda("cudaStreamDestroy", stream)
-    return seconds
-
-
-def _cuda(function: str, *arguments: Any) -> Any:
-    """Call a function of the CUDA runtime; its result.
-
-    Raises:
-        EngineError: cuda-python is not installed, or the call fails.
-    """
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise EngineError("running on cuda needs cuda-python: pip install 'v2v[cuda]'") from error
-    status, *results = getattr(runtime, function)(*arguments)
-    if status != runtime.cudaError_t.cudaSuccess:
-        raise EngineError(f"CUDA: {function} failed with {status.name}")
-    return results[0] if results else None

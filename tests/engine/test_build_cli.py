@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,19 @@ def test_verify_compares_other_backends_with_onnxruntime(run: Run, monkeypatch: 
     backend = CopyBackend()
     monkeypatch.setattr(backend, "load", OnnxRuntimeBackend().load, raising=False)
     install(backend, monkeypatch)
-    build(exporter=ONNX)
+    made = build(exporter=ONNX).engine_set
+    exported_to = []
+
+    def export(*arguments: Any) -> Any:
+        exported_to.append(arguments[5].parent)
+        return ONNX.export_component(*arguments)
+
+    monkeypatch.setattr(Exporter, "default", classmethod(lambda cls: replace(ONNX, export_component=export)))
     result = run("--verify")
     assert result.code == 0, result.err
     assert re.search(r"unet .* 0\.0e\+00", result.out)
+    assert set(exported_to) == {made.path.parent}  # gigabytes have room where the engines have
+    assert [path.name for path in made.path.parent.iterdir() if path.name.startswith(".v2v-verify")] == []
 
 
 def test_verify_refuses_an_engine_that_computes_something_else(
