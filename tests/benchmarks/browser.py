@@ -31,7 +31,10 @@ addEventListener("securitypolicyviolation", (event) => problems.push(`loads ${ev
 
 # Runs behind it, once everything is drawn: what a person would see is wrong with the layout.
 _LOOK = """<script>
-setTimeout(() => {
+const MARKS = "svg.plot rect, svg.plot circle, svg.plot path";
+setTimeout(function look(tries = 0) {
+  const empty = document.querySelector("svg.plot") && !document.querySelector(MARKS);
+  if (empty && tries < 15) return setTimeout(look, 200, tries + 1);  // it is being drawn anew, on a busy machine
   const inner = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
   const overlaps = [], outside = [];
@@ -50,7 +53,7 @@ setTimeout(() => {
     sideways: document.documentElement.scrollWidth - innerWidth,
     headings: [...document.querySelectorAll("h2")].map((h) => h.textContent),
     plots: document.querySelectorAll("svg.plot").length,
-    marks: document.querySelectorAll("svg.plot rect, svg.plot circle, svg.plot path").length,
+    marks: document.querySelectorAll(MARKS).length,
     text: document.querySelector("main").innerText,
   };
   const note = document.createElement("pre");
