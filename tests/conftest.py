@@ -16,11 +16,9 @@ from v2v.engine.store import EngineSet
 
 SMALL_WINDOW = (80, 72), 4  # (width, height) and frames: as little as the small UNet takes
 
-
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
-    signal.signal(
-        signal.SIGHUP, lambda *_: None
-    )  # as good here, and not handed down to commands that are tested
+    # As good here, and not handed down to the commands that are tested.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

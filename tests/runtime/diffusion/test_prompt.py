@@ -89,3 +89,14 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(EngineError, match=r"tokenizer\.json.*rebuild"):
         Tokenizer(path)
+
+
+def test_a_tokenizer_that_would_end_the_process_is_refused(tmp_path: Path) -> None:
+    """The library aborts where a prefix is said of words that have none."""
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(
+        packaged_tokenizer().replace(b'"continuing_subword_prefix":null', b'"continuing_subword_prefix":"a"')
+    )
+    assert path.read_bytes() != packaged_tokenizer()
+    with pytest.raises(EngineError, match=r"tokenizer\.json.*rebuild"):
+        Tokenizer(path)

@@ -111,7 +111,9 @@ def family(mark: str) -> dict[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accident", ["SIGTERM", "SIGTERM at the start", "SIGKILL", "a killed raylet"])
+@pytest.mark.parametrize(
+    "accident", ["SIGTERM", "SIGTERM at the start", "SIGKILL", "a killed raylet", "a killed GCS"]
+)
 def test_no_process_of_a_cluster_made_here_outlives_the_run(
     stand_in_engines: Path, tmp_path: Path, accident: str
 ) -> None:
@@ -125,14 +127,13 @@ def test_no_process_of_a_cluster_made_here_outlives_the_run(
     while not any(awaited in called for called in family(mark).values()):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    if accident == "a killed raylet":
-        os.kill(
-            next(each for each, called in family(mark).items() if "/raylet/raylet" in called), signal.SIGKILL
-        )
+    killed = {"a killed raylet": "/raylet/raylet", "a killed GCS": "gcs_server"}.get(accident)
+    if killed:
+        os.kill(next(each for each, called in family(mark).items() if killed in called), signal.SIGKILL)
     else:
         process.send_signal(signal.Signals[accident.split()[0]])
     _, err = process.communicate(timeout=120)
-    expected = {"SIGKILL": -9, "a killed raylet": 2}.get(accident, 143)
+    expected = 2 if killed else -9 if accident == "SIGKILL" else 143
     assert process.returncode == expected, err
     assert ("Ray has ended this run" in err) == (expected == 2)
     assert "Traceback" not in err
