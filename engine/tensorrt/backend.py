@@ -32,6 +32,7 @@ from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, load_library, ru
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
 _BLOCK = 1 << 24
+_CUDA = 13  # as the extras install it
 
 
 class TensorRTBackend:
@@ -87,6 +88,8 @@ class TensorRTBackend:
         library, own_options = self._library_and_options(options)
         portability = library.portability(own_options.portable)
         gpu = _gpu_or_none()
+        if gpu is not None and library.times_kernels and (problem := _old_driver(gpu)):
+            raise BuildError(problem)
         return {
             "library": library.name,
             "version": library.version,
@@ -117,6 +120,8 @@ class TensorRTBackend:
             gpu = find_gpu(device)
         except EngineError as error:
             return Compatibility(False, str(error), rebuild=not isinstance(error, MachineError))
+        if problem := _old_driver(gpu):
+            return Compatibility(False, problem, rebuild=False)
         return _fits_gpu(facts, gpu)
 
     def load(self, component: Component, files: list[Path], device: str) -> TensorRTEngine:
@@ -193,6 +198,16 @@ def _gpu_or_none() -> Gpu | None:
         return find_gpu()
     except EngineError:
         return None
+
+
+def _old_driver(gpu: Gpu) -> str:
+    """What is wrong with a driver that does not run what the packages were made for; empty where it does."""
+    if int(gpu.driver.split(".")[0]) >= _CUDA:
+        return ""
+    return (
+        f"the NVIDIA driver of {gpu.name} runs CUDA {gpu.driver} at most, and v2v needs CUDA {_CUDA}; "
+        "update the driver to r580 or later"
+    )
 
 
 def _dotted(capability: tuple[int, int]) -> str:

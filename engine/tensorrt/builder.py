@@ -510,9 +510,9 @@ def _scope(graph: Path, layer: str) -> str:
 
     Nodes have numbers for names, weights have the network's own: the nearest weight upstream tells the place.
     """
-    import onnx
-
     try:
+        import onnx
+
         nodes = onnx.load(str(graph), load_external_data=False).graph
     except Exception:  # a layer's name alone still helps
         return layer

@@ -446,6 +446,19 @@ def test_a_manifest_cannot_make_us_import_anything_else(tensorrt: ModuleType) ->
     assert "this" not in sys.modules
 
 
+def test_an_old_driver_is_told_before_minutes_are_spent(
+    tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = TensorRTBackend()
+    facts = made.facts(FP16)
+    use_gpu(monkeypatch, replace(RTX_4090, driver="12.8"))
+    said = r"driver of NVIDIA GeForce RTX 4090 runs CUDA 12\.8 at most, .* update the driver to r580 or later"
+    with pytest.raises(BuildError, match=said):
+        made.facts(FP16)
+    fits = made.fits(facts, "cuda")
+    assert not fits.fits and not fits.rebuild and re.search(said, fits.reason)
+
+
 def test_without_a_gpu_the_reason_is_that(tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "cuda_devices", lambda: 0)
     made = TensorRTBackend()
