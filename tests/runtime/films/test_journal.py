@@ -279,12 +279,12 @@ def test_what_is_kept_comes_back(tmp_path):
         assert segment.order == (1, 0)
 
 
-@pytest.mark.parametrize("ending", ["mov", "carry"])
-def test_damage_while_the_run_lasts_ends_it_and_is_mended_by_the_next(tmp_path, ending):
+@pytest.mark.parametrize(("ending", "place"), [("mov", 3), ("carry", 3), ("carry", -1)])
+def test_damage_while_the_run_lasts_ends_it_and_is_mended_by_the_next(tmp_path, ending, place):
     output = tmp_path / "out.mp4"
     with Journal(output, {}) as journal:
         journal.finish(0, done())
-        flip(journal.folder / f"00000.{ending}", 3)
+        flip(journal.folder / f"00000.{ending}", place)  # of a carry: what its shapes say, and a number
         with pytest.raises(JournalError, match="run the command again"):
             journal.segments() if ending == "mov" else journal.carry(0)
     with pytest.warns(UserWarning, match="is made again"), Journal(output, {}) as journal:
