@@ -509,8 +509,8 @@ def test_a_driver_that_does_not_do_is_told_instead_of_rebuilding(
 ) -> None:
     """NVIDIA's runtime itself refuses the plan: here is no driver."""
     use_gpu(monkeypatch, RTX_4090)
-    monkeypatch.setattr(backend_module, "_fits_gpu", lambda facts, gpu: Compatibility(True))
-    monkeypatch.setattr(backend_module, "_make_current", lambda gpu: None)
+    monkeypatch.setattr(TensorRTBackend, "fits", lambda self, facts, device: Compatibility(True))
+    monkeypatch.setattr("cuda.core.Device", lambda ordinal: SimpleNamespace(set_current=lambda: None))
     with pytest.raises(
         MachineError, match=r"Cuda Runtime .*check with nvidia-smi that the driver runs"
     ) as caught:
