@@ -23,6 +23,7 @@ Packet = Any  # of any stream: PyAV's class is generic over its kind
 _AHEAD, _AHEAD_ELSEWHERE = Fraction(10), Fraction(30 * 3600)
 _BACK, _BACK_ELSEWHERE = Fraction(1, 10), Fraction(10)  # the same for going back
 _REORDERED = Fraction(2)  # what pictures without decoding times may go back
+_LONGEST_WAIT = Fraction(60)  # the same in formats whose clocks do not jump: a few pictures of seconds each
 _REORDERED_PICTURES = 32  # how many a decoder may hold back
 _HELD_TIME, _HELD_PACKETS = Fraction(2), 2000  # after which a jump is decided on without the missing streams
 _RETURNED = Fraction(1)  # the same for a clock that goes on where it was before it jumped
@@ -41,6 +42,7 @@ class _Line:
     next: int | None = None  # where its next packet is expected
     last: int | None = None  # where its last packet was
     step: int = 1  # how long a packet lasts, as far as is known
+    by_showing: bool = False  # whether the last packet had no decoding time
 
 
 @dataclass
@@ -225,7 +227,9 @@ class FilmClock:
             if not self._expects_zero:
                 return True
             return abs((when + shift) * line.tick - self._now) <= ahead
-        back = max(self._back, _REORDERED) if reordered else self._back
+        back = self._back
+        if reordered or line.by_showing:  # pictures without decoding times come in another order
+            back = max(back, _REORDERED if back < _REORDERED else _LONGEST_WAIT)
         film_time = when + shift
         return (film_time - line.next) * line.tick <= ahead and (line.last - film_time) * line.tick <= back
 
@@ -262,7 +266,7 @@ class FilmClock:
             line.step = packet.duration
         elif line.last is not None and 0 < film_time - line.last <= line.step * 4:
             line.step = film_time - line.last
-        line.last, line.next = film_time, film_time + line.step
+        line.last, line.next, line.by_showing = film_time, film_time + line.step, dts is None
         if packet.stream.type in _COUNTS:
             self._now = max(self._now, film_time * line.tick)
 

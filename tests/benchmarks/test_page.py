@@ -20,6 +20,8 @@ SECTIONS = [
     "How this was measured",
 ]
 
+pytestmark = pytest.mark.slow  # a browser that shares its core with another test draws too late
+
 
 @pytest.mark.parametrize("width", [1100, 375])
 def test_everything_is_drawn_and_no_label_covers_another(tmp_path, width):

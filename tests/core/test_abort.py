@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -54,7 +55,10 @@ def test_a_command_stops_and_takes_its_unfinished_work_along(
     started = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - started < 2
+    busy = max(
+        os.getloadavg()[0] / (os.cpu_count() or 1), 1
+    )  # a machine with more work than cores shares its time
+    assert time.monotonic() - started < 2 * busy
     assert process.returncode == 128 + number
     assert errors == ""
     assert not unfinished.exists()
