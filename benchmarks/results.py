@@ -40,6 +40,10 @@ class Figure:
 
     samples: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise ValueError("a figure without samples")
+
     @property
     def median(self) -> float:
         """Middle of the samples."""
