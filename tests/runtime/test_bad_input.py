@@ -19,6 +19,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.patience import takes_at_most
 from tests.runtime.clips import make_sound, make_video, picture, pixels_of, psnr, times
 from tests.stand_ins import sets
 from tests.stand_ins.command import SAMPLE, Result, Run, start
@@ -440,20 +441,24 @@ def test_damaged_engines(refused: Refused, clip: Path, own_engines: Path, tmp_pa
 def test_told_to_stop_it_stops_and_leaves_nothing(
     stand_in_engines: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    process = start(
-        *(SAMPLE, "-o", tmp_path / "out.mp4", "--engines", stand_in_engines, "--steps", 900),
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    deadline = time.monotonic() + 60
-    while not any(tmp_path.glob(".*.v2v")):  # it has begun to write
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    told = time.monotonic()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert time.monotonic() - told < 3
-    assert process.returncode == code
-    assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []
+    def attempt(_: int) -> float:
+        process = start(
+            *(SAMPLE, "-o", tmp_path / "out.mp4", "--engines", stand_in_engines, "--steps", 900),
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while not any(tmp_path.glob(".*.v2v")):  # it has begun to write
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        told = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        seconds = time.monotonic() - told
+        assert process.returncode == code
+        assert "Traceback" not in err
+        assert list(tmp_path.iterdir()) == []
+        return seconds
+
+    takes_at_most(2, attempt)

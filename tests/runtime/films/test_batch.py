@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import pytest
 
+from tests.patience import takes_at_most
 from tests.runtime.clips import make_video, times
 from tests.runtime.films.test_pool import alive, workers_of
 from tests.stand_ins.command import Run, start
@@ -145,22 +146,27 @@ def test_ctrl_c_ends_all_workers_and_leaves_nothing_half_written(
     (tmp_path / "in").mkdir()
     for name in "abc":
         make_video(tmp_path / "in" / f"{name}.mp4", frames=60)
-    out = tmp_path / "out"
     settings = ("--engines", stand_in_engines, "--scale", 4, "--steps", 500, "--workers", 2)
-    process = start(tmp_path / "in", "-o", out, *settings)
-    found = workers_of(process)
-    while not out.exists() or not list(out.iterdir()):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert time.monotonic() - began < 5  # two seconds, on a machine that has time
-    while any(alive(pid) for pid in found):
-        assert time.monotonic() - began < 10
-        time.sleep(0.05)
-    assert list(out.iterdir()) == []
+
+    def attempt(number: int) -> float:
+        out = tmp_path / f"out-{number}"
+        process = start(tmp_path / "in", "-o", out, *settings)
+        found = workers_of(process)
+        while not out.exists() or not list(out.iterdir()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        seconds = time.monotonic() - began
+        assert process.returncode == 130
+        while any(alive(pid) for pid in found):
+            assert time.monotonic() - began < 60
+            time.sleep(0.05)
+        assert list(out.iterdir()) == []
+        return seconds
+
+    takes_at_most(2, attempt)
 
 
 def test_outputs_keep_names_and_endings_where_the_codec_can(tmp_path: Path) -> None:

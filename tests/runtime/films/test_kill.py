@@ -28,7 +28,7 @@ APPEARING = (
     *("joined.part", "00001.carry", "complete.json", "00002.mov.part", "journal.json", "00003.mov"),
     *("00000.json", ""),
 )
-PATIENCE = 60
+PATIENCE = 120
 
 
 @dataclass(frozen=True)

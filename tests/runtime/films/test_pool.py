@@ -79,7 +79,7 @@ def expected(engine_set: EngineSet, film: Path, tmp_path: Path) -> bytes:
 
 def in_hand(pool: Pool, place: int) -> Process:
     """The worker in ``place``, once it has something to do."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while place not in pool.busy:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -111,7 +111,7 @@ def test_no_process_outlives_the_pool(engine_set):
     with local_pool(engine_set, 2, "cpu", "high") as pool:
         processes = [worker.process for worker in pool.workers if worker]
     for process in processes:
-        process.join(5)
+        process.join(60)
         assert process.exitcode is not None
 
 
@@ -126,7 +126,7 @@ def test_a_process_ends_when_the_one_that_started_it_is_killed(stand_in_engines,
         assert command.poll() is None, command.communicate()
         time.sleep(0.05)
     command.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while any(alive(pid) for pid in found) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = [pid for pid in found if alive(pid)]
@@ -149,7 +149,7 @@ def workers_of(command: subprocess.Popen[str]) -> list[int]:
         command.kill()
         pytest.skip("this system does not tell a process' children")
     found: list[int] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(found) < 3:  # with Python's resource tracker
         assert time.monotonic() < deadline
         assert command.poll() is None, command.communicate()
