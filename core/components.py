@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError
 
-ComponentName = Literal["text_encoder", "vae_encoder", "unet", "unet_full", "unet_outer", "vae_decoder"]
+ComponentName = Literal[
+    "text_encoder", "image_encoder", "vae_encoder", "unet", "unet_full", "unet_outer", "vae_decoder"
+]
 Precision = Literal["fp16", "fp32"]
 
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
-"""Of an ordinary engine set; see :func:`component_names` for the other kind."""
+"""Of an ordinary engine set of a model that enhances videos; :func:`component_names` knows those of every set."""
 
-# The UNet's downsampling convolutions pad rows by 2 and its upsampling drops the first and last row, so three
-# levels of it return to the same height only when the latent height is 2 modulo 8 (reference, UNet, last line).
-_LATENT_ROWS_REMAINDER = 2
 _MOST = 64  # of a window's factor and levels, which come from a file that anybody may have made
 
 
@@ -34,6 +33,9 @@ class Window:
     width: int
     factor: int = 8  # pixels per latent position
     levels: int = 3  # halvings inside the UNet
+    # Latent rows beyond a multiple of 2 ** levels. Where halving pads rows by 2 and doubling drops the first and the
+    # last, three levels return to the same height only if it is 2 modulo 8 (reference, UNet, last line).
+    rows_remainder: int = field(default=2, metadata={"added": True})
 
     def __post_init__(self) -> None:
         if not (1 <= self.factor <= _MOST and 0 <= self.levels <= _MOST):
@@ -61,7 +63,7 @@ class Window:
     @property
     def row_remainder(self) -> int:
         """Pixels by which a legal height exceeds a multiple of :attr:`step`."""
-        return self.factor * _LATENT_ROWS_REMAINDER % self.step
+        return self.factor * self.rows_remainder % self.step
 
     @property
     def latent_height(self) -> int:
@@ -95,13 +97,17 @@ class Component:
     outputs: tuple[Tensor, ...]
 
 
-def component_names(reuse: bool) -> tuple[ComponentName, ...]:
-    """The components of an engine set, in the order in which they are built.
+def component_names(model: ModelConfig, reuse: bool = False) -> tuple[ComponentName, ...]:
+    """The components of an engine set of ``model``, in the order in which they are built.
 
     One that can ``reuse`` deep features (DeepCache, Ma et al. 2024, https://arxiv.org/abs/2312.00858) has
     ``unet_full`` and ``unet_outer`` in the place of ``unet``.
     """
-    return ("text_encoder", "vae_encoder", "unet_full", "unet_outer", "vae_decoder") if reuse else COMPONENTS
+    encoders: tuple[ComponentName, ...] = (
+        ("image_encoder",) if model.takes_pictures else ("text_encoder", "vae_encoder")
+    )
+    unet: tuple[ComponentName, ...] = ("unet_full", "unet_outer") if reuse else ("unet",)
+    return (*encoders, *unet, "vae_decoder")
 
 
 def is_unet(name: ComponentName) -> bool:
@@ -111,7 +117,7 @@ def is_unet(name: ComponentName) -> bool:
 
 def component(name: ComponentName, model: ModelConfig, window: Window, precision: Precision) -> Component:
     """Describe one component of ``model`` for ``window``; see :func:`components`."""
-    return components(model, window, precision, reuse=name not in COMPONENTS)[name]
+    return components(model, window, precision, reuse=name in ("unet_full", "unet_outer"))[name]
 
 
 def components(
@@ -123,6 +129,7 @@ def components(
     runtime, which converts at the engines' borders.
 
     - ``text_encoder``: ``ids [1, 77]`` -> ``context [1, 77, C]``
+    - ``image_encoder``: ``image [1, 3, S, S]``, standardised -> ``contexts [2, tokens, C]``, of it and of no picture
     - ``vae_encoder``: ``image [1, 3, H, W]`` in -1..1 -> ``moments [1, 2Z, h, w]`` (mean, log variance)
     - ``unet``: ``latents [1, Z, F, h, w]``, ``timestep [1]``, ``context`` -> ``velocity [1, Z, F, h, w]``
     - ``unet_full``: the same, and ``features [1, F, h, w, C]``, what enters its last block
@@ -131,8 +138,10 @@ def components(
     """
     real = "float16" if precision == "fp16" else "float32"
     z, h, w = model.unet.latent_channels, window.latent_height, window.latent_width
-    tokens = model.text_encoder.context
-    context = Tensor("context", real, (1, tokens, model.text_encoder.width))
+    tokens, context_width = model.context
+    context = Tensor("context", real, (1, tokens, context_width))
+    contexts = Tensor("contexts", real, (2, tokens, context_width))
+    side = model.image_encoder.size if model.image_encoder else 0
     image = Tensor("image", real, (1, 3, window.height, window.width))
     video_latents = (1, z, window.frames, h, w)
     to_unet = (Tensor("latents", real, video_latents), Tensor("timestep", "int64", (1,)), context)
@@ -141,13 +150,14 @@ def components(
     features = Tensor("features", real, (1, window.frames, h, w, width))
     described = (
         Component("text_encoder", (Tensor("ids", "int64", (1, tokens)),), (context,)),
+        Component("image_encoder", (Tensor("image", real, (1, 3, side, side)),), (contexts,)),
         Component("vae_encoder", (image,), (Tensor("moments", real, (1, 2 * z, h, w)),)),
         Component("unet", to_unet, (velocity,)),
         Component("unet_full", to_unet, (velocity, features)),
         Component("unet_outer", (*to_unet, features), (velocity,)),
         Component("vae_decoder", (Tensor("latents", real, (1, z, h, w)),), (image,)),
     )
-    names = component_names(reuse)
+    names = component_names(model, reuse)
     return {component.name: component for component in described if component.name in names}
 
 
@@ -166,6 +176,7 @@ def window_for(model: ModelConfig, size: tuple[int, int] | None = None, frames: 
             width,
             factor=model.autoencoder.factor,
             levels=len(model.unet.multipliers) - 1,
+            rows_remainder=model.unet.rows_remainder,
         )
     except ValueError as error:
         raise BuildError(str(error)) from error

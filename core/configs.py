@@ -1,19 +1,26 @@
 """Hyper-parameters of every model, in one table.
 
-A model is three networks plus the defaults a run starts from. This file needs nothing but the standard
+A model is its networks plus the defaults a run starts from. This file needs nothing but the standard
 library, so that building, loading and running can all read it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
 CLIP_CONTEXT = 77
 """Tokens of a prompt, start and end included."""
 
 CLIP_VOCABULARY = 49408
 """Tokens that there are; the last two are start and end."""
+
+# Marks a field that models built by earlier versions did not have: see :func:`facts_of`.
+_ADDED = {"added": True}
+
+ScheduleName = Literal["shifted cosine", "scaled linear"]
+"""The noise levels that a model was trained with: ``v2v.runtime.diffusion.schedule`` knows their numbers."""
 
 
 _LARGEST = 1 << 20  # no network has a larger number of anything
@@ -43,6 +50,13 @@ class UNetConfig:
     # over a frame is quadratic in its positions, which a CPU can only afford on the coarse levels.
     attention: tuple[bool, ...] = (True, True, True, False)
     groups: int = 32  # of every group norm; 0: no group norms
+    # Rows that halving adds above and below a map; doubling drops all but one of them again.
+    row_padding: int = field(default=2, metadata=_ADDED)
+
+    @property
+    def rows_remainder(self) -> int:
+        """Latent rows by which a legal height exceeds a multiple of ``2 ** halvings``."""
+        return 2 * (self.row_padding - 1)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -83,6 +97,21 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
+class ImageEncoderConfig:
+    """The OpenCLIP image tower, and the layers that make a context of what it sees."""
+
+    size: int = 224  # pixels of the picture's sides
+    patch: int = 14  # pixels of a patch's sides
+    width: int = 1280
+    heads: int = 16
+    layers: int = 32
+    embedding: int = 1024  # numbers that the tower makes of a picture
+    hidden: int = 1280  # of the context layers
+    tokens: int = 4  # of the context
+    context_width: int = 1024
+
+
+@dataclass(frozen=True)
 class Defaults:
     """What a run uses where the user says nothing."""
 
@@ -104,28 +133,95 @@ class Defaults:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A named model: three networks and the defaults of a run."""
+    """A named model: its networks and the defaults of a run.
+
+    What guides the UNet is a text, read by the text encoder, or a picture, read by the image encoder. A model that is
+    given a picture makes a film of noise alone: its source is never encoded.
+    """
 
     name: str
     unet: UNetConfig = field(default_factory=UNetConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    text_encoder: TextEncoderConfig | None = field(default_factory=TextEncoderConfig)
     latent_scale: float = 0.18215  # latents are the autoencoder's times this
     defaults: Defaults = field(default_factory=Defaults)
+    image_encoder: ImageEncoderConfig | None = field(default=None, metadata=_ADDED)
+    schedule: ScheduleName = field(default="shifted cosine", metadata=_ADDED)
+    # Standard deviation of a number for each channel and frame, added to the noise that a film is made of.
+    offset_noise: float = field(default=0.0, metadata=_ADDED)
+    # Frames per second that a UNet which is told of them is always told; part of its weights when they are read.
+    fps: int | None = field(default=None, metadata=_ADDED)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether a picture guides it, from noise alone; else a text, from a video."""
+        return self.image_encoder is not None
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """Tokens of what guides the UNet, and numbers of each."""
+        if self.image_encoder is not None:
+            return self.image_encoder.tokens, self.image_encoder.context_width
+        assert self.text_encoder is not None, f"model {self.name} has no encoder"
+        return self.text_encoder.context, self.text_encoder.width
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that its text encoder knows."""
+        return 0 if self.text_encoder is None else self.text_encoder.vocabulary
 
     def __post_init__(self) -> None:
         if not 1e-6 < self.latent_scale < 1e6:
             raise ValueError(f"no model has latent_scale {self.latent_scale}")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, as written into ``manifest.json``."""
-        return asdict(self)
+        """What identifies the model, plain values alone; see :func:`facts_of`."""
+        facts: dict[str, Any] = facts_of(self)
+        return facts
+
+
+def facts_of(value: Any) -> Any:
+    """As ``dataclasses.asdict``, without fields that were added later and hold their default.
+
+    So what was built before they were there is described, and identified, as it was then.
+    """
+    if is_dataclass(value):
+        return {
+            each.name: facts_of(getattr(value, each.name))
+            for each in fields(value)
+            if not (each.metadata.get("added") and getattr(value, each.name) == each.default)
+        }
+    if isinstance(value, Mapping):
+        return {name: facts_of(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(facts_of, value))
+    return value
 
 
 MODELS = {
     config.name: config
     for config in (
         ModelConfig("ms-vid2vid-xl"),
+        # The first stage of the same pair, which makes the film that ms-vid2vid-xl enhances (reference:
+        # ``Img2VidSDUNet``).
+        ModelConfig(
+            "ms-image2video",
+            unet=UNetConfig(row_padding=1),
+            text_encoder=None,
+            image_encoder=ImageEncoderConfig(),
+            defaults=Defaults(
+                steps=50,
+                solver="ddim",
+                strength=1.0,
+                guidance=3.0,
+                guidance_rescale=0.0,
+                short_side=None,
+                window=(32, 256, 448),
+            ),
+            schedule="scaled linear",
+            offset_noise=0.1,
+            fps=8,
+        ),
         # Shaped for two CPU cores: a shallow autoencoder whose latents keep detail (16 numbers for 4x4 pixels), a
         # narrow UNet that attends on its coarsest level only, and one evaluation per window. No group norms: they
         # cost a CPU as much as the convolutions, and tie what a tile looks like to all that is in it. The

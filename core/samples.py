@@ -37,7 +37,7 @@ class Occurring:
     """The inputs of a model's components as they occur in a run, one component after another.
 
     A picture is encoded, its latents are noised as a run begins, the prompt is :data:`PROMPT`, and the decoder is given
-    latents of the autoencoder's own spread. Each component is asked for its :meth:`inputs` in the order of an engine
+    latents of the autoencoder's own spread. A model that takes pictures begins with noise alone. Each component is asked for its :meth:`inputs` in the order of an engine
     set, and what it makes of them, in a precision that can be trusted, is handed to :meth:`keep`.
     """
 
@@ -62,13 +62,18 @@ class Occurring:
         if tensor.name == "ids":
             ids = np.zeros(shape, np.int64)
             ids[0, : len(_PROMPT_IDS)] = _PROMPT_IDS
-            return np.minimum(ids, model.text_encoder.vocabulary - 1)
+            return np.minimum(ids, model.vocabulary - 1)
         if tensor.name == "timestep":
             return np.full(shape, round(999 * model.defaults.strength))
         if tensor.name == "image":
             return picture(shape[-2], shape[-1])
+        if tensor.name == "context" and model.takes_pictures:
+            return self._outputs["contexts"][:1]
         if tensor.name != "latents":
             return self._outputs[tensor.name]
+        if model.takes_pictures:
+            drawn = np.random.default_rng(1).standard_normal(shape)
+            return drawn if len(shape) == 5 else drawn / model.latent_scale
         mean = self._outputs["moments"][:, : model.unet.latent_channels].astype(np.float32)
         if len(shape) == 4:
             return mean

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from v2v.core.components import ComponentName, Tensor, Window, component_names
-from v2v.core.configs import ModelConfig
+from v2v.core.configs import ModelConfig, facts_of
 from v2v.core.errors import EngineError
 from v2v.engine.backend import BuildOptions
 
@@ -92,7 +92,7 @@ class Recipe:
     @property
     def identity(self) -> str:
         """Hex sha256 over every fact of the recipe except the name under which the weights were found."""
-        facts = asdict(self)
+        facts = facts_of(self)
         facts["weights"] = self.weights.identity
         facts["format"] = FORMAT
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -209,7 +209,7 @@ class Manifest:
             manifest = msgspec.convert(_modernised(data), cls)
         except (msgspec.MsgspecError, TypeError, KeyError, AttributeError) as error:
             raise EngineError(f"was written by another version of v2v or is damaged ({error})") from error
-        for name in component_names(manifest.recipe.options.reuse):
+        for name in component_names(manifest.recipe.model, manifest.recipe.options.reuse):
             if name not in manifest.components:
                 raise EngineError(f"was written by another version of v2v or is damaged ({name} is missing)")
         return manifest

@@ -46,6 +46,7 @@ op: Any = opset23  # its annotations allow no use of one result as another's arg
 
 NETWORK_OF: Mapping[ComponentName, Network] = {
     "text_encoder": "text_encoder",
+    "image_encoder": "image_encoder",
     "vae_encoder": "autoencoder",
     "unet": "unet",
     "unet_full": "unet",
@@ -55,6 +56,7 @@ NETWORK_OF: Mapping[ComponentName, Network] = {
 
 METHOD_OF: Mapping[ComponentName, str] = {
     "text_encoder": "forward",
+    "image_encoder": "forward",
     "vae_encoder": "encode",
     "unet": "forward",
     "unet_full": "full",
@@ -123,7 +125,7 @@ def export_component(
     require_same_operations(name, graph, probe)
     report("tracing", 1.0)
 
-    inputs = sample_inputs(component(name, model, check_window, precision), model.text_encoder.vocabulary)
+    inputs = sample_inputs(component(name, model, check_window, precision), model.vocabulary)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
         path = Path(scratch) / f"{name}.onnx"
         module = _load(name, model, weights, precision)

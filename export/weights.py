@@ -1,11 +1,11 @@
 """Where weights come from: published checkpoints, safetensors, the Hugging Face hub, or a seed.
 
 Sources
-    a folder with the three published files    names from ``configuration.json`` if it is there
-    a folder of safetensors                    ``unet.safetensors``, ``autoencoder.safetensors``,
-                                               ``text_encoder.safetensors``
-    a ``.safetensors`` file                    all three, each tensor's name after ``unet.``, ``autoencoder.``
-                                               or ``text_encoder.``
+    a folder with the published files          names from ``configuration.json`` if it is there
+    a folder of safetensors                    ``unet.safetensors``, ``autoencoder.safetensors`` and
+                                               ``text_encoder.safetensors``, or ``image_encoder.safetensors``
+    a ``.safetensors`` file                    all of them, each tensor's name after ``unet.``, ``autoencoder.``
+                                               and so on
     ``hf:ORG/NAME`` or ``hf:ORG/NAME@REVISION``    a repository laid out as either of the folders
     ``random:SEED``                            made up, for trying things out: the pictures are noise
 
@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,49 +37,24 @@ from torch import Tensor, nn
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import V2VError, first_line
 from v2v.core.progress import PhaseProgress
+from v2v.core.published import PUBLISHED
 from v2v.export.models.autoencoder import Autoencoder
+from v2v.export.models.image_encoder import CONTEXT_LAYERS, ImageEncoder
 from v2v.export.models.text_encoder import POOLING_HEAD, TextEncoder
-from v2v.export.models.unet import UNet
+from v2v.export.models.unet import UNet, told_frame_rate
 
-Network = Literal["unet", "autoencoder", "text_encoder"]
+Network = Literal["unet", "autoencoder", "text_encoder", "image_encoder"]
 Kind = Literal["random", "published", "trained"]
 
-NETWORKS: tuple[Network, ...] = ("unet", "autoencoder", "text_encoder")
+
+def networks_of(model: ModelConfig) -> tuple[Network, ...]:
+    """The networks that a model's weights are for."""
+    return "unet", "autoencoder", "image_encoder" if model.takes_pictures else "text_encoder"
 
 
 class WeightsError(V2VError):
     """Weights that cannot be found, read or trusted, or that belong to another model."""
 
-
-class PublishedFile(NamedTuple):
-    """A file of the published model (reference, section 7)."""
-
-    name: str
-    sha256: str
-    bytes: int | None
-    argument: str  # that names it in configuration.json
-
-
-PUBLISHED: Mapping[Network, PublishedFile] = {
-    "unet": PublishedFile(
-        "non_ema_0035000.pth",
-        "d146dd22a8158896c882dd96e6b14d2962a63398a3f2ac37611dcadcdab3a15d",
-        5645549113,
-        "ckpt_unet",
-    ),
-    "autoencoder": PublishedFile(
-        "v2-1_512-ema-pruned.ckpt",
-        "88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36",
-        None,
-        "ckpt_autoencoder",
-    ),
-    "text_encoder": PublishedFile(
-        "open_clip_pytorch_model.bin",
-        "9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4",
-        3944692325,
-        "ckpt_clip",
-    ),
-}
 
 _LARGEST_CONFIGURATION = 1 << 20  # bytes
 _METADATA = "v2v"  # the one entry of a safetensors file's metadata: {"kind": ..., "model": ...}
@@ -87,7 +62,7 @@ _METADATA = "v2v"  # the one entry of a safetensors file's metadata: {"kind": ..
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model's three networks, read when asked for.
+    """The weights of a model's networks, read when asked for.
 
     Attributes:
         source: what :func:`load_weights` was given.
@@ -133,6 +108,10 @@ def make_network(network: Network, model: ModelConfig) -> nn.Module:
             return UNet(model.unet)
         if network == "autoencoder":
             return Autoencoder(model.autoencoder)
+        if network == "image_encoder":
+            assert model.image_encoder is not None, f"model {model.name} has no image encoder"
+            return ImageEncoder(model.image_encoder)
+        assert model.text_encoder is not None, f"model {model.name} has no text encoder"
         return TextEncoder(model.text_encoder)
 
 
@@ -163,16 +142,16 @@ def load_weights(
     if path.is_file():
         if path.suffix != ".safetensors":
             raise WeightsError(f"{path}: a single file of weights must be .safetensors; or name its folder")
-        return _from_files(dict.fromkeys(NETWORKS, path), True, source, model, progress)
+        return _from_files(dict.fromkeys(networks_of(model), path), True, source, model, progress)
     raise WeightsError(f"{source}: no such file or folder (weights may also be random:SEED or hf:ORG/NAME)")
 
 
 def save_safetensors(
     weights: Weights, target: Path, *, dtype: torch.dtype | None = None, overwrite: bool = False
 ) -> list[Path]:
-    """Write weights as safetensors: one file if ``target`` ends in ``.safetensors``, else a folder of three.
+    """Write weights as safetensors: one file if ``target`` ends in ``.safetensors``, else a folder of one per network.
 
-    One network is in memory at a time (all three for a single file). Each file appears when it is complete.
+    One network is in memory at a time (all for a single file). Each file appears when it is complete.
 
     Args:
         weights: what to write.
@@ -187,7 +166,8 @@ def save_safetensors(
         WeightsError: a file exists already, or cannot be written.
     """
     single = target.suffix == ".safetensors"
-    files = {network: target if single else target / f"{network}.safetensors" for network in NETWORKS}
+    networks = networks_of(weights.model)
+    files = {network: target if single else target / f"{network}.safetensors" for network in networks}
     for path in files.values():
         if path.exists() and not overwrite:
             raise WeightsError(f"{path} exists already; choose another place or remove it first")
@@ -199,7 +179,7 @@ def save_safetensors(
         return {prefix + name: state[name].to(dtype or state[name].dtype).contiguous() for name in state}
 
     if single:
-        _write_atomically({k: v for n in NETWORKS for k, v in tensors(n).items()}, target, metadata)
+        _write_atomically({k: v for n in networks for k, v in tensors(n).items()}, target, metadata)
         return [target]
     for network, path in files.items():
         _write_atomically(tensors(network), path, metadata)
@@ -324,27 +304,30 @@ class _HubFolder:
 def _from_folder(
     folder: _Folder, source: str, model: ModelConfig, progress: PhaseProgress | None, verify: bool
 ) -> Weights:
-    """Weights in a folder: safetensors if all three are there, else the published files."""
+    """Weights in a folder: safetensors if all are there, else the published files."""
     names = set(folder.names())
-    safetensors = {network: f"{network}.safetensors" for network in NETWORKS}
-    published = _published_names(folder, names)
+    safetensors = {each: f"{each}.safetensors" for each in networks_of(model)}
+    published = _published_names(folder, names, model)
     for layout in (safetensors, published):
-        if names.issuperset(layout.values()):
+        if layout and names.issuperset(layout.values()):
             break
     else:
-        absent = [name for name in published.values() if name not in names]
-        raise WeightsError(
-            f"{folder.name}: has neither {', '.join(safetensors.values())} nor the published files; "
-            f"of those it lacks {', '.join(absent)}"
+        files = ", ".join(safetensors.values())
+        lacking = ", ".join(name for name in (published or safetensors).values() if name not in names)
+        has = (
+            f"has neither {files} nor the published files; of those" if published else f"should have {files};"
         )
-    files = {network: folder.file(name) for network, name in layout.items()}
+        raise WeightsError(f"{folder.name}: {has} it lacks {lacking}")
+    found = {network: folder.file(name) for network, name in layout.items()}
     if layout is safetensors:
-        return _from_files(files, False, source, model, progress)
-    return _from_published(files, source, model, progress, verify)
+        return _from_files(found, False, source, model, progress)
+    return _from_published(found, source, model, progress, verify)
 
 
-def _published_names(folder: _Folder, names: Iterable[str]) -> dict[Network, str]:
-    """Names of the three checkpoints: those in ``configuration.json``, else the usual ones."""
+def _published_names(folder: _Folder, names: Iterable[str], model: ModelConfig) -> dict[Network, str]:
+    """Names of the checkpoints: those in ``configuration.json``, else the usual ones; none if nothing was published."""
+    if model.name not in PUBLISHED:
+        return {}
     arguments: dict[str, Any] = {}
     if "configuration.json" in names:
         path = folder.file("configuration.json")
@@ -355,7 +338,8 @@ def _published_names(folder: _Folder, names: Iterable[str]) -> dict[Network, str
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WeightsError(f"{path}: cannot be read as a model's configuration ({error!r})") from error
     file_names: dict[Network, str] = {}
-    for network, usual in PUBLISHED.items():
+    for network in networks_of(model):
+        usual = PUBLISHED[model.name].files[network]
         name = str(arguments.get(usual.argument, usual.name))
         if PurePosixPath(name).name != name:
             raise WeightsError(f"{folder.name}: configuration.json names a file outside the folder: {name}")
@@ -379,14 +363,14 @@ def _from_files(
         with _open_safetensors(path) as file:
             if not prefixed:
                 return {name: file.get_tensor(name) for name in file.keys()}, str(path)  # noqa: SIM118
-            strange = [n for n in file.keys() if n.partition(".")[0] not in NETWORKS]  # noqa: SIM118
+            strange = [n for n in file.keys() if n.partition(".")[0] not in files]  # noqa: SIM118
             if strange:
                 raise WeightsError(f"{path}: unknown tensors: {_some(strange)}")
             own = [name for name in file.keys() if name.startswith(f"{network}.")]  # noqa: SIM118
             return {name.partition(".")[2]: file.get_tensor(name) for name in own}, str(path)
 
     kind: Kind = kinds.pop() if len(kinds) == 1 else "trained"
-    return Weights(source, kind, _identity([digests[files[network]] for network in NETWORKS]), model, read)
+    return Weights(source, kind, _identity([digests[path] for path in files.values()]), model, read)
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -411,9 +395,10 @@ def _from_published(
     files: dict[Network, Path], source: str, model: ModelConfig, progress: PhaseProgress | None, verify: bool
 ) -> Weights:
     """Weights in the published, pickled form."""
+    publication = PUBLISHED[model.name].files
     digests: dict[Network, str] = {}
     for network, path in files.items():
-        published = PUBLISHED[network]
+        published = publication[network]
         size = path.stat().st_size
         doubt = f"{path}: is not the published file; download it again, or load it without verification"
         if verify and path.name == published.name and published.bytes is not None and size != published.bytes:
@@ -423,23 +408,37 @@ def _from_published(
             raise WeightsError(f"{doubt} (sha256 {digests[network]} instead of {published.sha256})")
 
     def read(network: Network) -> tuple[dict[str, Tensor], str]:
-        return _unwrapped(read_pickle(files[network]), network), str(files[network])
+        tensors = _unwrapped(read_pickle(files[network]), network, model)
+        if network == "image_encoder":  # its last layers were trained, and are kept, with the UNet
+            kept = _tensors(read_pickle(files["unet"]))
+            tensors |= {name: kept[name] for name in kept if name.startswith(CONTEXT_LAYERS)}
+        return tensors, str(files[network])
 
-    unchanged = all(digests[network] == PUBLISHED[network].sha256 for network in NETWORKS)
-    identity = _identity([digests[network] for network in NETWORKS])
+    unchanged = all(digests[network] == publication[network].sha256 for network in files)
+    identity = _identity([*digests.values()])
     return Weights(source, "published" if unchanged else "trained", identity, model, read)
 
 
-def _unwrapped(checkpoint: Mapping[str, Any], network: Network) -> dict[str, Tensor]:
-    """The tensors of one network in a published checkpoint, which may hold more than that network."""
+def _tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of a published checkpoint by their names."""
     inner = checkpoint.get("state_dict", checkpoint)
-    tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+
+
+def _unwrapped(checkpoint: Mapping[str, Any], network: Network, model: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of one network in a published checkpoint, which may hold more than that network."""
+    tensors = _tensors(checkpoint)
     if network == "autoencoder":  # Stable Diffusion's file holds a UNet and a text encoder as well
         prefix = "first_stage_model."
         own = {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
         return own or tensors
-    if network == "text_encoder":  # the file holds the image tower as well
-        return {name: value for name, value in tensors.items() if not name.startswith("visual.")}
+    if network == "unet" and model.fps is not None:
+        tensors = told_frame_rate(tensors, model.fps)
+    if network == "unet" and model.takes_pictures:
+        return {name: value for name, value in tensors.items() if not name.startswith(CONTEXT_LAYERS)}
+    if network in ("text_encoder", "image_encoder"):  # one file holds both towers
+        image = network == "image_encoder"
+        return {name: value for name, value in tensors.items() if name.startswith("visual.") == image}
     return tensors
 
 
@@ -522,7 +521,7 @@ def _random(seed: str, source: str, model: ModelConfig) -> Weights:
             return dict(zip(shapes, drawn, strict=True)), source
 
     architecture = model.to_json()
-    facts = [int(seed), *(architecture[network] for network in NETWORKS)]
+    facts = [int(seed), *(architecture[network] for network in networks_of(model))]
     return Weights(source, "random", _identity(facts), model, read)
 
 

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from v2v.benchmarks.studies.gpu_run import psnr
 from v2v.core.components import Precision, Window, is_unet, window_for
-from v2v.core.configs import MODELS, ModelConfig
+from v2v.core.configs import MODELS, ModelConfig, TextEncoderConfig
 from v2v.device import Device, Frame, open_device
 from v2v.engine.backend import Engine, Engines, LooseEngines
 from v2v.engine.store import EngineSet
@@ -298,7 +298,7 @@ def _narrow() -> ModelConfig:
             attention=(True, True),
         ),
         autoencoder=replace(full.autoencoder, width=32),
-        text_encoder=replace(full.text_encoder, width=16, heads=2, layers=2),
+        text_encoder=TextEncoderConfig(width=16, heads=2, layers=2),
     )  # fmt: skip
 
 

@@ -48,22 +48,22 @@ def small_networks(model: ModelConfig, precision: Precision) -> dict[str, Any]:
     """The networks with the weights of ``random:0``, which are the same on every machine."""
     import torch
 
-    from v2v.export.weights import NETWORKS, load_weights
+    from v2v.export.weights import load_weights, networks_of
 
     weights = load_weights("random:0", model)
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    return {name: weights.load(name, dtype).to("cuda") for name in NETWORKS}
+    return {name: weights.load(name, dtype).to("cuda") for name in networks_of(model)}
 
 
 def full_networks(model: ModelConfig, device: str = "cuda") -> dict[str, Any]:
     """The networks with weights like those of ``random:0`` but drawn on the device: at once, in half, on a GPU."""
     import torch
 
-    from v2v.export.weights import NETWORKS, make_network
+    from v2v.export.weights import make_network, networks_of
 
     torch.manual_seed(0)
     networks: dict[str, Any] = {}
-    for name in NETWORKS:
+    for name in networks_of(model):
         network = make_network(name, model).requires_grad_(False).eval()
         network = (network.half() if device == "cuda" else network).to_empty(device=device)
         for key, value in network.state_dict().items():

@@ -91,7 +91,7 @@ class Evaluation:
         )
         self.files = backend.build(source, folder / "set", options, lambda *_: None).files
         self.build_seconds = time.monotonic() - started
-        samples = sample_inputs(self.component, model.text_encoder.vocabulary)
+        samples = sample_inputs(self.component, model.vocabulary)
         self.inputs = {name: torch.from_numpy(value).to(device) for name, value in samples.items()}
         (output,) = self.component.outputs
         kind = getattr(torch, output.dtype)

@@ -326,7 +326,7 @@ def _check_fp8_model(model: ModelConfig) -> None:
 
 
 def _sample_inputs(component: Component, model: ModelConfig, device: str) -> tuple[Tensor, ...]:
-    samples = sample_inputs(component, model.text_encoder.vocabulary)
+    samples = sample_inputs(component, model.vocabulary)
     return tuple(torch.from_numpy(samples[tensor.name]).to(device) for tensor in component.inputs)
 
 

@@ -17,31 +17,34 @@ from v2v.export.models.layers import LayerNorm, attention
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention with the parameter names of ``nn.MultiheadAttention``."""
+    """Self-attention with the parameter names of ``nn.MultiheadAttention``.
 
-    def __init__(self, width: int, heads: int) -> None:
+    If ``causal``, a token sees itself and those before it, else all.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # rows: q, k, v
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, tokens, C] -> [B, tokens, C]``; a token sees itself and those before it."""
+        """``[B, tokens, C] -> [B, tokens, C]``."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (torch.unflatten(part, -1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
-        mixed: Tensor = self.out_proj(attention(q, k, v, causal=True).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out_proj(attention(q, k, v, causal=self.causal).transpose(1, 2).flatten(2))
         return mixed
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with an exact (erf) GELU."""
+    """Pre-norm transformer block with an exact (erf) GELU, of either of CLIP's towers."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = True) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(width)
-        self.attn = SelfAttention(width, heads)
+        self.attn = SelfAttention(width, heads, causal=causal)
         self.ln_2 = LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(c_fc=nn.Linear(width, 4 * width), gelu=nn.GELU(), c_proj=nn.Linear(4 * width, width))

@@ -11,6 +11,7 @@ frames gathers with a stride.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,30 @@ def time_features(timestep: Tensor, width: int) -> Tensor:
     index = torch.arange(half, dtype=torch.float32, device=timestep.device)
     angles = timestep.float()[:, None] * torch.exp(index * (-math.log(10000.0) / half))
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+FRAME_RATE_LAYERS = "fps_embedding."
+"""How names of the tensors begin that make an embedding of the frame rate, in checkpoints that have one."""
+
+
+def told_frame_rate(state: Mapping[str, Tensor], fps: int) -> dict[str, Tensor]:
+    """Tensors of a UNet that is told a frame rate -> those of one that always takes it for ``fps``.
+
+    The embedding of the rate is added to that of the time step behind the last layer of either (reference of the first
+    stage, section 3), so that of one rate is part of a bias.
+    """
+    kept = {name: value for name, value in state.items() if not name.startswith(FRAME_RATE_LAYERS)}
+    layers = [
+        (
+            state[f"{FRAME_RATE_LAYERS}{place}.weight"].float(),
+            state[f"{FRAME_RATE_LAYERS}{place}.bias"].float(),
+        )
+        for place in (0, 2)
+    ]
+    features = time_features(torch.tensor([fps]), layers[0][0].shape[1])
+    embedding = F.linear(F.silu(F.linear(features, *layers[0])), *layers[1])[0]
+    bias = kept["time_embed.2.bias"]
+    return {**kept, "time_embed.2.bias": (bias.float() + embedding).to(bias.dtype)}
 
 
 def by_video(x: Tensor, frames: int) -> Tensor:
@@ -294,11 +319,11 @@ class TemporalTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
-    """``[B*F, C, H, W] -> [B*F, C, H/2 + 1, W/2]``: the reference pads rows by two."""
+    """``[B*F, C, H, W] -> [B*F, C, H/2 + row_padding - 1, W/2]``: MS-Vid2Vid-XL pads rows by two, others by one."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, row_padding: int) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=(2, 1))
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=(row_padding, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve every second position."""
@@ -307,15 +332,17 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """``[B*F, C, H, W] -> [B*F, C, 2H - 2, 2W]``: undoes :class:`Downsample`'s extra rows."""
+    """``[B*F, C, H, W] -> [B*F, C, 2 (H - crop), 2W]``: ``crop`` undoes :class:`Downsample`'s extra rows."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, crop: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.crop = crop
 
     def forward(self, x: Tensor) -> Tensor:
-        """Repeat rows and columns, drop the first and last row, convolve."""
-        doubled: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")[:, :, 1:-1])
+        """Repeat rows and columns, drop the first and last ``crop`` rows, convolve."""
+        repeated = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        doubled: Tensor = self.conv(repeated[:, :, self.crop : -self.crop] if self.crop else repeated)
         return doubled
 
 
@@ -339,8 +366,8 @@ class Stage(nn.ModuleList):
 class UNet(nn.Module):
     """Velocity of a video's latents at a noise level, given a prompt.
 
-    Latent height is 2 modulo 8 and width 0 modulo 8 (with the default three halvings), so that sizes on the
-    way up equal those on the way down.
+    Latent height is ``config.rows_remainder`` modulo 8 and width 0 modulo 8 (with the default three halvings), so that
+    sizes on the way up equal those on the way down.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -367,7 +394,7 @@ class UNet(nn.Module):
                 channels = width * multiplier
                 skips.append(channels)
             if level < last:
-                self.input_blocks.append(Downsample(channels))
+                self.input_blocks.append(Downsample(channels, config.row_padding))
                 skips.append(channels)
 
         self.middle_block = self._stage(channels, channels, attend=True)
@@ -381,7 +408,7 @@ class UNet(nn.Module):
                 )
                 channels = width * multiplier
                 if level > 0 and block == config.blocks:
-                    stage.append(Upsample(channels))
+                    stage.append(Upsample(channels, config.row_padding - 1))
                 self.output_blocks.append(stage)
 
         self.out = nn.Sequential(
@@ -410,7 +437,7 @@ class UNet(nn.Module):
         Args:
             latents: ``[B, Z, F, H, W]``, scaled to unit variance (``x / sqrt(sigma ** 2 + 1)``).
             timestep: ``[B]``, integers 0..999.
-            context: ``[B, tokens, context width]`` from the text encoder.
+            context: ``[B, tokens, context width]`` from the text encoder or the image encoder.
 
         Returns:
             ``[B, Z, F, H, W]``, in ``latents``' type.

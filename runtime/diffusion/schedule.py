@@ -1,4 +1,4 @@
-"""Noise levels and time steps of MS-Vid2Vid-XL's diffusion.
+"""Noise levels and time steps of the models' diffusion.
 
 A noisy latent is ``z_t = alpha_t z_0 + s_t eps`` with ``alpha² + s² = 1``. Solvers work on the noise-to-signal ratio
 ``sigma = s / alpha`` (Karras et al. 2022, https://arxiv.org/abs/2206.00364), where ``x = z_t / alpha_t``.
@@ -12,6 +12,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from v2v.core.configs import ScheduleName
+
 Floats = npt.NDArray[np.float64]
 
 LEVELS = 1000
@@ -20,6 +22,8 @@ USUAL_STEPS = 30  # of the reference
 # resolution by these factors (Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093, "shifted cosine").
 _LOGSNR_END = 15.0
 _SHIFT_NOISY, _SHIFT_CLEAN = 2.0, 4.0
+# Ends of Stable Diffusion's schedule: the variance that a level adds, whose root rises evenly ("scaled linear").
+_BETA_CLEAN, _BETA_NOISY = 0.00085, 0.012
 
 
 @dataclass(frozen=True)
@@ -41,20 +45,19 @@ class Schedule:
     """
 
     exact: bool = False
+    name: ScheduleName = "shifted cosine"
 
     @cached_property
     def levels(self) -> Floats:
-        """``s`` for t = 0..999, rising to 1 (zero terminal SNR, Lin et al. 2023, arXiv:2305.08891)."""
-        u = 1.0 - np.arange(LEVELS) / (LEVELS - 1)
-        a, b = np.arctan(np.exp(_LOGSNR_END / 2)), np.arctan(np.exp(-_LOGSNR_END / 2))
-        cosine = -2 * np.log(np.tan(a + u * (b - a)))
-        logsnr = cosine - 2 * (u * np.log(_SHIFT_NOISY) + (1 - u) * np.log(_SHIFT_CLEAN))
-        s = np.sqrt(1.0 / (1.0 + np.exp(logsnr)))
-        return np.asarray(s[0] + (1 - s[0]) / (s[-1] - s[0]) * (s - s[0]))
+        """``s`` for t = 0..999, rising.
+
+        Shifted cosine ends at 1 (zero terminal SNR, Lin et al. 2023, arXiv:2305.08891), scaled linear at 0.9977.
+        """
+        return _scaled_linear() if self.name == "scaled linear" else _shifted_cosine()
 
     @cached_property
     def _log_sigmas(self) -> Floats:
-        s = self.levels[:-1]  # the last level has no signal: its sigma is infinite
+        s = self.levels[self.levels < 1]  # a last level without signal would have an infinite sigma
         return np.asarray(np.log(s / np.sqrt(1 - s**2)))
 
     def noising(self, timestep: int) -> tuple[float, float]:
@@ -63,12 +66,12 @@ class Schedule:
         return float(np.sqrt(1 - s**2)), s
 
     def sigma(self, timestep: float) -> float:
-        """Noise-to-signal ratio at a time step in 0..998, interpolated in its logarithm between whole ones."""
-        return float(np.exp(np.interp(timestep, np.arange(LEVELS - 1), self._log_sigmas)))
+        """Noise-to-signal ratio at a time step that has signal, interpolated in its logarithm between whole ones."""
+        return float(np.exp(np.interp(timestep, np.arange(len(self._log_sigmas)), self._log_sigmas)))
 
     def timestep(self, sigma: float) -> int:
         """The whole time step nearest to ``sigma``; halves round to even, as the reference."""
-        return int(np.rint(np.interp(np.log(sigma), self._log_sigmas, np.arange(LEVELS - 1))))
+        return int(np.rint(np.interp(np.log(sigma), self._log_sigmas, np.arange(len(self._log_sigmas)))))
 
     def coefficients(self, sigma: float) -> Coefficients:
         """Scaling of the network's input and output at ``sigma``."""
@@ -109,7 +112,33 @@ class Schedule:
         last = start - (usual - 1) * (start + 1) / (usual + 1)
         return self._sigmas([start - k * (start - last) / (steps - 1) for k in range(steps)])
 
+    def strided(self, start: int, steps: int) -> list[float]:
+        """Sigmas for DDIM: time steps 1 and up at equal distances below ``start``, falling, then where noise is to end.
+
+        There are ``steps`` of them, and the end is 0. The reference (``exact``) goes by whole distances,
+        ``(start + 1) // steps``, which may give more steps, and ends at time step 0: a little noise stays.
+        """
+        levels = start + 1
+        if self.exact:
+            timesteps = [min(1 + t, start) for t in range(0, levels, levels // steps)]
+            return [self.sigma(t) for t in (*reversed(timesteps), 0)]
+        return self._sigmas([1 + k * levels / steps for k in reversed(range(steps))])
+
     def _sigmas(self, timesteps: list[float]) -> list[float]:
         if not self.exact:
             timesteps = sorted({max(round(t), 0) for t in timesteps}, reverse=True)
         return [self.sigma(t) for t in timesteps] + [0.0]
+
+
+def _shifted_cosine() -> Floats:
+    u = 1.0 - np.arange(LEVELS) / (LEVELS - 1)
+    a, b = np.arctan(np.exp(_LOGSNR_END / 2)), np.arctan(np.exp(-_LOGSNR_END / 2))
+    cosine = -2 * np.log(np.tan(a + u * (b - a)))
+    logsnr = cosine - 2 * (u * np.log(_SHIFT_NOISY) + (1 - u) * np.log(_SHIFT_CLEAN))
+    s = np.sqrt(1.0 / (1.0 + np.exp(logsnr)))
+    return np.asarray(s[0] + (1 - s[0]) / (s[-1] - s[0]) * (s - s[0]))
+
+
+def _scaled_linear() -> Floats:
+    betas = np.linspace(np.sqrt(_BETA_CLEAN), np.sqrt(_BETA_NOISY), LEVELS) ** 2
+    return np.asarray(np.sqrt(1 - np.cumprod(1 - betas)))

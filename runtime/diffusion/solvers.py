@@ -95,6 +95,14 @@ def heun(sigmas: Sequence[float]) -> list[Update]:
     return updates
 
 
+def ddim(sigmas: Sequence[float]) -> list[Update]:
+    """DDIM, eta 0 (Song et al. 2021, https://arxiv.org/abs/2010.02502): with r = sigma'/sigma, x' = r x + (1 - r) D."""
+    return [
+        Update(sigma, x_x=following / sigma, x_denoised=1 - following / sigma)
+        for sigma, following in pairwise(sigmas)
+    ]
+
+
 @dataclass(frozen=True)
 class Solver:
     """A table of updates for given sigmas, and the way through the noise levels that it was made for."""
@@ -102,7 +110,7 @@ class Solver:
     table: Callable[[Sequence[float]], list[Update]]
     grid: Callable[
         [Schedule, int, int], list[float]
-    ]  # (schedule, first timestep, steps) -> falling sigmas, 0 last
+    ]  # (schedule, first timestep, steps) -> falling sigmas, the last of which is where noise ends, mostly 0
 
     def __call__(self, sigmas: Sequence[float]) -> list[Update]:
         """One row for each evaluation of the network."""
@@ -113,6 +121,7 @@ SOLVERS = {
     "dpmpp_2m_sde": Solver(dpmpp_2m_sde, Schedule.trailing),
     "dpmpp_2m": Solver(dpmpp_2m, Schedule.reaching),
     "heun": Solver(heun, Schedule.leading),
+    "ddim": Solver(ddim, Schedule.strided),
 }
 """By the name used on the command line."""
 

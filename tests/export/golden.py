@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from v2v.core.configs import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from v2v.core.configs import AutoencoderConfig, ImageEncoderConfig, TextEncoderConfig, UNetConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 UNET = UNetConfig(width=32, multipliers=(1, 2, 4, 4), head_size=16, stem_heads=8, context_width=1024)
 AUTOENCODER = AutoencoderConfig(width=32)
 TEXT_ENCODER = TextEncoderConfig(width=64, heads=4, layers=4)
+FIRST_STAGE_UNET = replace(UNET, row_padding=1)
+IMAGE_ENCODER = ImageEncoderConfig(size=112, width=80, heads=4, layers=3, embedding=96, hidden=128)
 
 
 def keys(name: str) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from safetensors.torch import load_file
 
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import V2VError
+from v2v.core.published import PUBLISHED
 from v2v.export import weights as module
-from v2v.export.weights import NETWORKS, PUBLISHED, WeightsError, load_weights, read_pickle, save_safetensors
+from v2v.export.weights import WeightsError, load_weights, networks_of, read_pickle, save_safetensors
 
 TINY = ModelConfig(
     "tiny",
@@ -35,10 +37,18 @@ TINY = ModelConfig(
 )
 
 
+FILES = PUBLISHED["ms-vid2vid-xl"].files
+
+
+@pytest.fixture(autouse=True)
+def tiny_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PUBLISHED, TINY.name, PUBLISHED["ms-vid2vid-xl"])
+
+
 @pytest.fixture(scope="module")
 def states() -> dict[str, dict[str, torch.Tensor]]:
     made = load_weights("random:3", TINY)
-    return {network: made.state_dict(network) for network in NETWORKS}
+    return {network: made.state_dict(network) for network in networks_of(TINY)}
 
 
 @pytest.fixture
@@ -69,7 +79,7 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 def test_published_checkpoints_are_unwrapped(published: Path, states: Any) -> None:
     found = load_weights(str(published), TINY, verify=False)
     assert found.kind == "trained"
-    for network in NETWORKS:
+    for network in networks_of(TINY):
         assert same(found.state_dict(network), states[network]), network
 
 
@@ -80,12 +90,12 @@ def test_a_file_with_a_published_name_must_be_the_published_file(published: Path
 
 def test_digests_are_verified(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {
-        network: file._replace(
-            bytes=None, sha256=hashlib.sha256((published / file.name).read_bytes()).hexdigest()
+        network: replace(
+            file, bytes=None, sha256=hashlib.sha256((published / file.name).read_bytes()).hexdigest()
         )
-        for network, file in PUBLISHED.items()
+        for network, file in FILES.items()
     }
-    monkeypatch.setattr(module, "PUBLISHED", known)
+    monkeypatch.setitem(PUBLISHED, TINY.name, replace(PUBLISHED[TINY.name], files=known))
     heard: list[tuple[str, float]] = []
     assert load_weights(str(published), TINY, lambda *said: heard.append(said)).kind == "published"
     assert ("checking non_ema_0035000.pth", 1.0) in heard
@@ -100,8 +110,8 @@ def test_digests_are_verified(published: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_configuration_json_names_the_files(published: Path, states: Any) -> None:
     arguments = {"ckpt_unet": "u.pth", "ckpt_clip": "t.bin", "ckpt_autoencoder": "a.ckpt"}
-    for network, file in PUBLISHED.items():
-        (published / file.name).rename(published / arguments[PUBLISHED[network].argument])
+    for file in FILES.values():
+        (published / file.name).rename(published / arguments[file.argument])
     configuration = {"task": "video-to-video", "model": {"model_args": arguments | {"seed": 666}}}
     (published / "configuration.json").write_text(json.dumps(configuration))
     assert same(load_weights(str(published), TINY).state_dict("unet"), states["unet"])
@@ -298,7 +308,7 @@ def test_safetensors_come_back_as_saved(tmp_path: Path, target: str, states: Any
     assert len(written) == (3 if target == "folder" else 1)
     found = load_weights(str(tmp_path / target), TINY)
     assert found.kind == "random"
-    for network in NETWORKS:
+    for network in networks_of(TINY):
         assert same(found.state_dict(network), states[network])
 
 
@@ -335,7 +345,7 @@ def test_published_weights_saved_as_safetensors_are_the_same(
     save_safetensors(load_weights(str(published), TINY, verify=False), tmp_path / "converted")
     found = load_weights(str(tmp_path / "converted"), TINY)
     assert found.kind == "trained"
-    assert all(same(found.state_dict(network), states[network]) for network in NETWORKS)
+    assert all(same(found.state_dict(network), states[network]) for network in networks_of(TINY))
 
 
 # What does not fit ------------------------------------------------------------------------------------------
@@ -449,7 +459,7 @@ def test_a_hub_repository_is_read_like_a_folder(
     found = load_weights("hf:someone/model@v1", TINY, verify=False)
     assert same(found.state_dict("autoencoder"), states["autoencoder"])
     assert asked[0] == ("someone/model", "v1")
-    assert {name for name, _ in asked[1:]} == {file.name for file in PUBLISHED.values()}
+    assert {name for name, _ in asked[1:]} == {file.name for file in FILES.values()}
 
 
 def test_trouble_with_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
