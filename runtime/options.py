@@ -16,7 +16,7 @@ from v2v.engine.backend import BACKENDS
 from v2v.engine.choose import Device
 from v2v.engine.store import Wanted
 from v2v.runtime.diffusion.colors import ColorMatch
-from v2v.runtime.diffusion.pipeline import Memory
+from v2v.runtime.diffusion.loaded import Memory
 from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.diffusion.solvers import SOLVERS
 from v2v.runtime.films.enhance import Request

@@ -35,7 +35,8 @@ from v2v.core.configs import MODELS, ModelConfig, TextEncoderConfig
 from v2v.device import Device, Frame, open_device
 from v2v.engine.backend import Engine, Engines, LooseEngines
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import VideoToVideo, can_reuse
+from v2v.runtime.diffusion.loaded import can_reuse
+from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Settings, plan
 
 _PROMPT = "a white rabbit in a meadow"

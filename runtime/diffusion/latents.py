@@ -113,8 +113,11 @@ class FrameDecoder:
             for start, weights in _tiled(canvas.latent, (latents.shape[2], latents.shape[3]), canvas.factor)
         ]
 
-    def __call__(self, latents: Array, frame: Frame, label: int) -> Decoded:
-        """Queue the decoding of ``latents [1, Z, h, w]``, colours after ``frame``; NaN is reported under ``label``."""
+    def __call__(self, latents: Array, frame: Frame | None, label: int) -> Decoded:
+        """Queue the decoding of ``latents [1, Z, h, w]``; NaN is reported under ``label``.
+
+        Colours are after ``frame``, which may be None where they are the model's own.
+        """
         device, factor = self._device, self._canvas.factor
         window = device.reshape(self._latents, (1, self._latents.shape[1], 1, *self._latents.shape[2:]))
         picture = device.reshape(self._image, (1, 3, 1, *self._image.shape[2:]))
@@ -124,7 +127,7 @@ class FrameDecoder:
             self._engine.run({"latents": self._latents}, {"image": self._image}, device.stream)
             device.add_window(picture, weights, (0, row * factor, column * factor), self._picture)
         device.check(self._picture, label)
-        if self._colors == "wavelet":
+        if self._colors == "wavelet" and frame is not None:
             self._low(self._picture, frame, antialias=True)
         device.image_to_bytes(self._picture, self._levels, truncate=self._truncate)
         match = frame if self._colors == "adain" else None

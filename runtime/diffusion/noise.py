@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-# Draws are numbered by the solver's step, 0 and up; these two come from the other end of the counter.
+# Draws are numbered by the solver's step, 0 and up; these come from the other end of the counter.
 POSTERIOR = 2**64 - 1
 DIFFUSION = 2**64 - 2
+OFFSET = 2**64 - 3
 
 Source = Callable[[int, int], Floats]
 """(frame, draw) -> standard normal float32 of the latent's shape [Z, h, w]."""

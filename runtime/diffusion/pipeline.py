@@ -10,34 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from v2v.core.components import ComponentName, is_unet
 from v2v.core.errors import EngineError
-from v2v.device import Array, Device, Frame, open_device
-from v2v.engine.backend import Engine, Engines
-from v2v.engine.store import EngineSet
+from v2v.device import Array, Device, Frame
+from v2v.engine.backend import Engines
 from v2v.runtime.diffusion import noise
-from v2v.runtime.diffusion.deepcache import UNetEngines
 from v2v.runtime.diffusion.guidance import Guidance
 from v2v.runtime.diffusion.latents import Canvas, FrameDecoder, FrameEncoder
+from v2v.runtime.diffusion.loaded import LoadedEngines, Memory, can_reuse
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.prompt import Tokenizer
 from v2v.runtime.diffusion.sampling import DenoisingLoop, NumericalError
 from v2v.runtime.diffusion.segments import OVERLAP, Carry, Segment, segments, shared_frames
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.diffusion.solvers import SOLVERS
-
-Memory = Literal["high", "low"]
-
-
-def can_reuse(engines: Engines) -> bool:
-    """Whether the UNet can go on from the features of an earlier evaluation."""
-    return "unet_outer" in engines.names
 
 
 def check_reuse(plan: Plan, engines: Engines) -> None:
@@ -53,7 +43,7 @@ def check_reuse(plan: Plan, engines: Engines) -> None:
         )
 
 
-class VideoToVideo:
+class VideoToVideo(LoadedEngines):
     """An engine set, loaded on a device and ready to enhance videos.
 
     v2v = VideoToVideo.load("engines/small")
@@ -62,36 +52,9 @@ class VideoToVideo:
     """
 
     def __init__(self, engines: Engines, device: Device, memory: Memory = "high") -> None:
-        self.engines, self.device, self.memory = engines, device, memory
-        self.model, self.window = engines.model, engines.window
-        self._loaded: dict[ComponentName, Engine] = {}
+        super().__init__(engines, device, memory)
         self._prepared: tuple[Plan, tuple[int, int, int], DenoisingLoop] | None = None
         self._encode_prompts = lru_cache(maxsize=8)(self._run_text_encoder)
-
-    @classmethod
-    def load(
-        cls, engine_set: EngineSet | Path | str, device: str = "auto", memory: Memory = "high"
-    ) -> VideoToVideo:
-        """Open an engine set on ``device``: "cpu", "cuda", or "auto" for the one that it was built for.
-
-        With ``memory`` "low" the text encoder, the autoencoder and the UNet are never in memory together.
-
-        Raises:
-            EngineError: the set is damaged or does not run here; names the reason and the command that rebuilds it.
-        """
-        if not isinstance(engine_set, EngineSet):
-            engine_set = EngineSet.open(Path(engine_set))
-        if device == "auto":
-            device = engine_set.device
-        v2v = cls(engine_set, open_device(device), memory)
-        if memory == "high":
-            v2v.load_all()
-        return v2v
-
-    def load_all(self) -> None:
-        """Load every engine now, so that nothing has to be waited for later."""
-        for name in self.engines.names:
-            self._engine(name)
 
     def __call__(
         self,
@@ -315,24 +278,7 @@ class VideoToVideo:
             self._prepared[2].close()
             self._prepared = None
 
-    def _unet(self) -> UNetEngines:
-        if can_reuse(self.engines):
-            return UNetEngines(self._engine("unet_full"), self._engine("unet_outer"))
-        return UNetEngines(self._engine("unet"))
-
-    def _engine(self, name: ComponentName) -> Engine:
-        """The component's engine, loaded if it is not; with low memory, the others are unloaded first."""
-        if name not in self._loaded:
-            if self.memory == "low":
-                self.device.synchronize()
-                for other in list(self._loaded):
-                    if not (is_unet(name) and is_unet(other)):
-                        self._loaded.pop(other).close()
-            self._loaded[name] = self.engines.load(name, self.device.name)
-        return self._loaded[name]
-
     def close(self) -> None:
         """Free the memory of engines and buffers."""
         self._free_loop()
-        for name in list(self._loaded):
-            self._loaded.pop(name).close()
+        super().close()

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo, can_reuse, check_reuse
+from v2v.runtime.diffusion.loaded import Memory, can_reuse
+from v2v.runtime.diffusion.pipeline import VideoToVideo, check_reuse
 from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.films.batch import was_made_before

@@ -15,7 +15,8 @@ from typing import Any
 
 from v2v.device.gpus import visible_gpus
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo
+from v2v.runtime.diffusion.loaded import Memory
+from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.films.pool import Pool, Worker, WorkerLost, answer_of, unwrapped
 from v2v.runtime.films.task import EnhancedSegment, Task, WorkerError, enhance_task
 

@@ -23,7 +23,8 @@ from v2v.core.abort import take_signals
 from v2v.core.errors import V2VError, first_line
 from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
-from v2v.runtime.diffusion.pipeline import Memory, VideoToVideo
+from v2v.runtime.diffusion.loaded import Memory
+from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.films.pool import Pool, Worker, WorkerLost, answer_of, unwrapped
 from v2v.runtime.films.task import EnhancedSegment, Task, WorkerError, enhance_task
 
