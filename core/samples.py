@@ -37,8 +37,9 @@ class Occurring:
     """The inputs of a model's components as they occur in a run, one component after another.
 
     A picture is encoded, its latents are noised as a run begins, the prompt is :data:`PROMPT`, and the decoder is given
-    latents of the autoencoder's own spread. A model that takes pictures begins with noise alone. Each component is asked for its :meth:`inputs` in the order of an engine
-    set, and what it makes of them, in a precision that can be trusted, is handed to :meth:`keep`.
+    latents of the autoencoder's own spread. A model that takes pictures begins with noise alone. Each component is
+    asked for its :meth:`inputs` in the order of an engine set, and what it makes of them, in a precision that can be
+    trusted, is handed to :meth:`keep`.
     """
 
     def __init__(self, model: ModelConfig) -> None:

@@ -12,6 +12,7 @@ from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import BuildError, EngineError
 from v2v.core.progress import Listener
+from v2v.core.published import PUBLISHED
 from v2v.device.gpus import cuda_devices
 from v2v.engine.backend import BACKENDS, BuildOptions, backend
 from v2v.engine.build import build_engine_set
@@ -94,23 +95,70 @@ def choose_engines(
         BuildError: the small model's engines cannot be built here.
     """
     if named is not None:
-        in_store = engines_root() / named
-        engine_set = EngineSet.open(
-            in_store if in_store.is_dir() and not Path(named).exists() else Path(named)
-        )
+        engine_set = _open(named)
         engine_set.require(wanted)
     else:
         engine_set = _find_or_build(wanted, listener)
         if fast or (reuse or 1) > 1:
             engine_set = _specialised(engine_set, wanted, fast=fast, reuse=reuse != 1)
+    if engine_set.model.takes_pictures:
+        raise EngineError(
+            f"engine set {engine_set.name} is of model {engine_set.model.name}, which makes a film of a picture and "
+            "enhances none; name another, or --engines-first for a picture"
+        )
+    _tell(engine_set, listener)
+    return engine_set
+
+
+def choose_first_stage(named: str | None, wanted: Wanted, listener: Listener) -> EngineSet:
+    """The engine set that makes a film of a picture: the one named, else the best in the store.
+
+    Of ``wanted`` backend and device count.
+
+    Raises:
+        EngineError: the named set is not of such a model, or there is none; the message says how to build one.
+    """
+    if named is not None:
+        engine_set = _open(named)
+        engine_set.require(Wanted(device=wanted.device))
+        if not engine_set.model.takes_pictures:
+            raise EngineError(
+                f"--engines-first {named}: model {engine_set.model.name} makes no film of a picture"
+            )
+    else:
+        engine_set = _find_first_stage(wanted)
+    _tell(engine_set, listener)
+    return engine_set
+
+
+def _find_first_stage(wanted: Wanted) -> EngineSet:
+    names = [name for name, model in MODELS.items() if model.takes_pictures]
+    for name in names:
+        try:
+            return find(Wanted(model=name, backend=wanted.backend, device=wanted.device))
+        except NoEngineSet as error:
+            none = error
+    published = PUBLISHED[names[-1]]
+    raise NoEngineSet(
+        f"a picture becomes a film by model {names[-1]}, and {none} --weights hf:{published.repository} "
+        f"(downloads {published.size}; licence of the weights: {published.licence})"
+    )
+
+
+def _open(named: str) -> EngineSet:
+    """The set of that name in the store, or the one in that folder."""
+    in_store = engines_root() / named
+    return EngineSet.open(in_store if in_store.is_dir() and not Path(named).exists() else Path(named))
+
+
+def _tell(engine_set: EngineSet, listener: Listener) -> None:
     recipe = engine_set.manifest.recipe
     listener.say(f"engine set {engine_set.name}: {recipe.model.name} on {recipe.backend.name}")
     if recipe.weights.kind == "random":
         warnings.warn(
             f"the weights of model {recipe.model.name} are random numbers: its pictures mean nothing",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return engine_set
 
 
 def _specialised(engine_set: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) -> EngineSet:

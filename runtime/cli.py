@@ -10,10 +10,12 @@ from typing import Any, NoReturn
 import typer
 
 from v2v.core.console import messages, new_app, print_result, run_app, seconds_text, takes
-from v2v.engine.choose import choose_engines
+from v2v.engine.choose import choose_engines, choose_first_stage
 from v2v.runtime.display import Display, warnings_shown
 from v2v.runtime.films import batch
-from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire
+from v2v.runtime.films.animate import Animator, FirstFilm, check_second_stage, first_film_of
+from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire, plan_of
+from v2v.runtime.media.image_sequence import is_picture
 from v2v.runtime.media.stdio import input_path, output_path
 from v2v.runtime.media.time_range import is_time
 from v2v.runtime.options import PREVIEW_SECONDS, RunOptions
@@ -54,7 +56,10 @@ def command(options: RunOptions) -> None:
         )
         if many:
             outcomes = _enhance_many(options, request, crew, display)
+        elif is_picture(Path(options.inputs[0])):
+            enhanced = _animate_one(options, request, crew, display, opened)
         else:
+            options.check_pictures(0, many=False)
             enhanced = _enhance_one(options, request, crew, display, opened)
     if many:
         _report_many(options, outcomes, warnings)
@@ -74,20 +79,86 @@ def _enhance_one(
     return enhanced
 
 
+def _animate_one(
+    options: RunOptions, request: Request, crew: Crew, display: Display, opened: contextlib.ExitStack
+) -> Enhanced:
+    """The single picture of the command line: its film is made, then enhanced."""
+    options.check_pictures(1, many=False)
+    picture = Path(options.inputs[0])
+    output = opened.enter_context(output_path(Path(options.output)))
+    film = first_film_of(picture, output, options.first_stage)
+    film.check(output)
+    animator = _animator(options, display)
+    check_second_stage(request, Paths(picture, output), crew, animator.size)
+    try:
+        animator.make(
+            film,
+            partial(display.following, "film"),
+            overwrite=options.overwrite,
+            restart=options.restart,
+        )
+    finally:
+        animator.close()  # the second stage has the memory for itself
+    enhanced = enhance(request, Paths(film.path, output), crew, partial(display.following, ""))
+    film.clear_up()
+    assert enhanced is not None
+    return enhanced
+
+
+def _animator(options: RunOptions, display: Display) -> Animator:
+    engine_set = choose_first_stage(options.engines_first, options.wanted(), display)
+    return Animator(engine_set, options.animation(), options.device, options.memory_mode())
+
+
+def _animate_many(
+    options: RunOptions, request: Request, crew: Crew, display: Display, jobs: list[batch.Job]
+) -> tuple[dict[Path, FirstFilm], list[batch.Outcome]]:
+    """The films of all pictures of a batch, by picture, before any is enhanced; and what failed."""
+    pictures = [job for job in jobs if is_picture(job.source)]
+    options.check_pictures(len(pictures), many=True)
+    if not pictures:
+        return {}, []
+    films = {job.source: first_film_of(job.source, job.output) for job in pictures}
+    animator = _animator(options, display)
+    plan_of(animator.size, request.settings, crew.engine_set)  # told before the first film is made
+
+    def attempt(job: batch.Job) -> batch.Outcome:
+        follow = partial(display.following, job.source.name)
+        animator.make(films[job.source], follow, restart=options.restart)
+        return batch.Outcome(job, "done")
+
+    try:
+        outcomes = batch.run_jobs(pictures, attempt, 1, lambda: None)
+    finally:
+        animator.close()
+    return films, [outcome for outcome in outcomes if outcome.status == "failed"]
+
+
 def _enhance_many(options: RunOptions, request: Request, crew: Crew, display: Display) -> list[batch.Outcome]:
     """Every video of a batch; what an earlier run of the same settings has made is left as it is."""
     jobs = batch.plan_jobs(
         options.inputs, Path(options.output), request.codec, options.prompt, options.prompt_file
     )
 
+    films, failed = _animate_many(options, request, crew, display, jobs)
+
     def attempt(job: batch.Job) -> batch.Outcome:
         job_request, follow = request.with_prompt(job.prompt), partial(display.following, job.source.name)
-        enhanced = enhance(job_request, Paths(job.source, job.output), crew, follow, keep_if_same=True)
+        film = films.get(job.source)
+        source = job.source if film is None else film.path
+        enhanced = enhance(job_request, Paths(source, job.output), crew, follow, keep_if_same=True)
+        if film is not None:
+            film.clear_up()
         return (
             batch.Outcome(job, "done", enhanced.as_json()) if enhanced else batch.Outcome(job, "done before")
         )
 
-    return batch.run_jobs(jobs, attempt, crew.team.size, crew.team.close)
+    outcomes = {outcome.job: outcome for outcome in failed}
+    going_on = [job for job in jobs if job not in outcomes]
+    if going_on:
+        done = batch.run_jobs(going_on, attempt, crew.team.size, crew.team.close)
+        outcomes |= {outcome.job: outcome for outcome in done}
+    return [outcomes[job] for job in jobs]
 
 
 def _report_one(options: RunOptions, enhanced: Enhanced, warnings: list[str]) -> None:

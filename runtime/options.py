@@ -16,6 +16,7 @@ from v2v.engine.backend import BACKENDS
 from v2v.engine.choose import Device
 from v2v.engine.store import Wanted
 from v2v.runtime.diffusion.colors import ColorMatch
+from v2v.runtime.diffusion.image_to_video import Animation
 from v2v.runtime.diffusion.loaded import Memory
 from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.diffusion.solvers import SOLVERS
@@ -35,7 +36,7 @@ class RunOptions:
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="A video, a folder of pictures, or - for the standard input. "
+            help="A video, a folder of pictures, a picture to make a film of, or - for the standard input. "
             "Many: several of them, 'patterns*', folders of videos; then -o is a folder.",
         ),
     ]
@@ -84,10 +85,20 @@ class RunOptions:
     color: Annotated[
         str | None, typer.Option(help="wavelet or adain: colours of the source; none: of the model.")
     ] = None
+    # What a picture becomes first
+    frames: Annotated[int | None, typer.Option(help="Of a picture: frames of its film.")] = None
+    steps_first: Annotated[int | None, typer.Option(help="Of a picture: denoising steps of its film.")] = None
+    first_stage: Annotated[
+        Path | None,
+        typer.Option(help="Of a picture: keep its film as it is before it is enhanced: film.mkv."),
+    ] = None
     # What runs it
     model: Annotated[str | None, typer.Option(help=f"One of {', '.join(MODELS)}.")] = None
     engines: Annotated[
         str | None, typer.Option(help="Engine set: a folder, or a name in the store; default: the best.")
+    ] = None
+    engines_first: Annotated[
+        str | None, typer.Option(help="Of a picture: engine set that makes a film of it; default: the best.")
     ] = None
     backend: Annotated[str | None, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = None
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None
@@ -185,6 +196,38 @@ class RunOptions:
             depth=self.depth,
             parity=self.parity,
         )
+
+    def animation(self) -> Animation:
+        """How a picture becomes a film."""
+        return Animation(self.frames, self.steps_first, seed=self.seed, parity=self.parity)
+
+    def check_pictures(self, pictures: int, *, many: bool) -> None:
+        """Refuse what has no meaning with, or without, ``pictures`` among the inputs.
+
+        Raises:
+            UsageError: names the flag.
+        """
+        of_pictures = {
+            "--frames": self.frames,
+            "--steps-first": self.steps_first,
+            "--first-stage": self.first_stage,
+            "--engines-first": self.engines_first,
+        }
+        of_videos = {
+            "--start": self.start,
+            "--end": self.end,
+            "--preview": self.preview,
+            "--compare": self.compare,
+        }
+        for flag, given in (of_videos if pictures else of_pictures).items():
+            if given is not None and pictures:
+                raise UsageError(
+                    f"{flag} is for videos, and INPUT is a picture that becomes one; leave it out"
+                )
+            if given is not None:
+                raise UsageError(f"{flag} is for a picture that becomes a film, and no INPUT is one")
+        if pictures and many and self.first_stage is not None:
+            raise UsageError("--first-stage names one file; give one picture, or leave it out")
 
     def wanted(self) -> Wanted:
         """What the engine set must be.

@@ -27,7 +27,7 @@ from v2v.core.files import read_limited
 from v2v.runtime.films.places import Place, check_places
 from v2v.runtime.media.encoding import CODECS
 from v2v.runtime.media.errors import FFmpegError
-from v2v.runtime.media.image_sequence import SETTINGS, is_picture
+from v2v.runtime.media.image_sequence import PICTURES, SETTINGS, is_picture
 from v2v.runtime.media.stdio import PIPE, check_input, is_pipe
 from v2v.runtime.media.streams import open_media, picture_stream
 
@@ -187,7 +187,7 @@ def _output(source: Path, folder: Path, codec: str) -> Path:
     elif source.suffix.lower() in endings:
         ending = source.suffix
     else:
-        like_mp4 = source.is_dir() or source.suffix.lower() in (".mp4", ".m4v", ".mov")
+        like_mp4 = source.is_dir() or source.suffix.lower() in (".mp4", ".m4v", ".mov", *PICTURES)
         ending = endings[0] if like_mp4 or ".mkv" not in endings else ".mkv"  # which holds any kind of stream
     stem = source.name if source.is_dir() else source.stem
     output = folder / f"{stem}{ending}"

@@ -220,15 +220,19 @@ def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> N
 
 
 def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
-    """Settings made whole for this video, checked before anything is loaded.
+    """:func:`plan_of` for this video."""
+    return plan_of((reader.info.height, reader.info.width), settings, engine_set)
+
+
+def plan_of(source: tuple[int, int], settings: Settings, engine_set: EngineSet) -> Plan:
+    """Settings made whole for a source of (height, width) pixels, checked before anything is loaded.
 
     Raises:
         V2VError: a value out of range, or engines that cannot do it; names the flag.
     """
-    source = reader.info.height, reader.info.width
-    run_plan = plan(settings, engine_set.model.defaults, source, can_reuse(engine_set))
-    check_reuse(run_plan, engine_set)
-    return run_plan
+    made = plan(settings, engine_set.model.defaults, source, can_reuse(engine_set))
+    check_reuse(made, engine_set)
+    return made
 
 
 def hire(

@@ -16,6 +16,12 @@ def stand_in_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return command.build_engines(tmp_path_factory.mktemp("stand-in-engines"))
 
 
+@pytest.fixture(scope="session")
+def first_stage_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an engine set that makes films of pictures, in no time too."""
+    return command.build_first_stage(tmp_path_factory.mktemp("first-stage-engines"))
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[command.Run]:
     """``v2v-run``, called with its arguments."""

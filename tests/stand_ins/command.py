@@ -15,6 +15,7 @@ import pytest
 import v2v.core.console
 import v2v.runtime.cli as cli
 from tests.stand_ins import sets
+from tests.stand_ins.model import FIRST_STAGE, FIRST_STAGE_WINDOW
 from v2v.core.components import Window
 
 SAMPLE = Path(__file__).parents[2] / "assets" / "sample.mp4"
@@ -42,6 +43,17 @@ def build_engines(folder: Path, window: Window = WINDOW) -> Path:
     """An engine set whose autoencoder averages blocks of pixels and whose UNet is next to nothing."""
     return sets.build(
         folder / "stand-in", backend="onnxruntime", exporter=sets.ONNX, window=window
+    ).engine_set.path
+
+
+def build_first_stage(folder: Path) -> Path:
+    """An engine set of the same kind that makes films of pictures."""
+    return sets.build(
+        folder / "first",
+        backend="onnxruntime",
+        exporter=sets.ONNX,
+        model=FIRST_STAGE,
+        window=FIRST_STAGE_WINDOW,
     ).engine_set.path
 
 

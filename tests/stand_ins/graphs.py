@@ -11,7 +11,7 @@ from v2v.core.configs import ModelConfig
 
 
 def onnx_model(component: Component, model: ModelConfig) -> Any:
-    """A text encoder of sines, an autoencoder of block means, and a UNet that depends on all that it is given."""
+    """A text encoder of sines, an image encoder of the mean colour, an autoencoder of block means, a UNet of all inputs."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
@@ -27,6 +27,21 @@ def onnx_model(component: Component, model: ModelConfig) -> Any:
             helper.make_node("Sin", ["floats"], ["sines"]),
             helper.make_node("Unsqueeze", ["sines", "axes"], ["columns"]),
             helper.make_node("Mul", ["columns", "table"], [result]),
+        ]
+    elif component.name == "image_encoder":
+        # Of the picture's mean colour; of no picture nothing.
+        _, tokens, width = component.outputs[0].shape
+        constants = {
+            "sides": np.array([2, 3]),
+            "table": np.linspace(-1, 1, 3 * tokens * width, dtype=real).reshape(3, -1),
+            "nothing": np.zeros((1, tokens * width), real),
+            "shape": np.array([2, tokens, width]),
+        }
+        nodes = [
+            helper.make_node("ReduceMean", [source, "sides"], ["colour"], keepdims=0),
+            helper.make_node("MatMul", ["colour", "table"], ["own"]),
+            helper.make_node("Concat", ["own", "nothing"], ["both"], axis=0),
+            helper.make_node("Reshape", ["both", "shape"], [result]),
         ]
     elif component.name == "vae_encoder":
         kernel = np.zeros((2 * z, 3, 1, 1), real)

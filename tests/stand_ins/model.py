@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from v2v.core.components import Window
-from v2v.core.configs import AutoencoderConfig, Defaults, ModelConfig, TextEncoderConfig, UNetConfig
+from v2v.core.components import Window, window_for
+from v2v.core.configs import (
+    AutoencoderConfig,
+    Defaults,
+    ImageEncoderConfig,
+    ModelConfig,
+    TextEncoderConfig,
+    UNetConfig,
+)
 
 MODEL = ModelConfig(
     "stand-in",
@@ -14,3 +21,17 @@ MODEL = ModelConfig(
     defaults=Defaults(steps=3, short_side=None, scale=1.0, guidance=2.0, strength=0.3),
 )
 WINDOW = Window(4, 80, 64)
+
+FIRST_STAGE = ModelConfig(
+    "stand-in-first",
+    unet=UNetConfig(width=32, context_width=8, row_padding=1),
+    autoencoder=AutoencoderConfig(width=32),
+    text_encoder=None,
+    latent_scale=0.5,
+    defaults=Defaults(steps=3, solver="ddim", guidance=2.0, short_side=None, window=(4, 64, 128)),
+    image_encoder=ImageEncoderConfig(size=28, width=16, heads=2, layers=1, context_width=8),
+    schedule="scaled linear",
+    offset_noise=0.1,
+    fps=8,
+)
+FIRST_STAGE_WINDOW = window_for(FIRST_STAGE)

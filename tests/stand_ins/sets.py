@@ -169,11 +169,12 @@ def build(
     weights: str = "random:0",
     window: Window = WINDOW,
     options: BuildOptions | None = None,
+    model: ModelConfig = MODEL,
     **more: Any,
 ) -> Built:
-    """Build the stand-in model's engine set."""
+    """Build an engine set of the stand-in model, or of another one."""
     return build_engine_set(
-        MODEL,
+        model,
         weights=weights,
         window=window,
         backend_name=backend,
