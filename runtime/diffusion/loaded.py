@@ -76,6 +76,12 @@ class LoadedEngines:
             self._loaded[name] = self.engines.load(name, self.device.name)
         return self._loaded[name]
 
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Free the memory of engines."""
         for name in list(self._loaded):

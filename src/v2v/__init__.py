@@ -6,6 +6,9 @@
     for frame in enhancer(frames, "a red fox", seed=7):  # uint8 [H, W, 3] in, uint8 [H', W', 3] out; or uint16
         ...
 
+    with v2v.ImageToVideo.load("path/of/another") as animator:  # a picture becomes a film
+        frames = list(animator(picture, seed=7))
+
 What this module names is the interface for other programs; it is imported when it is asked for. The rest of the package
 may change from one version to the next.
 """
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from v2v.core.errors import V2VError
     from v2v.core.version import __version__
+    from v2v.runtime.diffusion.image_to_video import Animation, ImageToVideo
     from v2v.runtime.diffusion.pipeline import VideoToVideo
     from v2v.runtime.diffusion.settings import Settings
 
@@ -31,9 +35,11 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 
-__all__ = ["Settings", "V2VError", "VideoToVideo", "__version__"]
+__all__ = ["Animation", "ImageToVideo", "Settings", "V2VError", "VideoToVideo", "__version__"]
 
 _HOMES = {
+    "Animation": "v2v.runtime.diffusion.image_to_video",
+    "ImageToVideo": "v2v.runtime.diffusion.image_to_video",
     "Settings": "v2v.runtime.diffusion.settings",
     "V2VError": "v2v.core.errors",
     "VideoToVideo": "v2v.runtime.diffusion.pipeline",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.runtime.clips import make_video, times
+from tests.stand_ins import model
 from tests.stand_ins.command import SAMPLE
 from v2v.core.configs import MODELS
 from v2v.core.errors import V2VError
@@ -72,7 +76,9 @@ def test_without_engines_it_says_how_to_build_them(model: str) -> None:
 
 
 def test_mistakes_are_told(stand_in_engines: Path, clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(V2VError, match="no pipeline for task 'text-to-speech'"):
+    with pytest.raises(
+        V2VError, match="no pipeline for task 'text-to-speech' here, only for video-to-video and"
+    ):
         pipeline("text-to-speech", model=stand_in_engines)
     with pytest.raises(V2VError, match="neither an engine set's folder nor one of"):
         pipeline("video-to-video", model=tmp_path)
@@ -81,3 +87,39 @@ def test_mistakes_are_told(stand_in_engines: Path, clip: Path, tmp_path: Path) -
         enhance({"text": "a rabbit"})
     with pytest.raises(V2VError, match="already exists"):
         enhance({"video_path": str(SAMPLE)}, output_video=clip)
+
+
+def test_the_published_demos_two_calls(
+    stand_in_engines: Path,
+    first_stage_engines: Path,
+    own_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A picture, a film of it, and that film enhanced, by the names and arguments of the demo."""
+    for name, folder, stand_in in (
+        ("ms-image2video", first_stage_engines, model.FIRST_STAGE),
+        ("ms-vid2vid-xl", stand_in_engines, model.MODEL),
+    ):
+        shutil.copytree(folder, own_store / name)
+        manifest = own_store / name / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(f'"{stand_in.name}"', f'"{name}"'))
+        monkeypatch.setitem(MODELS, name, replace(stand_in, name=name))
+    levels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
+    image = Image.fromarray(levels)
+    image.save(tmp_path / "fox.png")
+    animate = pipeline(task="image-to-video", model="damo/Image-to-Video", model_revision="v1.1.0")
+    enhance = pipeline(task="video-to-video", model="damo/Video-to-Video", model_revision="v1.1.0")
+    film = animate(str(tmp_path / "fox.png"), output_video=str(tmp_path / "film.mp4"))["output_video"]
+    assert times(Path(film)) == [Fraction(n, 8) for n in range(4)]
+    video_input = {"video_path": film, "text": "a fox in the snow"}
+    path = enhance(video_input, output_video=str(tmp_path / "out.mp4"))["output_video"]
+    with av.open(path) as opened:
+        video = opened.streams.video[0]
+        assert (video.width, video.height, video.average_rate, video.frames) == (1280, 720, 8, 4)
+    # Pillow's images and BGR arrays are the same picture.
+    for number, given in enumerate((image, levels[..., ::-1])):
+        again = animate(given, output_video=tmp_path / f"{number}.mp4")["output_video"]
+        assert Path(again).read_bytes() == Path(film).read_bytes()
+    with pytest.raises(V2VError, match="makes films of pictures, not of videos"):
+        pipeline("video-to-video", model=first_stage_engines)

@@ -11,7 +11,7 @@ from v2v.core.configs import ModelConfig
 
 
 def onnx_model(component: Component, model: ModelConfig) -> Any:
-    """A text encoder of sines, an image encoder of the mean colour, an autoencoder of block means, a UNet of all inputs."""
+    """Sines of a text, the mean colour of a picture, an autoencoder of block means, a UNet of everything."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}

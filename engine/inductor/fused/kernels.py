@@ -607,30 +607,34 @@ def interleave(
     top,  # [frames, width + 1, 2, channels]
     bottom,  # the same
     bias,  # [channels], added
-    out,  # [frames, 2 * height - 2, 2 * width, channels]
+    out,  # [frames, 2 * height, 2 * width, channels], without its first and last row if CROPPED
     height,
     width,
     channels,
+    CROPPED: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Put the four phases of a doubled map in their places, and its first and last row."""
+    """Put the four phases of a doubled map in their places, and the first and last row of a cropped one."""
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     blocks = tl.cdiv(2 * width, BLOCK_X)
     x = (tl.program_id(1) % blocks) * BLOCK_X + tl.arange(0, BLOCK_X)
     line = tl.program_id(1) // blocks  # frame and row of the output
-    rows = 2 * height - 2
+    crop: tl.constexpr = 1 if CROPPED else 0
+    rows = 2 * height - 2 * crop
     y = line % rows
     frame = (line // rows).to(tl.int64)
     mask = (x < 2 * width)[:, None] & (column < channels)[None, :]
     j = x // 2 + x % 2
-    at = frame * (height + 1) + (y + 1) // 2 + (y + 1) % 2
-    source = phases + ((at * (width + 1) + j) * 4 + ((y + 1) % 2) * 2 + x % 2)[:, None] * channels
-    edge = ((frame * (width + 1) + j) * 2 + x % 2)[:, None] * channels
-    if y == 0:
-        source = top + edge
-    if y == rows - 1:
-        source = bottom + edge
+    doubled = y + crop
+    at = frame * (height + 1) + doubled // 2 + doubled % 2
+    source = phases + ((at * (width + 1) + j) * 4 + (doubled % 2) * 2 + x % 2)[:, None] * channels
+    if CROPPED:
+        edge = ((frame * (width + 1) + j) * 2 + x % 2)[:, None] * channels
+        if y == 0:
+            source = top + edge
+        if y == rows - 1:
+            source = bottom + edge
     value = tl.load(source + column[None, :], mask=mask, other=0.0).to(tl.float32)
     value += tl.load(bias + column, mask=column < channels, other=0.0).to(tl.float32)[None, :]
     place = out + (line.to(tl.int64) * (2 * width) + x)[:, None] * channels + column[None, :]

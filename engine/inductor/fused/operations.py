@@ -775,10 +775,13 @@ def temporal_convolution(x: Tensor, weight: Tensor, frames: int) -> Tensor:
 
 
 @triton_op("v2v::interleave", mutates_args=())
-def _interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
-    frames, channels = phases.shape[0], top.shape[-1] // 2
-    out = phases.new_empty((frames, (2 * height - 2) * 2 * width, channels))
-    lines = frames * (2 * height - 2)
+def _interleave(
+    phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, height: int, width: int, cropped: bool
+) -> Tensor:
+    frames, channels = phases.shape[0], bias.shape[0]
+    rows = 2 * height - (2 if cropped else 0)
+    out = phases.new_empty((frames, rows * 2 * width, channels))
+    lines = frames * rows
     launch(
         "interleave",
         (_up(channels, 64), lines * _up(2 * width, 64)),
@@ -791,29 +794,32 @@ def _interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, heigh
         height=height,
         width=width,
         channels=channels,
+        CROPPED=cropped,
         BLOCK_X=64,
         BLOCK_C=64,
     )
     return out
 
 
-def interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
-    """Assemble a doubled map without its first and last row.
+def interleave(
+    phases: Tensor, edges: tuple[Tensor, Tensor] | None, bias: Tensor, height: int, width: int
+) -> Tensor:
+    """Assemble a doubled map, or, given ``edges``, one without its first and last row.
 
     Args:
         phases: ``[F, (height + 1) * (width + 1), 4C]``; entry (i, j) of phase (a, b) is position
             (2i - a, 2j - b) of the doubled map.
-        top: ``[F, width + 1, 2C]``: the first row that stays, phases b in the columns.
-        bottom: the last row that stays.
+        edges: ``[F, width + 1, 2C]`` each: the first row that stays and the last, phases b in the columns.
         bias: ``[C]``, added.
         height: of the map that is doubled.
         width: of the same.
 
     Returns:
-        ``[F, (2 height - 2) * 2 width, C]``.
+        ``[F, 2 height * 2 width, C]``, or ``[F, (2 height - 2) * 2 width, C]``.
     """
     if phases.is_cuda:
-        fused: Tensor = _interleave(phases, top, bottom, bias, height, width)
+        top, bottom = edges or (phases, phases)  # where there are none, none are read
+        fused: Tensor = _interleave(phases, top, bottom, bias, height, width, edges is not None)
         return fused
 
     def columns(rows: Tensor) -> Tensor:
@@ -822,6 +828,8 @@ def interleave(phases: Tensor, top: Tensor, bottom: Tensor, bias: Tensor, height
 
     split = torch.unflatten(torch.unflatten(phases, 1, (height + 1, width + 1)), -1, (2, 2, -1))
     even, odd = columns(split[:, :-1, :, 0]), columns(split[:, 1:, :, 1])
-    rows = torch.stack([even, odd], 2).flatten(1, 2)[:, 2:-2]
-    edges = [columns(torch.unflatten(edge, -1, (2, -1)))[:, None] for edge in (top, bottom)]
-    return torch.cat([edges[0], rows, edges[1]], 1).flatten(1, 2) + bias
+    rows = torch.stack([even, odd], 2).flatten(1, 2)
+    if edges is not None:
+        first, last = (columns(torch.unflatten(edge, -1, (2, -1)))[:, None] for edge in edges)
+        rows = torch.cat([first, rows[:, 2:-2], last], 1)
+    return rows.flatten(1, 2) + bias

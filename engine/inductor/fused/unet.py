@@ -345,7 +345,7 @@ class TemporalTransformer(Transformer):
 
 
 class Downsample(nn.Module):
-    """``height -> height / 2 + 1``, width halves."""
+    """``height -> height / 2 + row_padding - 1``, width halves."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -358,7 +358,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(Weights):
-    """``height -> 2 height - 2``, width doubles: repetition and convolution in one (see the module's docstring)."""
+    """``height -> 2 (height - crop)``, width doubles: repetition and convolution in one (see the module's docstring).
+
+    ``crop`` is 0 or 1.
+    """
 
     phases: Tensor
     top: Tensor
@@ -367,6 +370,8 @@ class Upsample(Weights):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
+        self.crop: int = block.crop
+        assert self.crop in (0, 1), self.crop
         weight = block.conv.weight.detach()
         wide = weight.float()
 
@@ -379,21 +384,25 @@ class Upsample(Weights):
             return like(weight, positions_first(torch.cat(kernels)))
 
         self.keep("phases", stack([w for rows in pair(wide, 2) for w in pair(rows, 3)]))
-        # Beside the rows that are dropped the convolution sees zeros instead of their repetition.
-        self.keep("top", stack(pair(wide[:, :, 1:], 3)))
-        self.keep("bottom", stack(pair(wide[:, :, :2], 3)))
+        if self.crop:
+            # Beside the rows that are dropped the convolution sees zeros instead of their repetition.
+            self.keep("top", stack(pair(wide[:, :, 1:], 3)))
+            self.keep("bottom", stack(pair(wide[:, :, :2], 3)))
         self.keep("bias", block.conv.bias)
 
     def forward(self, x_map: Map) -> Map:
         """Double."""
         x, height = x_map.x, x_map.height
         frames, width = x.shape[0], x.shape[1] // height
-        edges = x[:, : 2 * width].flatten(0, 1), x[:, -2 * width :].flatten(0, 1)
         phases, _ = ops.convolution(x.flatten(0, 1), self.phases, frames, height, padding=(1, 1))
-        top, _ = ops.convolution(edges[0], self.top, frames, 2, padding=(0, 1))
-        bottom, _ = ops.convolution(edges[1], self.bottom, frames, 2, padding=(0, 1))
-        y = ops.interleave(phases, top, bottom, self.bias, height, width)
-        return Map(y, ops.moments(y), 2 * height - 2)
+        edges: tuple[Tensor, Tensor] | None = None
+        if self.crop:
+            rows = x[:, : 2 * width].flatten(0, 1), x[:, -2 * width :].flatten(0, 1)
+            top, _ = ops.convolution(rows[0], self.top, frames, 2, padding=(0, 1))
+            bottom, _ = ops.convolution(rows[1], self.bottom, frames, 2, padding=(0, 1))
+            edges = top, bottom
+        y = ops.interleave(phases, edges, self.bias, height, width)
+        return Map(y, ops.moments(y), 2 * (height - self.crop))
 
 
 class FusedUNet(Weights):

@@ -211,8 +211,10 @@ def check_interleave(kind: torch.dtype) -> None:
     phases = torch.randn(2, (height + 1) * (width + 1), 4 * channels).to(kind)
     edges = [torch.randn(2, width + 1, 2 * channels).to(kind) for _ in range(2)]
     bias = torch.randn(channels).to(kind)
-    arguments = (phases, *edges, bias, height, width)
-    check("doubling", kernel_form("_interleave")(*arguments), ops.interleave(*arguments))
+    cropped = kernel_form("_interleave")(phases, *edges, bias, height, width, True)
+    check("doubling, cropped", cropped, ops.interleave(phases, (edges[0], edges[1]), bias, height, width))
+    whole = kernel_form("_interleave")(phases, phases, phases, bias, height, width, False)
+    check("doubling", whole, ops.interleave(phases, None, bias, height, width))
 
 
 torch.manual_seed(0)

@@ -49,12 +49,18 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
         UNetConfig(
             width=32, multipliers=(1, 2), head_size=8, context_width=24, groups=8, attention=(False, True)
         ),
+        UNetConfig(width=32, multipliers=(1, 2, 2), head_size=16, context_width=64, row_padding=1),
     ],
-    ids=["as published", "another shape"],
+    ids=["as published", "another shape", "the first stage"],
 )
 def test_the_fused_unet_is_the_unet(config: UNetConfig) -> None:
     plain = randomised(UNet(config))
-    inputs = torch.randn(1, 4, 5, 18, 24), torch.tensor([599]), torch.randn(1, 77, config.context_width)
+    rows, tokens = 16 + config.rows_remainder, 77 if config.rows_remainder else 4
+    inputs = (
+        torch.randn(1, 4, 5, rows, 24),
+        torch.tensor([599]),
+        torch.randn(1, tokens, config.context_width),
+    )
     assert relative(FusedUNet(plain)(*inputs), plain(*inputs)) < 1e-5
 
 
