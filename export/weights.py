@@ -41,7 +41,7 @@ from v2v.core.published import PUBLISHED
 from v2v.export.models.autoencoder import Autoencoder
 from v2v.export.models.image_encoder import CONTEXT_LAYERS, ImageEncoder
 from v2v.export.models.text_encoder import POOLING_HEAD, TextEncoder
-from v2v.export.models.unet import UNet, told_frame_rate
+from v2v.export.models.unet import FRAME_RATE_LAYERS, UNet, told_frame_rate
 
 Network = Literal["unet", "autoencoder", "text_encoder", "image_encoder"]
 Kind = Literal["random", "published", "trained"]
@@ -408,7 +408,7 @@ def _from_published(
             raise WeightsError(f"{doubt} (sha256 {digests[network]} instead of {published.sha256})")
 
     def read(network: Network) -> tuple[dict[str, Tensor], str]:
-        tensors = _unwrapped(read_pickle(files[network]), network, model)
+        tensors = _unwrapped(read_pickle(files[network]), network, model, files[network])
         if network == "image_encoder":  # its last layers were trained, and are kept, with the UNet
             kept = _tensors(read_pickle(files["unet"]))
             tensors |= {name: kept[name] for name in kept if name.startswith(CONTEXT_LAYERS)}
@@ -425,7 +425,9 @@ def _tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
 
 
-def _unwrapped(checkpoint: Mapping[str, Any], network: Network, model: ModelConfig) -> dict[str, Tensor]:
+def _unwrapped(
+    checkpoint: Mapping[str, Any], network: Network, model: ModelConfig, where: Path
+) -> dict[str, Tensor]:
     """The tensors of one network in a published checkpoint, which may hold more than that network."""
     tensors = _tensors(checkpoint)
     if network == "autoencoder":  # Stable Diffusion's file holds a UNet and a text encoder as well
@@ -433,6 +435,10 @@ def _unwrapped(checkpoint: Mapping[str, Any], network: Network, model: ModelConf
         own = {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
         return own or tensors
     if network == "unet" and model.fps is not None:
+        if not any(name.startswith(FRAME_RATE_LAYERS) for name in tensors):
+            raise WeightsError(
+                f"{where}: has no embedding of the frame rate; it is not the unet of {model.name}"
+            )
         tensors = told_frame_rate(tensors, model.fps)
     if network == "unet" and model.takes_pictures:
         return {name: value for name, value in tensors.items() if not name.startswith(CONTEXT_LAYERS)}
