@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -91,7 +92,7 @@ def _animate_one(
     animator = _animator(options, display)
     check_second_stage(request, Paths(picture, output), crew, animator.size)
     try:
-        animator.make(
+        seconds = animator.make(
             film,
             partial(display.following, "film"),
             overwrite=options.overwrite,
@@ -102,7 +103,8 @@ def _animate_one(
     enhanced = enhance(request, Paths(film.path, output), crew, partial(display.following, ""))
     film.clear_up()
     assert enhanced is not None
-    return enhanced
+    made_by = {"engine_set": str(animator.engine_set.path), "seconds": round(seconds, 3)}
+    return replace(enhanced, first_stage=made_by)
 
 
 def _animator(options: RunOptions, display: Display) -> Animator:

@@ -112,13 +112,12 @@ class Animator:
     def make(
         self, film: FirstFilm, follow: Follow, *, overwrite: bool = False, restart: bool = False
     ) -> float:
-        """Make ``film``, unless it is there already; returns the seconds that it took.
+        """Make ``film``, unless it is there already; returns the seconds that it took, without loading engines.
 
         Raises:
             MediaError: the picture cannot be read, the film not written, or something else has its name.
             NumericalError: a latent or a picture became NaN or Inf.
         """
-        started = time.monotonic()
         facts = self.facts(film.picture)
         if film.path.exists() and not restart and was_made_before(film.path, facts):
             return 0.0
@@ -128,8 +127,9 @@ class Animator:
                 "with --overwrite"
             )
         picture = read_picture(film.picture)
+        loaded, started = self._loaded, time.monotonic()
         with follow() as show:
-            frames = self._loaded(picture, Animation(**asdict(self.plan)), progress=show)
+            frames = loaded(picture, Animation(**asdict(self.plan)), progress=show)
             write_lossless(film.path, frames, self.rate, json.dumps(facts))
         return time.monotonic() - started
 

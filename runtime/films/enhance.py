@@ -99,6 +99,7 @@ class Enhanced:
     seconds: float
     engine_set: Path
     settings: dict[str, Any]  # all that decides what it looks like, as kept in the output's comment
+    first_stage: dict[str, Any] = field(default_factory=dict)  # what made the source of a picture
 
     def page_rows(self) -> dict[str, Any]:
         """For the page that compares before and after."""
@@ -107,7 +108,8 @@ class Enhanced:
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         figures = {"frames": self.frames, "seconds": round(self.seconds, 3)}
-        return {**figures, "engine_set": str(self.engine_set), "settings": self.settings}
+        before = {"first_stage": self.first_stage} if self.first_stage else {}
+        return {**figures, "engine_set": str(self.engine_set), "settings": self.settings, **before}
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,12 @@ def beside(folder: Path) -> list[str]:
 
 
 def test_a_picture_becomes_a_film(run: command.Run, engines: Any, picture: Path, tmp_path: Path) -> None:
-    told = run(picture, "-o", tmp_path / "film.mp4", "--prompt", "a fox runs", *SMALL, *engines)
+    told = run(picture, "-o", tmp_path / "film.mp4", "--prompt", "a fox runs", *SMALL, *engines, "--json")
     assert told.code == 0, told.err
+    report = json.loads(told.out)
+    assert (report["frames"], report["settings"]["prompt"]) == (4, "a fox runs")
+    assert report["first_stage"]["engine_set"] == str(engines[-1])
+    assert report["first_stage"]["seconds"] > 0
     assert times(tmp_path / "film.mp4") == [Fraction(n, 8) for n in range(4)]
     assert frames_of(tmp_path / "film.mp4").shape == (4, 80, 128, 3)
     assert beside(tmp_path) == ["film.mp4"]
