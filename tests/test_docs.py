@@ -6,8 +6,8 @@ of that installation and those that :func:`programs` makes, and no others: a com
 until it is here. What stands in for something, and why:
 
 - ``v2v-run`` takes engines of a few lines of ONNX for the networks, but for the sample clip: the small model's.
-- ``v2v-build-engines ms-vid2vid-xl`` needs gigabytes of weights and many minutes. It is run up to the build, with all
-  its options read, and then finds the engine set already built.
+- ``v2v-build-engines`` of the full models needs gigabytes of weights and many minutes. It is run up to the build, with
+  all its options read, and then finds the engine set already built.
 - ``pip`` has no network. Its requirements are read, and must be this project's, with extras that it has, or known.
   The wheel is really built and unpacked for the first command.
 - ``pytest`` is running already: tests are collected, not run.
@@ -150,7 +150,7 @@ def build(model, *, weights, **facts):
         (folder / "unet.safetensors").write_bytes(b"as written by the build")
     return Built(EngineSet.open(Path("{engines}")), fresh=True)
 
-if "ms-vid2vid-xl" in sys.argv:
+if {{"ms-vid2vid-xl", "ms-image2video"}} & {{*sys.argv}}:
     cli.build_engine_set = build
 if __name__ == "__main__":
     cli.main()
@@ -206,10 +206,25 @@ def stand_in_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cast(tmp_path_factory: pytest.TempPathFactory, stand_in_set: Path) -> Path:
+def first_stage_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for the first stage."""
+    model = MODELS["ms-image2video"]
+    return build_engine_set(
+        model,
+        weights="random:0",
+        window=window_for(model, (128, 64), 4),
+        backend_name="onnxruntime",
+        options=BuildOptions(),
+        output=tmp_path_factory.mktemp("store") / "first",
+        exporter=sets.ONNX,
+    ).engine_set.path
+
+
+@pytest.fixture(scope="session")
+def cast(tmp_path_factory: pytest.TempPathFactory, stand_in_set: Path, first_stage_set: Path) -> Path:
     """A folder with all files that the docs name."""
     folder = tmp_path_factory.mktemp("cast")
-    for name in ("FOLDER", "films", "more", "pictures", "path/of/an"):
+    for name in ("FOLDER", "films", "more", "pictures", "path/of/an", "path/of/another"):
         (folder / name).mkdir(parents=True)
     for name, frames in {
         "clip.mp4": 6,
@@ -225,7 +240,9 @@ def cast(tmp_path_factory: pytest.TempPathFactory, stand_in_set: Path) -> Path:
     (folder / "prompts.txt").write_text("# of the films\none.mp4: a fox in the snow\n")
     for name in ("old.json", "new.json"):
         shutil.copy(ROOT / "benchmarks/results/clip-h100/results.json", folder / name)
+    Image.fromarray(picture(0)).save(folder / "picture.png")
     (folder / "path/of/an/engine-set").symlink_to(stand_in_set)
+    (folder / "path/of/another/engine-set").symlink_to(first_stage_set)
     (folder / "assets").symlink_to(ROOT / "assets")
     np.save(folder / "frames.npy", np.stack([picture(number) for number in range(6)]))
     return folder
@@ -262,6 +279,7 @@ def test_a_command_runs(
     place: Path,
     tmp_path: Path,
     stand_in_set: Path,
+    first_stage_set: Path,
     installations: Callable[[Collection[str]], Installation],
     request: pytest.FixtureRequest,
 ) -> None:
@@ -272,6 +290,7 @@ def test_a_command_runs(
     store.mkdir()
     if not command.text.startswith((FIRST, QUICK)):
         (store / "small").symlink_to(stand_in_set)
+        (store / "first").symlink_to(first_stage_set)
     desk = programs(tmp_path / "programs", installation.python, stand_in_set)
     environment = installation.environment(
         PATH=f"{desk}{os.pathsep}{installation.programs}",

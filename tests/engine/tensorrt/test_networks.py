@@ -23,7 +23,11 @@ from v2v.export import graphs
 from v2v.export.weights import load_weights
 
 FP16 = BuildOptions(precision="fp16", device="cuda")
-MEMORY = Path(__file__).parents[2] / "data" / "tensorrt_memory.json"
+DATA = Path(__file__).parents[2] / "data"
+MEMORY = {
+    "ms-vid2vid-xl": DATA / "tensorrt_memory.json",
+    "ms-image2video": DATA / "tensorrt_memory_first_stage.json",
+}
 GB = 10**9
 
 
@@ -107,8 +111,8 @@ def test_the_reference_autoencoder_attends_without_iattention_and_norms_in_fp32(
 
 # Full size ------------------------------------------------------------------------------------------------------
 
-ATTENTIONS = {"text_encoder": 23, "vae_encoder": 0, "unet": 66, "vae_decoder": 0}
-"""By the reference: 23 text blocks; 16 spatial and 17 temporal transformers with two attentions each."""
+ATTENTIONS = {"text_encoder": 23, "image_encoder": 32, "vae_encoder": 0, "unet": 66, "vae_decoder": 0}
+"""By the references: 23 text blocks, 32 of pictures; 16 spatial and 17 temporal transformers, two attentions each."""
 
 
 @pytest.fixture
@@ -147,13 +151,13 @@ def full_size(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.full_size
 @pytest.mark.timeout(1500)
+@pytest.mark.parametrize("model", [MODELS[name] for name in MEMORY], ids=[*MEMORY])
 def test_the_full_size_set_builds_and_fits_a_12_gb_card(
-    tensorrt: ModuleType, tmp_path: Path, full_size: Any
+    tensorrt: ModuleType, tmp_path: Path, full_size: Any, model: ModelConfig
 ) -> None:
     """Sizes are compared with the recorded ones; ``V2V_RECORD_MEMORY=1`` records them anew."""
     if (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) < 15 * GB:
         pytest.skip(f"compiling at full size takes 12 GB of memory, here are {memory / GB:.0f} in all")
-    model = MODELS["ms-vid2vid-xl"]
     window = window_for(model)
     found: dict[str, dict[str, int]] = {}
     for name, component in components(model, window, "fp16").items():
@@ -170,8 +174,8 @@ def test_the_full_size_set_builds_and_fits_a_12_gb_card(
     assert weights + activations < 11 * GB
     if os.environ.get("V2V_RECORD_MEMORY"):
         text = {"window": str(window), "compiler": TensorRTBackend().version, "bytes": found}
-        MEMORY.write_text(json.dumps(text, indent=2) + "\n")
-    recorded = json.loads(MEMORY.read_text())["bytes"]
+        MEMORY[model.name].write_text(json.dumps(text, indent=2) + "\n")
+    recorded = json.loads(MEMORY[model.name].read_text())["bytes"]
     for name, sizes in found.items():
         for kind, size in sizes.items():
             assert size == pytest.approx(recorded[name][kind], rel=0.02), (name, kind)
