@@ -23,7 +23,7 @@ def occurring_inputs(spread: float, *, reuse: bool = False, model=SMALL):  # typ
     occurring = Occurring(model)
     given = {}
     described = components(model, WINDOW, "fp16", reuse)
-    for name in component_names(reuse):
+    for name in component_names(model, reuse):
         given[name] = occurring.inputs(described[name])
         outputs = {t.name: np.ones(t.shape, t.dtype) for t in described[name].outputs}
         if name == "vae_encoder":
@@ -61,3 +61,21 @@ def test_the_picture_uses_its_whole_range_and_is_always_the_same() -> None:
     assert (image.min(), image.max()) == (-1, 1)
     assert 0.2 < image.std() < 0.8
     np.testing.assert_array_equal(image, picture(72, 80))
+
+
+def test_a_model_that_takes_pictures_is_given_noise_and_what_its_encoder_makes() -> None:
+    model = MODELS["ms-image2video"]
+    described = components(model, window_for(model, (128, 64), 2), "fp16")
+    occurring = Occurring(model)
+    given = {}
+    for name in component_names(model):
+        given[name] = occurring.inputs(described[name])
+        outputs = {t.name: np.ones(t.shape, t.dtype) for t in described[name].outputs}
+        occurring.keep(outputs)
+        assert [(t.shape, t.dtype) for t in described[name].inputs] == [
+            (a.shape, a.dtype.name) for a in given[name].values()
+        ]
+    assert given["unet"]["context"].all()
+    assert given["unet"]["timestep"] == 999
+    assert given["unet"]["latents"].astype(float).std() == pytest.approx(1.0, rel=0.05)
+    assert given["vae_decoder"]["latents"].astype(float).std() == pytest.approx(1 / 0.18215, rel=0.1)

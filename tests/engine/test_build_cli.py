@@ -223,7 +223,7 @@ def test_verify_finds_damage(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("huge",), "model must be one of ms-vid2vid-xl, small, stand-in, not 'huge'"),
+        (("huge",), "model must be one of ms-vid2vid-xl, ms-image2video, small, stand-in, not 'huge'"),
         (("ms-vid2vid-xl", "--device", "cpu"), "the weights of ms-vid2vid-xl do not come with v2v"),
         (("--size", "1280"), "--size must be WIDTHxHEIGHT in pixels, as 1280x720, not '1280'"),
         (("stand-in", "--weights", "random:0", "--size", "64x64"), "nearest: 80"),

@@ -47,7 +47,7 @@ TINY = ModelConfig(
     text_encoder=TextEncoderConfig(width=32, heads=2, layers=3, vocabulary=100),
 )
 WINDOW = Window(3, 20, 24, factor=2, levels=1)
-EVERY = tuple(dict.fromkeys((*COMPONENTS, *component_names(reuse=True))))
+EVERY = tuple(dict.fromkeys((*COMPONENTS, *component_names(TINY, reuse=True))))
 
 
 def run(path: Path, inputs: dict[str, Any]) -> np.ndarray[Any, Any]:

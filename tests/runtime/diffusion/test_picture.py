@@ -48,12 +48,16 @@ def test_parity_keeps_the_black_line_and_the_default_has_none() -> None:
     np.testing.assert_allclose(levels(clip_image(white, 224)), 255, atol=1e-3)
 
 
-@pytest.mark.parametrize("case", CASES)
+def takes_the_exact_size(case: str) -> bool:
+    """Whether the reference's size in between is the rounded one, so that it has no black line either."""
+    sides = [int(side) for side in GOLDEN[f"{case}.size"]]
+    scale = min(sides) / 448
+    return all(int(side // scale) == round(side / scale) for side in sides)
+
+
+@pytest.mark.parametrize("case", [*filter(takes_the_exact_size, CASES)])
 def test_the_default_differs_by_roundings_alone(case: str) -> None:
     size = [int(side) for side in GOLDEN[f"{case}.size"]]
-    scale = min(size) / 448
-    if any(int(side // scale) != round(side / scale) for side in size):
-        pytest.skip("the reference takes another size in between")
     difference = np.abs(levels(clip_image(picture(*size), 224)) - GOLDEN[f"{case}.rgb"])
     assert difference.max() < 1.6
     assert difference.mean() < 0.35
