@@ -171,7 +171,7 @@ def test_windows_are_multiples_of_64() -> None:
         V2VError, match="height must be a multiple of 64 plus 0, not 272; nearest: 256 or 320"
     ):
         window_for(MODEL, (448, 272))
-    assert window_for(replace(MODEL, unet=UNetConfig())).row_remainder == 16
+    assert window_for(replace(MODEL, unet=UNetConfig()), (448, 272)).row_remainder == 16
 
 
 def test_the_small_configurations_are_those_of_the_full_size_in_other_sizes() -> None:

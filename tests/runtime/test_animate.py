@@ -16,6 +16,8 @@ from PIL import Image
 
 from tests.runtime.clips import times
 from tests.stand_ins import command
+from v2v.engine.store import EngineSet
+from v2v.engine.verify import verify_engine_set
 from v2v.runtime.diffusion.image_to_video import ImageToVideo
 from v2v.runtime.media.lossless import write_lossless
 from v2v.runtime.media.reader import VideoReader
@@ -237,3 +239,8 @@ def test_a_lossless_film_gives_back_its_frames_and_the_same_bytes(tmp_path: Path
             assert reader.info.frame_rate == 8
             np.testing.assert_array_equal(list(reader.frames()), frames)
     assert sorted(path.name for path in tmp_path.glob("*mkv*")) == ["one.mkv", "two.mkv"]
+
+
+def test_engines_of_the_first_stage_are_verified_like_others(first_stage_engines: Path) -> None:
+    found = verify_engine_set(EngineSet.open(first_stage_engines), "cpu")
+    assert [one.component for one in found] == ["image_encoder", "unet", "vae_decoder"]
