@@ -46,7 +46,7 @@ def engine_set(tmp_path_factory: pytest.TempPathFactory) -> EngineSet:
     layers = {k: v for k, v in told.items() if k.startswith(CONTEXT_LAYERS)}
     networks = {
         "unet": {k: v for k, v in told.items() if k not in layers},
-        "autoencoder": golden.weights("vae_small"),
+        "autoencoder": golden.weights("vae_small", np.float32),
         "image_encoder": golden.weights("image-to-video/clip_visual_small") | layers,
     }
     save_file(
@@ -75,13 +75,11 @@ def test_the_whole_run_gives_the_references_numbers(pipeline: ImageToVideo) -> N
     start = np.ascontiguousarray(np.moveaxis(WHOLE["start"].numpy()[0], 1, 0))
     latents = pipeline.denoise(contexts, start, made)
     expected = np.moveaxis(WHOLE["latents"].numpy()[0], 1, 0)
-    assert (
-        golden.relative_error(latents, expected) < 5e-5
-    )  # as the networks: tests/export/test_image_to_video.py
+    assert golden.relative_error(latents, expected) < 1e-5
     frames = np.stack(list(pipeline.decode(np.ascontiguousarray(expected), made)))
     difference = np.abs(frames.astype(int) - WHOLE["frames"].numpy())
     assert difference.max() <= 1
-    assert np.count_nonzero(difference) <= 5e-4 * difference.size  # values on an edge
+    assert np.count_nonzero(difference) <= 2e-4 * difference.size  # values on an edge
 
 
 def test_start_is_noise_with_an_offset_for_each_channel_and_frame(pipeline: ImageToVideo) -> None:
