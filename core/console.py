@@ -155,10 +155,7 @@ def _with_debug(function: Callable[..., Any]) -> Callable[..., None]:
                 raise _EndOfFile from error
             raise
 
-    command.__doc__, command.__name__ = function.__doc__, function.__name__
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+    return _shown_as(function, parameters, command)
 
 
 def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
@@ -178,12 +175,19 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Calla
         def command(**values: Any) -> None:
             function(options(**values))
 
-        command.__doc__, command.__name__ = function.__doc__, function.__name__
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
+        return _shown_as(function, parameters, command)
 
     return wrap
+
+
+def _shown_as(
+    function: Callable[..., None], parameters: Sequence[inspect.Parameter], command: Callable[..., None]
+) -> Callable[..., None]:
+    """``command`` with the name and the help of ``function``, and with ``parameters``, for Typer to read."""
+    command.__doc__, command.__name__ = function.__doc__, function.__name__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def run_app(app: typer.Typer) -> NoReturn:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ except Exception as error:  # it does not go together with another library that 
 
 LOCAL = "local"
 _START = 600.0  # seconds that a worker may take until its engines are loaded
+_GLANCE = 5.0  # seconds after which one looks whether the cluster is still there
 
 
 def cluster_pool(address: str, engine_set: EngineSet, count: int | None, device: str, memory: Memory) -> Pool:
@@ -133,8 +135,20 @@ class RayWorker:
         ).remote(str(engine_set), device, memory, __version__)
 
     def wait_until_ready(self) -> None:
-        """See :class:`v2v.runtime.films.pool.Worker`."""
-        self._wait_for(self._actor.load.remote(), _START)
+        """See :class:`v2v.runtime.films.pool.Worker`.
+
+        Ray waits for ever for a worker on a cluster whose machines are gone, so this looks for them meanwhile.
+        """
+        loaded, began = self._actor.load.remote(), time.monotonic()
+        while not ray.wait([loaded], timeout=_GLANCE)[0]:
+            if not any(node["Alive"] for node in ray.nodes()):
+                raise WorkerError(
+                    "the Ray cluster was lost: none of its machines answers any more; what is finished is kept, "
+                    "and the same command goes on with it"
+                )
+            if time.monotonic() - began > _START:
+                raise WorkerError(f"no machine of the cluster had a worker ready in {_START:.0f} seconds")
+        self._wait_for(loaded)
 
     def enhance(self, task: Task) -> EnhancedSegment:
         """See :class:`v2v.runtime.films.pool.Worker`."""
@@ -151,13 +165,9 @@ class RayWorker:
         ray.kill(self._actor)
 
     @staticmethod
-    def _wait_for(answer: Any, seconds: float | None = None) -> Any:
+    def _wait_for(answer: Any) -> Any:
         try:
-            return unwrapped(ray.get(answer, timeout=seconds))
-        except ray.exceptions.GetTimeoutError as error:
-            raise WorkerError(
-                f"no machine of the cluster had a worker ready in {seconds:.0f} seconds"
-            ) from error
+            return unwrapped(ray.get(answer))
         except ray.exceptions.RayError as error:
             raise WorkerLost(f"Ray lost it ({type(error).__name__})") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import av.container
 
-from v2v.runtime.media.formats import may_jump
+from v2v.runtime.media.formats import REORDERED, is_cover, may_jump
 
 Packet = Any  # of any stream: PyAV's class is generic over its kind
 
@@ -24,7 +24,6 @@ _AHEAD, _AHEAD_ELSEWHERE = Fraction(10), Fraction(30 * 3600)
 _BACK, _BACK_ELSEWHERE = Fraction(1, 10), Fraction(10)  # the same for going back
 _REORDERED = Fraction(2)  # what pictures without decoding times may go back
 _LONGEST_WAIT = Fraction(60)  # the same in formats whose clocks do not jump: a few pictures of seconds each
-_REORDERED_PICTURES = 32  # how many a decoder may hold back
 _HELD_TIME, _HELD_PACKETS = Fraction(2), 2000  # after which a jump is decided on without the missing streams
 _RETURNED = Fraction(1)  # the same for a clock that goes on where it was before it jumped
 _TIMELINES = 16  # to try, the newest first
@@ -114,7 +113,7 @@ class FilmClock:
             return
         line = self._line_of(packet)
         when = packet.pts if packet.dts is None else packet.dts
-        counts = packet.stream.type in _COUNTS and when is not None and not _is_still(packet.stream)
+        counts = packet.stream.type in _COUNTS and when is not None and not is_cover(packet.stream)
         if self._jump is not None:
             yield from self._take_held(self._jump, packet, line, when if counts else None)
         elif counts and not self._continues(line, when, line.shift, packet.dts is None):
@@ -249,7 +248,7 @@ class FilmClock:
     def _stamp(self, packet: Packet, line: _Line) -> None:
         """Give a packet the film's time stamps."""
         pts, dts = packet.pts, packet.dts
-        longest = max(self._ahead / line.tick, _REORDERED_PICTURES * line.step)
+        longest = max(self._ahead / line.tick, REORDERED * line.step)
         if pts is not None and dts is not None and abs(pts - dts) > longest:
             pts = None if packet.stream.type == "video" else dts  # no picture waits so long to be shown
             self.strays += 1
@@ -276,12 +275,7 @@ def beginning(container: av.container.InputContainer) -> Fraction | None:
     starts = [
         (stream.type in _COUNTS, Fraction(stream.start_time * stream.time_base))
         for stream in container.streams
-        if stream.start_time is not None and stream.time_base and not _is_still(stream)
+        if stream.start_time is not None and stream.time_base and not is_cover(stream)
     ]
     main = [time for counts, time in starts if counts]
     return min(main or [time for _, time in starts], default=None)
-
-
-def _is_still(stream: Any) -> bool:
-    """Whether a stream is a single picture, whose time says nothing."""
-    return bool(stream.disposition & type(stream.disposition).attached_pic)

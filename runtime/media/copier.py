@@ -12,10 +12,10 @@ import av.container
 
 from v2v.runtime.media.clock import FilmClock, Packet
 from v2v.runtime.media.errors import warn
-from v2v.runtime.media.formats import OF_THE_PLACE, reason_of
+from v2v.runtime.media.formats import OF_THE_PLACE, is_cover, reason_of
 from v2v.runtime.media.packet_order import PacketOrder
 from v2v.runtime.media.stream_plan import Converter, StreamPlan, declare
-from v2v.runtime.media.streams import all_packets, is_cover, open_media
+from v2v.runtime.media.streams import all_packets, open_media
 from v2v.runtime.media.tags import copy_tags
 from v2v.runtime.media.time_range import SEEKABLE, Part, before
 
@@ -164,8 +164,6 @@ class StreamCopier:
             for converted in converter.convert(packet):
                 self._mux(index, converted)
         except (av.FFmpegError, ValueError) as error:
-            if getattr(error, "errno", None) in OF_THE_PLACE:
-                raise
             self._lose(index, error)
 
     def _end(self) -> None:
@@ -184,11 +182,12 @@ class StreamCopier:
         try:
             self._output.mux_one(packet)
         except (av.FFmpegError, ValueError) as error:
-            if getattr(error, "errno", None) in OF_THE_PLACE:
-                raise
             self._lose(index, error)
 
     def _lose(self, index: int, error: Exception) -> None:
+        """Count a packet that could not be written; raises ``error`` again if not the packet is the reason."""
+        if getattr(error, "errno", None) in OF_THE_PLACE:
+            raise error
         count, _ = self._failures.get(index, (0, ""))
         self._failures[index] = (count + 1, reason_of(error))
 

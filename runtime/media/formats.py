@@ -15,6 +15,9 @@ import av.logging
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """Endings of files that are written -> FFmpeg's names of their formats."""
 
+REORDERED = 32
+"""Pictures that a decoder may hold back to put them in order."""
+
 OF_THE_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 OF_THE_PLACE = OF_THE_SPACE | {
     errno.EIO,
@@ -39,6 +42,11 @@ def may_jump(container: av.container.InputContainer) -> bool:
 def takes_equal_times(container: av.container.OutputContainer) -> bool:
     """Whether packets of a stream may have the same decoding time."""
     return _has(container, av.format.Flags.ts_nonstrict)
+
+
+def is_cover(stream: Any) -> bool:
+    """Whether a video stream is a still picture attached to the file, whose time says nothing."""
+    return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
 def _has(container: av.container.Container, flag: av.format.Flags) -> bool:

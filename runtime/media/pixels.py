@@ -205,20 +205,9 @@ class ToRGB:
 
     def _as_rgb(self, frame: av.VideoFrame, name: str) -> av.VideoFrame:
         """FFmpeg's conversion to a format of RGB."""
-        matrix = _SWSCALE[self.colors.matrix]
-        frame.colorspace = self.colors.matrix  # PyAV 17 takes BT.2020 from here alone
         stored_rgb = frame.format.is_rgb or frame.format.has_palette
-        return self._reformatter.reformat(
-            frame,
-            width=self._width,
-            height=self._height,
-            format=name,
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
-            interpolation=_FAST if self.fast else _FAITHFUL,
-            src_color_range=_FULL if self.colors.full_range or stored_rgb else _LIMITED,
-            dst_color_range=_FULL,
-        )
+        stored = _FULL if self.colors.full_range or stored_rgb else _LIMITED
+        return self._scaled(frame, name, (stored, _FULL), _FAST if self.fast else _FAITHFUL)
 
     def _deep(self, frame: av.VideoFrame) -> npt.NDArray[np.uint16]:
         alpha = has_alpha(frame)
@@ -239,20 +228,24 @@ class ToRGB:
 
     def _planes(self, frame: av.VideoFrame, name: str, color_range: int) -> list[npt.NDArray[Any]]:
         """The frame's components at full size, the same numbers, ``[H, W]`` each."""
+        return planes_of(self._scaled(frame, name, (color_range, color_range), _FAITHFUL))
+
+    def _scaled(
+        self, frame: av.VideoFrame, name: str, ranges: tuple[int, int], interpolation: int
+    ) -> av.VideoFrame:
+        """The frame at its size in another format; ``ranges`` are those of its numbers before and after."""
         matrix = _SWSCALE[self.colors.matrix]
-        frame.colorspace = self.colors.matrix
-        return planes_of(
-            self._reformatter.reformat(
-                frame,
-                width=self._width,
-                height=self._height,
-                format=name,
-                src_colorspace=matrix,
-                dst_colorspace=matrix,
-                interpolation=_FAITHFUL,
-                src_color_range=color_range,
-                dst_color_range=color_range,
-            )
+        frame.colorspace = self.colors.matrix  # PyAV 17 takes BT.2020 from here alone
+        return self._reformatter.reformat(
+            frame,
+            width=self._width,
+            height=self._height,
+            format=name,
+            src_colorspace=matrix,
+            dst_colorspace=matrix,
+            interpolation=interpolation,
+            src_color_range=ranges[0],
+            dst_color_range=ranges[1],
         )
 
 

@@ -28,6 +28,7 @@ from v2v.runtime.media import image_sequence as folders
 from v2v.runtime.media.clock import FilmClock
 from v2v.runtime.media.deinterlacing import Deinterlacer
 from v2v.runtime.media.errors import MediaError, warn
+from v2v.runtime.media.formats import REORDERED
 from v2v.runtime.media.pixels import Colors
 from v2v.runtime.media.shots import ShotDetector
 from v2v.runtime.media.side_data import Crop, crop_of
@@ -42,7 +43,6 @@ _TORN = 3  # usual steps between pictures above which some are missing, where fr
 _PICTURE_CODECS = ("png", "apng", "gif", "bmp", "tiff", "webp")
 _FASTEST = 1000  # pictures a second; more is the tick of a clock
 _EARLY = Fraction(2)  # seconds by which a file may end before it says
-_REORDERED = 32  # pictures that a decoder may hold back to put them in order
 _SUSPICIOUS_FORMATS = {"tty"}  # FFmpeg draws any text file as a film of a terminal
 
 
@@ -101,7 +101,7 @@ class VideoReader:
         """Numbers of the pictures that start a shot, of those given out, if asked to ``find_cuts``."""
         self.timestamps: deque[Timestamp] = deque()
         """Of pictures given out by :meth:`frames` and not yet written."""
-        self._keys: deque[int] = deque(maxlen=_REORDERED)  # packets of the last key pictures
+        self._keys: deque[int] = deque(maxlen=REORDERED)  # packets of the last key pictures
         self._aspects: list[tuple[int, Fraction]] = []  # shapes of pixels, and from which packet on
         self._wider: dict[int | None, Fraction] = {}  # time stamps of pictures with wider pixels -> how much
         self._damaged = 0
@@ -428,7 +428,7 @@ def _in_order(unstamped: deque[tuple[int, int]], number: int) -> int | None:
 
     Those of packets from long ago, which gave no picture, are dropped.
     """
-    while unstamped and unstamped[0][0] < number - _REORDERED:
+    while unstamped and unstamped[0][0] < number - REORDERED:
         unstamped.popleft()
     return unstamped.popleft()[1] if unstamped else None
 

@@ -19,9 +19,9 @@ from av.bitstream import BitStreamFilterContext
 from v2v.runtime.media.clock import FilmClock, Packet
 from v2v.runtime.media.conversion import SoundConverter, SubtitleConverter, is_unusual, wanted_codec
 from v2v.runtime.media.errors import warn
-from v2v.runtime.media.formats import FORMATS, ending_of, reason_of, reasons_kept
+from v2v.runtime.media.formats import FORMATS, ending_of, is_cover, reason_of, reasons_kept
 from v2v.runtime.media.packet_order import PacketOrder
-from v2v.runtime.media.streams import all_packets, describe, is_cover, open_media
+from v2v.runtime.media.streams import all_packets, describe, open_media
 from v2v.runtime.media.tags import TagPlan, film_tags, plan_tags, stream_tags
 
 Action = Literal["copy", "convert", "attach", "fold in", "leave out"]

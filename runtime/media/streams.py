@@ -10,6 +10,7 @@ import av
 import av.container
 
 from v2v.runtime.media.clock import FilmClock, Packet
+from v2v.runtime.media.formats import is_cover
 from v2v.runtime.media.names import file_url
 
 _PYAV = int(av.__version__.split(".")[0])
@@ -70,11 +71,6 @@ def all_packets(
 def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """The stream that plays as the film: the first one that is no cover picture."""
     return next((stream for stream in container.streams.video if not is_cover(stream)), None)
-
-
-def is_cover(stream: Any) -> bool:
-    """Whether a video stream is a still picture attached to the file."""
-    return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
 def describe(stream: Any) -> str:

@@ -111,5 +111,5 @@ def stream_tags(stream: Any, *, whole: bool) -> dict[str, str]:
 
 def copy_stream_tags(source: Any, output: Any) -> None:
     """Copy language, title and the like of the stream that was enhanced."""
-    output.metadata.update({k: v for k, v in source.metadata.items() if not _OF_THE_ENCODING.match(k)})
+    output.metadata.update(stream_tags(source, whole=False))
     output.disposition = source.disposition

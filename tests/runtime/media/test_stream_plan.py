@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import warnings
@@ -15,6 +16,7 @@ import pytest
 
 from tests.runtime.clips import make_video, packets, pixels_of, times
 from tests.stand_ins.command import Run
+from v2v.runtime.media.copier import StreamCopier
 from v2v.runtime.media.encoding import EncodedSegment, SegmentEncoder
 from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.reader import VideoReader
@@ -312,3 +314,39 @@ def test_the_table_is_told_at_the_start_and_in_json(run: Run, stand_in_engines: 
     assert done.code == 0, done.err
     assert "left out" in done.err
     assert "audio" not in codecs(out)
+
+
+class Disk:
+    """A container whose packets after the first ``room`` find the disk full."""
+
+    def __init__(self, container: Any, room: float = float("inf")) -> None:
+        self._container, self._room, self.written = container, room, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def mux_one(self, packet: Any) -> None:
+        if self.written >= self._room:
+            raise av.FFmpegError(errno.ENOSPC, "No space left on device")
+        self.written += 1
+        self._container.mux_one(packet)
+
+
+def copied(source: Path, target: Path, room: float = float("inf")) -> int:
+    """Convert the sound of a film; how many packets that makes."""
+    plan = plan_streams(source, 0, target)
+    assert [fate.action for fate in plan.kept()] == ["convert"]
+    with av.open(str(target), "w") as container:
+        disk = Disk(container, room)
+        output: Any = disk
+        copier = StreamCopier(plan, output)
+        copier.advance(None)
+        copier.tell_losses()
+    return disk.written
+
+
+def test_a_disk_that_is_full_while_the_last_sound_is_encoded_is_no_lost_packet(tmp_path: Path) -> None:
+    source = make_video(tmp_path / "in.mkv", sounds=1, sound="pcm_s16le")
+    last = copied(source, tmp_path / "out.mp4") - 1
+    with pytest.raises(av.FFmpegError, match="No space left"):
+        copied(source, tmp_path / "full.mp4", last)
