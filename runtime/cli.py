@@ -14,7 +14,7 @@ from v2v.core.console import messages, new_app, print_result, run_app, seconds_t
 from v2v.engine.choose import choose_engines, choose_first_stage
 from v2v.runtime.display import Display, warnings_shown
 from v2v.runtime.films import batch
-from v2v.runtime.films.animate import Animator, FirstFilm, check_second_stage, first_film_of
+from v2v.runtime.films.animate import Animator, FirstFilm, check_second_stage, first_film_of, is_made
 from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire, plan_of
 from v2v.runtime.media.image_sequence import is_picture
 from v2v.runtime.media.stdio import input_path, output_path
@@ -100,6 +100,7 @@ def _animate_one(
         )
     finally:
         animator.close()  # the second stage has the memory for itself
+    request = replace(request, first_stage=animator.facts(picture))
     enhanced = enhance(request, Paths(film.path, output), crew, partial(display.following, ""))
     film.clear_up()
     assert enhanced is not None
@@ -114,26 +115,34 @@ def _animator(options: RunOptions, display: Display) -> Animator:
 
 def _animate_many(
     options: RunOptions, request: Request, crew: Crew, display: Display, jobs: list[batch.Job]
-) -> tuple[dict[Path, FirstFilm], list[batch.Outcome]]:
-    """The films of all pictures of a batch, by picture, before any is enhanced; and what failed."""
+) -> tuple[dict[Path, tuple[FirstFilm, Request]], list[batch.Outcome]]:
+    """The films of all pictures of a batch, by picture, before any is enhanced, and what is asked for each.
+
+    Then the outcomes of the jobs that end here: they failed, or an earlier run has done them.
+    """
     pictures = [job for job in jobs if is_picture(job.source)]
     options.check_pictures(len(pictures), many=True)
     if not pictures:
         return {}, []
-    films = {job.source: first_film_of(job.source, job.output) for job in pictures}
     animator = _animator(options, display)
     plan_of(animator.size, request.settings, crew.engine_set)  # told before the first film is made
+    made: dict[Path, tuple[FirstFilm, Request]] = {}
 
     def attempt(job: batch.Job) -> batch.Outcome:
-        follow = partial(display.following, job.source.name)
-        animator.make(films[job.source], follow, restart=options.restart)
+        film = first_film_of(job.source, job.output)
+        asked = replace(request.with_prompt(job.prompt), first_stage=animator.facts(job.source))
+        if is_made(job.output, asked, crew, animator.size):
+            return batch.Outcome(job, "done before")
+        check_second_stage(asked, Paths(job.source, job.output), crew, animator.size)
+        animator.make(film, partial(display.following, job.source.name), restart=options.restart)
+        made[job.source] = film, asked
         return batch.Outcome(job, "done")
 
     try:
         outcomes = batch.run_jobs(pictures, attempt, 1, lambda: None)
     finally:
         animator.close()
-    return films, [outcome for outcome in outcomes if outcome.status == "failed"]
+    return made, [outcome for outcome in outcomes if outcome.status != "done"]
 
 
 def _enhance_many(options: RunOptions, request: Request, crew: Crew, display: Display) -> list[batch.Outcome]:
@@ -141,21 +150,19 @@ def _enhance_many(options: RunOptions, request: Request, crew: Crew, display: Di
     jobs = batch.plan_jobs(
         options.inputs, Path(options.output), request.codec, options.prompt, options.prompt_file
     )
-
-    films, failed = _animate_many(options, request, crew, display, jobs)
+    made, ended = _animate_many(options, request, crew, display, jobs)
 
     def attempt(job: batch.Job) -> batch.Outcome:
-        job_request, follow = request.with_prompt(job.prompt), partial(display.following, job.source.name)
-        film = films.get(job.source)
-        source = job.source if film is None else film.path
-        enhanced = enhance(job_request, Paths(source, job.output), crew, follow, keep_if_same=True)
+        film, asked = made.get(job.source, (None, request.with_prompt(job.prompt)))
+        source, follow = film.path if film else job.source, partial(display.following, job.source.name)
+        enhanced = enhance(asked, Paths(source, job.output), crew, follow, keep_if_same=True)
         if film is not None:
             film.clear_up()
         return (
             batch.Outcome(job, "done", enhanced.as_json()) if enhanced else batch.Outcome(job, "done before")
         )
 
-    outcomes = {outcome.job: outcome for outcome in failed}
+    outcomes = {outcome.job: outcome for outcome in ended}
     going_on = [job for job in jobs if job not in outcomes]
     if going_on:
         done = batch.run_jobs(going_on, attempt, crew.team.size, crew.team.close)

@@ -134,7 +134,7 @@ def enhance(source: Path, target: Path, frames: int, codec: str, progress: Calla
         run_plan = plan(Settings(steps=1, size=size), engines.model.defaults, size)
         team = Alone(VideoToVideo(engines, open_device("cpu")))
         encoding = encoding_for(reader.info, codec=codec, preset="ultrafast" if codec == "h264" else None)
-        return enhance_film(team, reader, Target(target, encoding), run_plan, progress)
+        return enhance_film(team, reader, Target(target, encoding, {}), run_plan, progress)
 
 
 def watched(source: Path, target: Path, frames: int, codec: str, interval: float) -> Curve:

@@ -83,7 +83,7 @@ def watch(
         team = kind(VideoToVideo(watched, device), TracedEncoders(trace))
         with trace.record():
             began = time.perf_counter()
-            frames = enhance_film(team, reader, Target(output, encoding_for(reader.info)), run_plan)
+            frames = enhance_film(team, reader, Target(output, encoding_for(reader.info), {}), run_plan)
             seconds = time.perf_counter() - began
     team.close()
     spans = trace.spans()

@@ -28,7 +28,7 @@ from v2v.runtime.diffusion.image_to_video import Animation, AnimationPlan, Image
 from v2v.runtime.diffusion.loaded import Memory
 from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.films.batch import was_made_before
-from v2v.runtime.films.enhance import Crew, Paths, Request, check_place, plan_of
+from v2v.runtime.films.enhance import Crew, Paths, Request, check_place, describe, plan_of
 from v2v.runtime.films.film import fingerprint
 from v2v.runtime.films.journal import finished_run
 from v2v.runtime.films.places import Place, check_places
@@ -147,8 +147,25 @@ def check_second_stage(request: Request, paths: Paths, crew: Crew, size: tuple[i
         V2VError: there are no engines for it, a value is out of range, or the output cannot be written.
     """
     paths.check(crew.engine_set.path)
+    _encoding(request).check(paths.output, *plan_of(size, request.settings, crew.engine_set).size)
+    if finished_run(paths.output) is None:
+        check_place(paths.output, paths.source, request.codec, overwrite=request.overwrite)
+
+
+def is_made(output: Path, request: Request, crew: Crew, size: tuple[int, int]) -> bool:
+    """Whether ``output`` is what both stages would make: then neither need run.
+
+    Raises:
+        V2VError: there are no engines for the second stage, or a value is out of range.
+    """
     made = plan_of(size, request.settings, crew.engine_set)
-    encoding = Encoding(
+    facts = describe(request, made, crew.engine_set, _encoding(request))
+    return output.exists() and not request.overwrite and was_made_before(output, facts)
+
+
+def _encoding(request: Request) -> Encoding:
+    """What the second stage is asked to write, of a film of the first."""
+    return Encoding(
         REFERENCE_COLORS,
         Fraction(8),
         Fraction(1, 8),
@@ -157,6 +174,3 @@ def check_second_stage(request: Request, paths: Paths, crew: Crew, size: tuple[i
         crf=request.crf,
         preset=request.preset,
     )
-    encoding.check(paths.output, *made.size)
-    if finished_run(paths.output) is None:
-        check_place(paths.output, paths.source, request.codec, overwrite=request.overwrite)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from v2v.core.version import __version__
+from v2v.engine.backend import Engines
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.loaded import Memory, can_reuse
 from v2v.runtime.diffusion.pipeline import VideoToVideo, check_reuse
@@ -19,15 +21,15 @@ from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.films.batch import was_made_before
 from v2v.runtime.films.compare_page import check_page, write_page
-from v2v.runtime.films.film import Target, describe, enhance_film, journal_facts
-from v2v.runtime.films.journal import clear_up, digest_of, finished_run, journal_folder
+from v2v.runtime.films.film import Target, enhance_film, journal_facts
+from v2v.runtime.films.journal import clear_up, digest_of, finished_run, journal_folder, sweep
 from v2v.runtime.films.places import Place, check_places, link_target
 from v2v.runtime.films.pool import Alone, Team
 from v2v.runtime.films.processes import local_pool
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import check_folder
 from v2v.runtime.media.reader import VideoReader
-from v2v.runtime.media.time_range import WHOLE, TimeRange
+from v2v.runtime.media.time_range import NOT_GIVEN, WHOLE, TimeRange
 from v2v.runtime.media.writer import check_output, encoding_for, streams_for
 
 
@@ -46,6 +48,9 @@ class Request:
     convert: bool = True  # streams that the output cannot hold as they are
     overwrite: bool = False
     restart: bool = False
+    first_stage: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what the source was made of, if of a picture
 
     def with_prompt(self, prompt: str) -> Request:
         """The same for a video that shows something else."""
@@ -156,6 +161,8 @@ def enhance(
     paths.check()
     paths = paths.followed()
     output, earlier_run = paths.output, finished_run(paths.output)
+    if earlier_run is None and output.exists():
+        sweep(output)
     if paths.page is not None:
         check_page(paths.page, overwrite=request.overwrite)
     if not ((keep_if_same or earlier_run) and output.exists()):
@@ -164,7 +171,7 @@ def enhance(
         encoding = request.encoding(reader)
         run_plan = plan_for(reader, request.settings, crew.engine_set)
         paths.check(crew.engine_set.path)
-        facts = describe(reader, run_plan, crew.engine_set, encoding, convert=request.convert)
+        facts = describe(request, run_plan, crew.engine_set, encoding)
         work = _Work(request, paths, crew.engine_set.path, facts)
         if earlier_run is not None:
             same = earlier_run.facts == digest_of(journal_facts(paths.source, facts))
@@ -178,10 +185,7 @@ def enhance(
                 return None
             check_place(output, paths.source, request.codec, overwrite=request.overwrite)
         encoding.check(output, *run_plan.size)
-        team, target = (
-            crew.team,
-            Target(output, encoding, request.overwrite, request.restart, convert=request.convert),
-        )
+        team, target = crew.team, Target(output, encoding, facts, request.overwrite, request.restart)
         if not encoding.makes_folder:
             streams = streams_for(reader, output, parity=run_plan.parity, convert=request.convert)
             target = replace(target, streams=streams)
@@ -207,6 +211,36 @@ class _Work:
                 page, self._paths.source, self._paths.output, result.page_rows(), self._request.time_range
             )
         self.result = result
+
+
+def describe(request: Request, plan: Plan, engines: Engines, encoding: Encoding) -> dict[str, Any]:
+    """All that decides what a run gives, by the names that a person knows it by: the output's comment holds it.
+
+    What was left as it usually is is not mentioned: a whole film, deinterlaced, its cuts found, its streams converted.
+    """
+    height, width = plan.size
+    asked = {
+        name.lstrip("-"): value for name, value in request.time_range.facts().items() if value != NOT_GIVEN
+    }
+    if request.rate is not None:
+        asked["rate"] = str(request.rate)
+    usual = {
+        "deinterlace": request.deinterlace or plan.parity,
+        "cuts": request.find_cuts or plan.parity,
+        "convert": request.convert or plan.parity,
+    }
+    return {
+        "made_with": f"v2v {__version__}",
+        **engines.facts,
+        **asdict(plan),
+        "size": f"{width}x{height}",
+        "codec": encoding.codec,
+        "crf": encoding.crf,
+        "preset": encoding.preset,
+        **asked,
+        **{name: False for name, is_usual in usual.items() if not is_usual},
+        **({"first_stage": dict(request.first_stage)} if request.first_stage else {}),
+    }
 
 
 def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> None:

@@ -14,12 +14,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from v2v.core.version import __version__
-from v2v.engine.backend import Engines
 from v2v.runtime.background import ahead
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.segments import Carry, Segment, segments
@@ -32,7 +30,6 @@ from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import FolderWriter
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.stream_plan import StreamPlan
-from v2v.runtime.media.time_range import NOT_GIVEN
 from v2v.runtime.media.timestamps import Timestamps
 from v2v.runtime.media.writer import VideoWriter, writing
 
@@ -46,10 +43,10 @@ class Target:
 
     path: Path
     encoding: Encoding
+    described: Mapping[str, Any]  # all that decides what it shows, by name: its comment
     overwrite: bool = False
     restart: bool = False  # do not go on with what an earlier run has left
     streams: StreamPlan | None = None  # of all but the pictures; None: decided when it is written
-    convert: bool = True  # streams that the output cannot hold as they are
 
 
 def enhance_film(
@@ -75,10 +72,9 @@ def enhance_film(
     number = reader.first_number
     report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total, number)
     stamps = Timestamps()
-    described = describe(reader, plan, team.engines, target.encoding, convert=target.convert)
     with (
         writing(target.path),
-        Journal(target.path, journal_facts(reader.path, described), restart=target.restart) as journal,
+        Journal(target.path, journal_facts(reader.path, target.described), restart=target.restart) as journal,
         closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
     ):
         window = team.engines.window
@@ -92,9 +88,7 @@ def enhance_film(
                 else:
                     chains.add(segment)
             chains.finish()
-        with _writer(
-            target, json.dumps(described), reader, journal, len(stamps), parity=plan.parity
-        ) as writer:
+        with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
         afterwards(len(stamps))
         journal.discard()
@@ -229,8 +223,10 @@ def _bytes_of(segment: Segment) -> int:
 
 
 def _writer(
-    target: Target, note: str, reader: VideoReader, journal: Journal, frames: int, *, parity: bool
+    target: Target, reader: VideoReader, journal: Journal, frames: int, *, parity: bool
 ) -> VideoWriter | FolderWriter:
+    note = json.dumps(target.described)
+
     def complete() -> None:
         journal.complete(frames)
 
@@ -254,37 +250,6 @@ def _writer(
         complete=complete,
         streams=target.streams,
     )
-
-
-def describe(
-    reader: VideoReader, plan: Plan, engines: Engines, encoding: Encoding, *, convert: bool = True
-) -> dict[str, Any]:
-    """All that decides what a run gives, by the names that a person knows it by: the output's comment holds it.
-
-    What was left as it usually is is not mentioned: a whole film, deinterlaced, its cuts found, its streams converted.
-    """
-    height, width = plan.size
-    range_options = {
-        name.lstrip("-"): value for name, value in reader.time_range.facts().items() if value != NOT_GIVEN
-    }
-    if reader.rate is not None:
-        range_options["rate"] = str(reader.rate)
-    usual = {
-        "deinterlace": reader.deinterlace or plan.parity,
-        "cuts": reader.find_cuts or plan.parity,
-        "convert": convert or plan.parity,
-    }
-    return {
-        "made_with": f"v2v {__version__}",
-        **engines.facts,
-        **asdict(plan),
-        "size": f"{width}x{height}",
-        "codec": encoding.codec,
-        "crf": encoding.crf,
-        "preset": encoding.preset,
-        **range_options,
-        **{name: False for name, is_usual in usual.items() if not is_usual},
-    }
 
 
 # What the description calls otherwise than a flag.

@@ -340,6 +340,12 @@ def finished_run(output: Path) -> FinishedRun | None:
         return None
 
 
+def sweep(output: Path) -> None:
+    """Remove the folder of a run that was ended between the last two steps of clearing up: nothing is left in it."""
+    with suppress(OSError):
+        journal_folder(output).rmdir()
+
+
 def clear_up(output: Path) -> None:
     """Remove what a :func:`finished_run` has left.
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import filelock
 
 from v2v.core.abort import removed_on_abort
-from v2v.core.files import sync, umask
+from v2v.core.files import hidden_sibling, sync, umask
 from v2v.device import Frame
+from v2v.runtime.media.errors import MediaError
 from v2v.runtime.media.names import file_url
 from v2v.runtime.media.writer import writing
 
@@ -25,16 +27,17 @@ def write_lossless(path: Path, frames: Iterable[Frame], rate: Fraction, note: st
     """Write ``frames [H, W, 3]``, uint8, into ``path``, which appears when it is whole; returns their number.
 
     A file of that name is replaced. ``note`` becomes its comment. The same frames and note give the same bytes.
+    What a killed run has left beside it goes.
 
     Raises:
-        MediaError: the disk is full or fails.
+        MediaError: the disk is full or fails, or another run is writing this.
     """
-    with writing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
-        os.close(handle)
-    partial, count = Path(name), 0
-    try:
-        with removed_on_abort(partial), writing(path):
+    partial, count = hidden_sibling(path, ".part"), 0
+    with writing(path), _alone(path):
+        partial.unlink(missing_ok=True)
+        # New, so that it is a file, whatever anybody puts there at this moment.
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        with removed_on_abort(partial), _removed_at_last(partial):
             with av.open(
                 file_url(partial), "w", format="matroska", container_options={"fflags": "+bitexact"}
             ) as output:
@@ -52,9 +55,31 @@ def write_lossless(path: Path, frames: Iterable[Frame], rate: Fraction, note: st
             partial.chmod(0o666 & ~umask())
             partial.replace(path)
             sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
     return count
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Inside, no other run writes ``path``."""
+    file = hidden_sibling(path, ".lock")
+    lock = filelock.FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise MediaError(f"another run is writing {path}; wait for it, or choose another name") from None
+    with removed_on_abort(file), _removed_at_last(file):
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
+def _removed_at_last(path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _stream(output: Any, frame: Frame, rate: Fraction) -> Any:

@@ -134,8 +134,32 @@ def test_a_killed_run_goes_on_behind_the_first_stage_and_gives_the_same_bytes(
     assert beside(folders[0]) == beside(folders[1]) == ["film.mp4"]
 
 
-def test_pictures_named_one_by_one_are_a_batch(
+def test_a_run_killed_in_the_first_stage_leaves_nothing_of_it_and_begins_anew(
     run: command.Run, engines: Any, picture: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("killed", "whole")]
+    arguments = (*SMALL, "--steps-first", 900, "--frames", 4, *engines)
+    for folder in folders:
+        folder.mkdir()
+    killed, whole = (folder / "film.mp4" for folder in folders)
+    process = command.start(picture, "-o", killed, *arguments)
+    while not killed.with_name("..film.mp4.first.mkv.part").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not killed.exists()
+    assert not killed.with_name(".film.mp4.first.mkv").exists()
+    told = run(picture, "-o", whole, *arguments)
+    assert told.code == 0, told.err
+    told = run(picture, "-o", killed, *arguments)
+    assert told.code == 0, told.err
+    assert killed.read_bytes() == whole.read_bytes()
+    assert beside(folders[0]) == beside(folders[1]) == ["film.mp4"]
+
+
+def test_pictures_named_one_by_one_are_a_batch(
+    run: command.Run, engines: Any, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "bird.jpg"
     Image.new("RGB", (64, 64), (200, 30, 30)).save(other)
@@ -149,9 +173,17 @@ def test_pictures_named_one_by_one_are_a_batch(
     alone = run(picture, "-o", tmp_path / "alone.mp4", *SMALL, *engines)
     assert alone.code == 0, alone.err
     np.testing.assert_array_equal(frames_of(tmp_path / "alone.mp4"), frames_of(out / "fox.mp4"))
-    again = run(picture, other, "-o", out, *SMALL, *engines)
+    before = (out / "fox.mp4").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageToVideo, "load", lambda *_: pytest.fail("both films are there already"))
+        again = run(picture, other, "-o", out, *SMALL, *engines)
+        changed = run(picture, other, "-o", out, *SMALL, *engines, "--steps-first", 7)
     assert again.code == 0, again.err
     assert again.err.count("done before") == 2
+    assert beside(out) == ["bird.mp4", "fox.mp4"]
+    assert changed.code == 2
+    assert all(f"{name}.mp4 already exists" in changed.err for name in ("bird", "fox"))
+    assert (out / "fox.mp4").read_bytes() == before
 
 
 def test_a_folder_of_pictures_stays_a_film(

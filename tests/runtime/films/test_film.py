@@ -18,8 +18,9 @@ from tests.stand_ins.arrays import NumpyEngines, velocity
 from tests.stand_ins.model import MODEL
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.pipeline import VideoToVideo
-from v2v.runtime.diffusion.settings import Settings, plan
-from v2v.runtime.films.film import Target, enhance_film, frames_ahead
+from v2v.runtime.diffusion.settings import Plan, Settings, plan
+from v2v.runtime.films.enhance import Request, describe
+from v2v.runtime.films.film import Target, enhance_film, frames_ahead, journal_facts
 from v2v.runtime.films.journal import Journal, JournalError
 from v2v.runtime.films.pool import Alone
 from v2v.runtime.media.encoding import SegmentEncoder
@@ -60,7 +61,9 @@ def enhance(
     v2v = VideoToVideo(engines, CpuDevice())
     with VideoReader(source, find_cuts=True) as reader:
         made = plan(Settings(steps=1, **settings), MODEL.defaults, (reader.info.height, reader.info.width))
-        target = Target(output, encoding_for(reader.info, codec=codec), overwrite, restart)
+        encoding = encoding_for(reader.info, codec=codec)
+        described = describe(Request(codec=codec), made, engines, encoding)
+        target = Target(output, encoding, described, overwrite, restart)
         enhance_film(Alone(v2v), reader, target, made, progress)
     return signs
 
@@ -194,7 +197,7 @@ def test_a_segment_is_encoded_while_the_next_is_denoised_and_those_after_are_rea
 
     with VideoReader(source) as reader:
         made = plan(Settings(steps=1), MODEL.defaults, (reader.info.height, reader.info.width))
-        target = Target(tmp_path / "out.mkv", encoding_for(reader.info))
+        target = Target(tmp_path / "out.mkv", encoding_for(reader.info), {})
         team = Alone(VideoToVideo(NumpyEngines(folder, unet=denoises), CpuDevice()))
         assert enhance_film(team, reader, target, made, told) == FRAMES
         team.close()
@@ -264,15 +267,11 @@ def test_an_unwritable_folder_is_told(engines, source, tmp_path):
 
 def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
     """A setting that a later version adds must not slip past the comparison."""
-    from v2v.runtime.diffusion.settings import Plan
-    from v2v.runtime.films.film import describe, journal_facts
-
     made = plan(Settings(), MODEL.defaults, (80, 64))
     with VideoReader(source) as reader:
-        facts = journal_facts(source, describe(reader, made, engines, encoding_for(reader.info)))
-        other = journal_facts(
-            source, describe(reader, made, engines, encoding_for(reader.info), convert=False)
-        )
+        encoding = encoding_for(reader.info)
+    facts = journal_facts(source, describe(Request(), made, engines, encoding))
+    other = journal_facts(source, describe(Request(convert=False), made, engines, encoding))
     assert other["--convert"] == "False" and "--convert" not in facts
     assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Plan)} <= facts.keys()
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -65,7 +66,9 @@ def enhance(place, output, *, stop_in=None, seed=666):
             MODEL.defaults,
             (reader.info.height, reader.info.width),
         )
-        enhance_film(Alone(v2v), reader, Target(output, encoding_for(reader.info)), made, progress)
+        enhance_film(
+            Alone(v2v), reader, Target(output, encoding_for(reader.info), asdict(made)), made, progress
+        )
     return set(made_here)
 
 
@@ -449,6 +452,7 @@ def test_the_folder_of_another_run_is_locked(tmp_path):
 
 STUCK = """
 import hashlib, sys, threading, time
+from dataclasses import asdict
 from pathlib import Path
 from v2v.core.abort import watch
 from v2v.runtime.films.journal import Journal

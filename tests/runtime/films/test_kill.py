@@ -216,3 +216,14 @@ def test_a_run_killed_when_its_output_had_its_name_is_taken_as_done(
         again = run(*given)
         assert "already exists" in again.err or "not empty" in again.err
     assert len(times(tmp_path / "film.mp4")) == FRAMES
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "pictures"])
+def test_a_folder_left_by_the_last_step_of_a_killed_run_goes_with_the_next(
+    run: Run, stand_in_engines: Path, source: Path, tmp_path: Path, name: str
+) -> None:
+    given = command(stand_in_engines, source, tmp_path / name)
+    assert run(*given).code == 0
+    (tmp_path / JOURNAL.format(name)).mkdir()
+    assert run(*given).code == 2  # it is there already
+    assert [path.name for path in tmp_path.iterdir() if path.name != "store"] == [name]

@@ -67,7 +67,7 @@ def enhance(team, film: Path, output: Path, progress=lambda told: None) -> bytes
             team.engines.model.defaults,
             (reader.info.height, reader.info.width),
         )
-        enhance_film(team, reader, Target(output, encoding_for(reader.info)), made, progress)
+        enhance_film(team, reader, Target(output, encoding_for(reader.info), {}), made, progress)
     return output.read_bytes()
 
 
@@ -225,7 +225,7 @@ def test_an_error_in_a_worker_is_the_error_of_the_run(engine_set, film, tmp_path
         made = plan(Settings(steps=2, scale=1.0), engine_set.model.defaults, (48, 64))
         encoding = dataclasses.replace(encoding_for(reader.info), codec="h264_nvenc")
         with pytest.raises(EncodingError, match=r"--codec h264_nvenc: .* machine"):
-            enhance_film(pool, reader, Target(tmp_path / "out.mp4", encoding), made)
+            enhance_film(pool, reader, Target(tmp_path / "out.mp4", encoding, {}), made)
     assert not list(tmp_path.glob("*out.mp4*"))
 
 
