@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ pytestmark = [
 ]
 
 SMALL = ModelConfig("narrow", unet=UNetConfig(width=128, multipliers=(1, 2, 4), blocks=1, context_width=1024))
+UNCROPPED = replace(
+    SMALL, unet=replace(SMALL.unet, row_padding=1)
+)  # as the first stage halves and doubles rows
 CUDA = BuildOptions(precision="fp16", device="cuda")
 FP8 = BuildOptions(precision="fp16", device="cuda", extra={"fp8": "yes"})
 HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= FP8_CAPABILITY
@@ -72,14 +76,18 @@ def milliseconds(work: Any, repeats: int = 7) -> float:
 
 
 @pytest.mark.parametrize(
-    ("options", "tolerance"),
-    [(CUDA, 5e-3), pytest.param(FP8, FP8_TOLERANCE, marks=needs_fp8)],
-    ids=["FP16", "FP8"],
+    ("model", "height", "options", "tolerance"),
+    [
+        (SMALL, 272, CUDA, 5e-3),
+        pytest.param(SMALL, 272, FP8, FP8_TOLERANCE, marks=needs_fp8),
+        (UNCROPPED, 256, CUDA, 5e-3),
+    ],
+    ids=["FP16", "FP8", "rows padded once"],
 )
 def test_a_captured_evaluation_equals_an_eager_one(
-    options: BuildOptions, tolerance: float, tmp_path: Path
+    model: ModelConfig, height: int, options: BuildOptions, tolerance: float, tmp_path: Path
 ) -> None:
-    component, compiled = build(SMALL, Window(8, 272, 256, levels=2), "unet", tmp_path, options)
+    component, compiled = build(model, Window(8, height, 256, levels=2), "unet", tmp_path, options)
     assert compiled.error < tolerance
     engine = InductorBackend().load(component, compiled.files, "cuda")
     inputs, outputs = arrays(component)
