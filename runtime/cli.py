@@ -100,8 +100,8 @@ def _animate_one(
         )
     finally:
         animator.close()  # the second stage has the memory for itself
-    request = replace(request, first_stage=animator.facts(picture))
-    enhanced = enhance(request, Paths(film.path, output), crew, partial(display.following, ""))
+    asked = animator.second_stage(request, picture)
+    enhanced = enhance(asked, Paths(film.path, output), crew, partial(display.following, ""))
     film.clear_up()
     assert enhanced is not None
     made_by = {"engine_set": str(animator.engine_set.path), "seconds": round(seconds, 3)}
@@ -130,7 +130,7 @@ def _animate_many(
 
     def attempt(job: batch.Job) -> batch.Outcome:
         film = first_film_of(job.source, job.output)
-        asked = replace(request.with_prompt(job.prompt), first_stage=animator.facts(job.source))
+        asked = animator.second_stage(request.with_prompt(job.prompt), job.source)
         if is_made(job.output, asked, crew, animator.size):
             return batch.Outcome(job, "done before")
         check_second_stage(asked, Paths(job.source, job.output), crew, animator.size)

@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,10 @@ class Animator:
         """All that decides what a film shows: its comment holds it."""
         made_of = {"made_with": f"v2v {__version__}", **self.engine_set.facts, **asdict(self.plan)}
         return {**made_of, "picture": fingerprint(picture)}
+
+    def second_stage(self, request: Request, picture: Path) -> Request:
+        """``request`` for the film of ``picture``: it is one shot, however much moves in it."""
+        return replace(request, first_stage=self.facts(picture), find_cuts=False)
 
     def make(
         self, film: FirstFilm, follow: Follow, *, overwrite: bool = False, restart: bool = False

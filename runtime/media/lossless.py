@@ -21,6 +21,7 @@ from v2v.runtime.media.writer import writing
 
 ENDING = ".mkv"
 _RGB = "bgr0"  # FFV1's name of 8-bit RGB
+_SLICES = 16  # parts of a picture that are encoded at once; the bytes depend on them, not on the threads
 
 
 def write_lossless(path: Path, frames: Iterable[Frame], rate: Fraction, note: str) -> int:
@@ -85,8 +86,8 @@ def _removed_at_last(path: Path) -> Iterator[None]:
 def _stream(output: Any, frame: Frame, rate: Fraction) -> Any:
     stream: Any = output.add_stream("ffv1", rate=rate)
     stream.height, stream.width = frame.shape[:2]
-    stream.pix_fmt, stream.options = _RGB, {"level": "3", "g": "1"}
+    stream.pix_fmt, stream.options = _RGB, {"level": "3", "g": "1", "slices": str(_SLICES)}
     context = stream.codec_context
-    context.time_base, context.thread_count = 1 / rate, 1
+    context.time_base, context.thread_count = 1 / rate, _SLICES
     context.color_primaries, context.color_trc, context.colorspace, context.color_range = 1, 1, 0, 2
     return stream

@@ -57,6 +57,7 @@ def test_a_picture_becomes_a_film(run: command.Run, engines: Any, picture: Path,
     assert (report["frames"], report["settings"]["prompt"]) == (4, "a fox runs")
     assert report["first_stage"]["engine_set"] == str(engines[-1])
     assert report["first_stage"]["seconds"] > 0
+    assert report["settings"]["cuts"] is False  # a film made of one picture is one shot
     assert times(tmp_path / "film.mp4") == [Fraction(n, 8) for n in range(4)]
     assert frames_of(tmp_path / "film.mp4").shape == (4, 80, 128, 3)
     assert beside(tmp_path) == ["film.mp4"]

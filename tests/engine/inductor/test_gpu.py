@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 import torch
 
 from v2v.benchmarks.studies.onnxruntime_evaluation import Array
-from v2v.core.components import Component, ComponentName, Window, components
+from v2v.core.components import Component, ComponentName, Window, components, window_for
 from v2v.core.configs import MODELS, ModelConfig, UNetConfig
 from v2v.core.samples import sample_inputs
 from v2v.engine.backend import BuildOptions, Source
@@ -87,7 +87,7 @@ def milliseconds(work: Any, repeats: int = 7) -> float:
 def test_a_captured_evaluation_equals_an_eager_one(
     model: ModelConfig, height: int, options: BuildOptions, tolerance: float, tmp_path: Path
 ) -> None:
-    component, compiled = build(model, Window(8, height, 256, levels=2), "unet", tmp_path, options)
+    component, compiled = build(model, window_for(model, (256, height), 8), "unet", tmp_path, options)
     assert compiled.error < tolerance
     engine = InductorBackend().load(component, compiled.files, "cuda")
     inputs, outputs = arrays(component)
