@@ -2,6 +2,8 @@
 
     import v2v
 
+    v2v.enhance("in.mp4", "out.mp4", "a red fox")  # a file, with its sound and everything else
+
     enhancer = v2v.VideoToVideo.load("path/of/an/engine-set")
     for frame in enhancer(frames, "a red fox", seed=7):  # uint8 [H, W, 3] in, uint8 [H', W', 3] out; or uint16
         ...
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from v2v.runtime.diffusion.image_to_video import Animation, ImageToVideo
     from v2v.runtime.diffusion.pipeline import VideoToVideo
     from v2v.runtime.diffusion.settings import Settings
+    from v2v.runtime.run import Cancelled
+    from v2v.runtime.run import enhance_file as enhance
 
 # Nothing that v2v uses reports to anyone. ONNX Runtime would write an identifier of the machine into the user's cache
 # and ask the network where to send it. Each library looks when it is imported, so this comes before all of v2v.
@@ -35,22 +39,34 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 
-__all__ = ["Animation", "ImageToVideo", "Settings", "V2VError", "VideoToVideo", "__version__"]
+__all__ = [
+    "Animation",
+    "Cancelled",
+    "ImageToVideo",
+    "Settings",
+    "V2VError",
+    "VideoToVideo",
+    "__version__",
+    "enhance",
+]
 
 _HOMES = {
     "Animation": "v2v.runtime.diffusion.image_to_video",
+    "Cancelled": "v2v.runtime.run",
     "ImageToVideo": "v2v.runtime.diffusion.image_to_video",
     "Settings": "v2v.runtime.diffusion.settings",
     "V2VError": "v2v.core.errors",
     "VideoToVideo": "v2v.runtime.diffusion.pipeline",
     "__version__": "v2v.core.version",
+    "enhance": "v2v.runtime.run",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'v2v' has no attribute '{name}'; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module = importlib.import_module(_HOMES[name])
+    return getattr(module, "enhance_file" if name == "enhance" else name)
 
 
 def __dir__() -> list[str]:

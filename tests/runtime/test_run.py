@@ -1,0 +1,107 @@
+"""``v2v.enhance`` from Python does what ``v2v-run`` does, and can be followed and cancelled."""
+
+from __future__ import annotations
+
+import threading
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import v2v
+from tests.runtime.clips import make_video, times
+from tests.stand_ins.command import Run
+from v2v.runtime.diffusion.progress import Progress
+from v2v.runtime.films.journal import journal_folder
+
+FRAMES = 60  # several segments
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    return make_video(tmp_path / "in.mp4", frames=FRAMES, sounds=1)
+
+
+def test_it_makes_the_bytes_of_the_command(
+    run: Run, stand_in_engines: Path, film: Path, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+    made = v2v.enhance(
+        film,
+        tmp_path / "python.mkv",
+        "a red fox",
+        engines=stand_in_engines,
+        steps=2,
+        size=(128, 96),
+        start=0.5,
+        end="0:03",
+        codec="ffv1",
+        guidance_interval=(0.0, 0.9),
+        on_progress=told.append,
+    )
+    typed = ("--prompt", "a red fox", "--engines", stand_in_engines, "--steps", 2, "--size", "128x96")
+    typed += ("--start", "0.5", "--end", "0:03", "--codec", "ffv1", "--guidance-interval", "0.0:0.9")
+    assert run(film, "-o", tmp_path / "typed.mkv", *typed).code == 0
+    assert (tmp_path / "python.mkv").read_bytes() == (tmp_path / "typed.mkv").read_bytes()
+    assert (made.frames, made.settings["prompt"]) == (25, "a red fox")
+    assert told[-1].fraction == 1.0
+
+
+def test_a_picture_becomes_a_film(stand_in_engines: Path, first_stage_engines: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "fox.png")
+    engines = {"engines": stand_in_engines, "engines_first": first_stage_engines}
+    made = v2v.enhance(tmp_path / "fox.png", tmp_path / "fox.mp4", steps=1, size=(128, 80), **engines)
+    assert made.first_stage["engine_set"] == str(first_stage_engines)
+    assert times(tmp_path / "fox.mp4") == [Fraction(n, 8) for n in range(4)]
+
+
+def test_what_is_finished_when_a_run_is_cancelled_is_kept(
+    stand_in_engines: Path, film: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"engines": stand_in_engines, "steps": 1, "scale": 2.0}
+    v2v.enhance(film, tmp_path / "whole.mp4", **asked)
+    output, cancel, told = tmp_path / "out.mp4", threading.Event(), []
+
+    def progress(now: Progress) -> None:
+        told.append(now)
+        if journal_folder(output).joinpath("00001.json").exists():
+            cancel.set()
+
+    with pytest.raises(v2v.Cancelled, match="what is finished is kept"):
+        v2v.enhance(film, output, on_progress=progress, cancel=cancel, **asked)
+    assert not output.exists()
+    signs = len(told)
+    told.clear()
+    v2v.enhance(film, output, on_progress=progress, **asked)
+    assert len(told) < signs
+    assert output.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_cancelled_before_it_began_it_makes_nothing(
+    stand_in_engines: Path, film: Path, tmp_path: Path
+) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(v2v.Cancelled):
+        v2v.enhance(film, tmp_path / "out.mp4", engines=stand_in_engines, steps=1, cancel=cancel)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "store") == ["in.mp4"]
+
+
+def test_mistakes_are_those_of_the_command(stand_in_engines: Path, film: Path, tmp_path: Path) -> None:
+    def enhance(source: Path = film, **options: Any) -> None:
+        v2v.enhance(source, tmp_path / "out.mp4", engines=stand_in_engines, **options)
+
+    with pytest.raises(v2v.V2VError, match="--steps 0: must lie between"):
+        enhance(steps=0)
+    with pytest.raises(v2v.V2VError, match="--device must be one of"):
+        enhance(device="tpu")
+    with pytest.raises(TypeError, match="stps"):
+        enhance(stps=3)
+    (tmp_path / "films").mkdir()
+    film.rename(tmp_path / "films" / film.name)
+    with pytest.raises(v2v.V2VError, match="several videos"):
+        enhance(tmp_path / "films")
+    assert not (tmp_path / "out.mp4").exists()
