@@ -14,7 +14,7 @@ import typer
 from v2v.benchmarks.compare import Change, Comparison, compare
 from v2v.benchmarks.options import BenchOptions
 from v2v.benchmarks.report import PAGE, check_output, size_text, spread_text, time_text, write
-from v2v.benchmarks.results import Results
+from v2v.benchmarks.results import EVALUATE, Results
 from v2v.benchmarks.session import run_session
 from v2v.core import console
 from v2v.core.console import BuildDisplay, Table, messages, new_app, print_result, run_app, takes, warn
@@ -68,9 +68,9 @@ def _command_line() -> str:
 
 def show(results: Results) -> None:
     """The table at the end of a session."""
-    table = Table("", "whole run", "UNet evaluation", "first step", "memory")
+    table = Table("", "whole run", EVALUATE, "first step", "memory")
     for measured in results.measured:
-        unet = next(stage for stage in measured.stages if stage.name == "UNet evaluation")
+        unet = measured.stage(EVALUATE)
         table.add_row(
             measured.subject.name,
             spread_text(measured.run, time_text),

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from v2v.benchmarks.results import Figure, Measured, Results, ResultsError, Stage
+from v2v.benchmarks.results import DECODE, ENCODE, EVALUATE, Figure, Measured, Results, ResultsError
 from v2v.core.abort import removed_on_abort
 
 PAGE, SUMMARY, DATA = "report.html", "summary.md", "results.json"
@@ -66,22 +66,17 @@ def summary(results: Results) -> str:
 
 
 def _row(measured: Measured) -> list[str]:
-    stages = {stage.name: stage for stage in measured.stages}
     memory = measured.gpu_bytes or measured.host_bytes
     return [
         measured.subject.name,
         measured.subject.window,
         str(measured.clip.steps),
         spread_text(measured.run, time_text),
-        spread_text(stages["UNet evaluation"].seconds, time_text),
-        time_text(_median(stages, "VAE encode") + _median(stages, "VAE decode")),
+        spread_text(measured.stage(EVALUATE).seconds, time_text),
+        time_text(measured.stage(ENCODE).seconds.median + measured.stage(DECODE).seconds.median),
         time_text(measured.first_step.median),
         size_text(memory.median),
     ]
-
-
-def _median(stages: dict[str, Stage], name: str) -> float:
-    return stages[name].seconds.median
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -146,6 +146,11 @@ class Build:
     compile: Mapping[str, float]
 
 
+ENCODE, EVALUATE, DECODE = "VAE encode", "UNet evaluation", "VAE decode"
+TOLD = (ENCODE, EVALUATE, DECODE)
+"""Stages that every run has and every report tells."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One kind of work in a run."""
@@ -200,6 +205,14 @@ class Measured:
     engine_bytes: int | None  # on disk
     build: Build | None
     sweeps: tuple[Sweep, ...] = ()
+
+    def __post_init__(self) -> None:
+        if missing := set(TOLD) - {stage.name for stage in self.stages}:
+            raise ValueError(f"measurements without {' and '.join(sorted(missing))}")
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name, one of :data:`TOLD`."""
+        return next(stage for stage in self.stages if stage.name == name)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, cast
 
-from v2v.benchmarks.results import Figure, Span, Stage
+from v2v.benchmarks.results import DECODE, ENCODE, EVALUATE, Figure, Span, Stage
 from v2v.core.components import ComponentName
 from v2v.device import Device
 from v2v.engine.backend import Engine, Prompted
@@ -24,11 +24,11 @@ from v2v.runtime.films.task import ENCODER_BYTES
 
 ENGINE_STAGES: Mapping[ComponentName, str] = {
     "text_encoder": "text encoder",
-    "vae_encoder": "VAE encode",
-    "unet": "UNet evaluation",
-    "unet_full": "UNet evaluation",
-    "unet_outer": "UNet evaluation",
-    "vae_decoder": "VAE decode",
+    "vae_encoder": ENCODE,
+    "unet": EVALUATE,
+    "unet_full": EVALUATE,
+    "unet_outer": EVALUATE,
+    "vae_decoder": DECODE,
 }
 VIDEO_DECODE, VIDEO_ENCODE = "video decode", "video encode"
 SOLVER = "solver"  # every operation between evaluations: guidance, windows, the update

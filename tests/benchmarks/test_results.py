@@ -57,6 +57,13 @@ def test_a_file_of_something_else_is_named_with_the_cause(tmp_path, text, says):
     assert str(file) in str(told.value)
 
 
+def test_measurements_without_a_stage_that_reports_tell_are_refused(tmp_path):
+    file = tmp_path / "results.json"
+    file.write_text(made.results().to_json().replace("VAE decode", "VAE decoded"))
+    with pytest.raises(ResultsError, match="measurements without VAE decode"):
+        Results.read(file)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ResultsError, match=r"results\.json: no such file"):
         Results.read(tmp_path)
