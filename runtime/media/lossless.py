@@ -34,7 +34,7 @@ def write_lossless(path: Path, frames: Iterable[Frame], rate: Fraction, note: st
         MediaError: the disk is full or fails, or another run is writing this.
     """
     partial, count = hidden_sibling(path, ".part"), 0
-    with writing(path), _alone(path):
+    with writing(path), _alone(path) as file:
         partial.unlink(missing_ok=True)
         # New, so that it is a file, whatever anybody puts there at this moment.
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
@@ -54,14 +54,15 @@ def write_lossless(path: Path, frames: Iterable[Frame], rate: Fraction, note: st
                     output.mux(stream.encode(None))
             sync(partial)
             partial.chmod(0o666 & ~umask())
+            file.unlink(missing_ok=True)  # before the last step, so that nobody need come back for it
             partial.replace(path)
             sync(path.parent)
     return count
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Inside, no other run writes ``path``."""
+def _alone(path: Path) -> Iterator[Path]:
+    """Inside, no other run writes ``path``; lends the file that says so."""
     file = hidden_sibling(path, ".lock")
     lock = filelock.FileLock(file)
     try:
@@ -70,7 +71,7 @@ def _alone(path: Path) -> Iterator[None]:
         raise MediaError(f"another run is writing {path}; wait for it, or choose another name") from None
     with removed_on_abort(file), _removed_at_last(file):
         try:
-            yield
+            yield file
         finally:
             lock.release()
 
