@@ -132,7 +132,7 @@ class _App(typer.Typer):
 
 def new_app() -> typer.Typer:
     """An empty Typer application; :func:`run_app` runs it and reports its errors."""
-    return _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    return _App(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def _with_debug(function: Callable[..., Any]) -> Callable[..., None]:

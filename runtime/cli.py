@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -29,7 +30,7 @@ class _Command(typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         completed = [
             f"{arg}={PREVIEW_SECONDS}" if arg == "--preview" and not is_time(after) else arg
-            for arg, after in zip(args, [*args[1:], ""], strict=True)
+            for arg, after in itertools.zip_longest(args, args[1:], fillvalue="")
         ]
         return super().parse_args(ctx, completed)
 

@@ -24,6 +24,7 @@ from v2v.runtime.films.enhance import Request
 from v2v.runtime.media.encoding import CODECS
 from v2v.runtime.media.stdio import PIPE
 from v2v.runtime.media.time_range import TimeRange, parse_time
+from v2v.runtime.settings_file import from_file
 
 PREVIEW_SECONDS = 3
 
@@ -151,6 +152,15 @@ class RunOptions:
         bool, typer.Option("--cuts/--no-cuts", help="Find cuts, so that shots do not run into each other.")
     ] = True
     # What else
+    settings_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--settings",
+            is_eager=True,
+            callback=from_file,
+            help="Options from a .toml or .json file, or those of a video that v2v has made; others win over it.",
+        ),
+    ] = None
     compare: Annotated[
         Path | None, typer.Option(help="Also write a page with a slider between before and after: page.html.")
     ] = None

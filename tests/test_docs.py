@@ -49,7 +49,7 @@ DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 )
 NOTES = ROOT / "benchmarks" / "NOTES.md"
 PAGES = [*DOCS, NOTES, *(ROOT / name / "README.md" for name in ("assets", "engine/data", "training"))]
-LANGUAGES = {"sh", "python", "text"}  # of code blocks; text is not run
+LANGUAGES = {"sh", "python", "text", "toml"}  # of code blocks; the last two are not run
 BASH = shutil.which("bash") or "bash"
 PLAIN: frozenset[str] = frozenset()
 FIRST = "pip install . && v2v-run assets/sample.mp4"

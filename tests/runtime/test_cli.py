@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -248,3 +250,21 @@ def test_the_real_small_model_enhances_a_clip(run: Run, small_engine_set: Engine
     assert packets(output, "audio") == packets(source, "audio")
     with av.open(str(output)) as opened:
         assert (opened.streams.video[0].width, opened.streams.video[0].height) == (128, 96)
+
+
+def test_the_shell_completes_options() -> None:
+    environment = {
+        **os.environ,
+        "_V2V_RUN_COMPLETE": "complete_bash",
+        "COMP_WORDS": "v2v-run --st",
+        "COMP_CWORD": "1",
+    }
+    script = "import sys; sys.argv = ['v2v-run']; from v2v.runtime.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert {"--start", "--steps", "--strength"} <= set(done.stdout.split())
+
+
+def test_without_arguments_it_says_what_is_missing(run: Run) -> None:
+    told = run()
+    assert told.code == 2
+    assert "Missing argument 'INPUT...'" in told.err
