@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from v2v.core.components import Component, ComponentName, Precision, Window
+import numpy as np
+
+from v2v.core.components import Component, ComponentName, Precision, Tensor, Window
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import EngineError
 from v2v.core.progress import PhaseProgress
@@ -29,6 +31,25 @@ class Buffer(Protocol):
 
     @property
     def pointer(self) -> int: ...
+
+
+def checked(component: Component, tensor: Tensor, arrays: Mapping[str, Any]) -> Any:
+    """The array of ``arrays`` for ``tensor``, which is exactly as described.
+
+    Raises:
+        EngineError: it is missing, has another type or shape, or is a NumPy array that is not C-contiguous.
+    """
+    array = arrays.get(tensor.name)
+    if array is None:
+        raise EngineError(f"{component.name} needs an array for '{tensor.name}'")
+    if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+        raise EngineError(
+            f"'{tensor.name}' of {component.name} must be {tensor.dtype} {list(tensor.shape)}, "
+            f"not {np.dtype(array.dtype)} {list(array.shape)}"
+        )
+    if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
+        raise EngineError(f"'{tensor.name}' of {component.name} must be C-contiguous")
+    return array
 
 
 class Compatibility(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -13,10 +13,10 @@ from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import one_of, parse_size
 from v2v.core.errors import UsageError
 from v2v.engine.backend import BACKENDS, BuildOptions
-from v2v.engine.choose import default_backend, default_device, default_precision
+from v2v.engine.choose import Device, default_backend, default_device, default_precision
 
-_DEVICES = ("cpu", "cuda")
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+_DEVICES: tuple[Device, ...] = get_args(Device)
+_PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)

@@ -213,14 +213,13 @@ class EngineSet:
             engine_backend = backend(recipe.backend.name)
         except EngineError as error:
             return Compatibility(False, str(error))
-        first_mismatch = Compatibility(False, f"backend {engine_backend.name} finds no device here")
+        first_mismatch: Compatibility | None = None
         for candidate in (device,) if device else engine_backend.devices:
             compatibility = self._fits(engine_backend, candidate)
             if compatibility.fits:
                 return compatibility
-            if first_mismatch.reason.endswith("no device here"):
-                first_mismatch = compatibility
-        return first_mismatch
+            first_mismatch = first_mismatch or compatibility
+        return first_mismatch or Compatibility(False, f"backend {engine_backend.name} finds no device here")
 
     def _fits(self, engine_backend: Backend, device: str) -> Compatibility:
         """What a backend says of its facts, which a manifest keeps without looking at them."""
