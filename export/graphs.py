@@ -395,12 +395,13 @@ def work_of_blocks(model: ModelConfig, window: Window) -> dict[str, int]:
 
 
 def small_window(window: Window) -> Window:
-    """The least window that exercises everything: three frames at most, height and width different.
-
-    A UNet of one level has maps of four rows and more too: they are cut into as many pieces as larger ones.
-    """
-    side = -(-4 * window.factor // window.step) * window.step
-    return replace(window, frames=min(window.frames, 3), height=side + window.row_remainder, width=2 * side)
+    """The least window that exercises everything: three frames at most, height and width different."""
+    return replace(
+        window,
+        frames=min(window.frames, 3),
+        height=window.step + window.row_remainder,
+        width=2 * window.step,
+    )
 
 
 def require_same_operations(name: ComponentName, graph: ir.Model, probe: ir.Model) -> None:

@@ -40,7 +40,7 @@ def test_a_pattern_is_scaled_exported_compiled_run_and_compared(tmp_path: Path) 
     pytest.importorskip("torch")
     found, steps = pattern("VAE encoder"), []
     facts = export(found, "fp32", LITTLE, tmp_path, nothing)
-    assert facts["window"] == [1, 40, 48]
+    assert facts["window"] == [1, 40, 80]
     assert facts["work"] > LITTLE.work  # no smaller one is tried
     assert facts["weight_bytes"] > 1e5
     chosen = within(found, facts)
