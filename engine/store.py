@@ -30,7 +30,7 @@ import filelock
 import platformdirs
 
 from v2v.core.abort import removed_on_abort
-from v2v.core.components import Component, ComponentName, Precision, Window, components
+from v2v.core.components import Component, ComponentName, Precision, Window
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import EngineError, MachineError, V2VError
 from v2v.core.files import read_limited, sync, sync_tree
@@ -202,7 +202,7 @@ class EngineSet:
     def runs_on(self, device: str | None) -> Compatibility:
         """Whether this machine and this version of v2v can run the set on ``device`` (None: on any)."""
         recipe = self.manifest.recipe
-        expected = components(recipe.model, recipe.window, recipe.options.precision, recipe.options.reuse)
+        expected = recipe.options.describe(recipe.model, recipe.window)
         for name, component in expected.items():
             if self.component(name) != component:
                 builder_version = self.manifest.v2v

@@ -171,7 +171,7 @@ def _verify(
         expected = run_once(reference, inputs, "cpu")
     occurring.keep(expected)
     error = worst_error(outputs, expected)
-    allowed = backend(recipe.backend.name).tolerance(name, recipe.options)
+    allowed = backend(recipe.backend.name).tolerance(name, recipe.options.of(name))
     if error > allowed:
         raise EngineError(
             f"{name} of {engine_set.path} differs from ONNX Runtime by {error:.1e}, allowed is "
@@ -219,7 +219,13 @@ def _reference(
     room = beside if os.access(beside, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".v2v-verify-", dir=room) as folder:
         graph = exporter.export_component(
-            name, recipe.model, weights, recipe.window, recipe.options.precision, Path(folder), report
+            name,
+            recipe.model,
+            weights,
+            recipe.window,
+            recipe.options.of(name).precision,
+            Path(folder),
+            report,
         )
         engine = backend("onnxruntime").load(engine_set.component(name), [graph.path], "cpu")
         yield engine
