@@ -18,13 +18,13 @@ from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import TerminalListener, one_of, parse_size, warn
 from v2v.core.errors import UsageError
 from v2v.engine.backend import BACKENDS
-from v2v.engine.choose import build_default, default_backend, default_device, default_precision
+from v2v.engine.choose import Device, build_default, default_backend, default_device, default_precision
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, find
 
 _AXES: tuple[Axis, ...] = get_args(Axis)
 _BASELINES: tuple[Kind, ...] = ("eager", "compile")
 _NO_BASELINE = "none"
-_DEVICES = ("cpu", "cuda")
+_DEVICES: tuple[Device, ...] = get_args(Device)
 
 _REPEATS = 3
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from v2v.benchmarks.isolate import in_fresh_process
 from v2v.benchmarks.machine import ceilings, machine
 from v2v.benchmarks.measure import Measurement, OpenBaseline, OpenEngineSet, Opener, Tell, measure
 from v2v.benchmarks.results import Axis, Ceilings, Failed, Kind, Measured, Results, Work
@@ -17,6 +16,7 @@ from v2v.core.abort import removed_on_abort
 from v2v.core.components import Precision, Window
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import V2VError
+from v2v.core.isolate import in_fresh_process
 from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
 

@@ -44,6 +44,16 @@ def hidden_sibling(path: Path, ending: str) -> Path:
     return path.with_name(os.fsdecode(b"." + name + ending_bytes))
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file that appears when it is complete."""
+    fresh = hidden_sibling(path, ".writing")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def read_limited(path: Path, most: int) -> bytes:
     """The content of a file that anybody may have made.
 

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from v2v.core.components import Component, ComponentName, Precision, Window
+import numpy as np
+
+from v2v.core.components import (
+    Component,
+    ComponentName,
+    Precision,
+    Tensor,
+    Window,
+    component,
+    component_names,
+)
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import EngineError
 from v2v.core.progress import PhaseProgress
@@ -29,6 +39,25 @@ class Buffer(Protocol):
 
     @property
     def pointer(self) -> int: ...
+
+
+def checked(component: Component, tensor: Tensor, arrays: Mapping[str, Any]) -> Any:
+    """The array of ``arrays`` for ``tensor``, which is exactly as described.
+
+    Raises:
+        EngineError: it is missing, has another type or shape, or is a NumPy array that is not C-contiguous.
+    """
+    array = arrays.get(tensor.name)
+    if array is None:
+        raise EngineError(f"{component.name} needs an array for '{tensor.name}'")
+    if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
+        raise EngineError(
+            f"'{tensor.name}' of {component.name} must be {tensor.dtype} {list(tensor.shape)}, "
+            f"not {np.dtype(array.dtype)} {list(array.shape)}"
+        )
+    if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
+        raise EngineError(f"'{tensor.name}' of {component.name} must be C-contiguous")
+    return array
 
 
 class Compatibility(NamedTuple):
@@ -50,6 +79,22 @@ class BuildOptions:
     device: str = "cpu"  # "cpu" or "cuda"
     extra: Mapping[str, str] = field(default_factory=dict)
     reuse: bool = False  # a UNet that can go on from the deep features of an earlier evaluation
+    # Components in another precision than the rest, in the order of their names.
+    mixed: tuple[tuple[ComponentName, Precision], ...] = field(default=(), metadata={"added": True})
+
+    def of(self, name: ComponentName) -> BuildOptions:
+        """The options of one component."""
+        return replace(self, precision=dict(self.mixed).get(name, self.precision), mixed=())
+
+    def describe(self, model: ModelConfig, window: Window) -> dict[ComponentName, Component]:
+        """The components of an engine set of ``model`` that is built so."""
+        names = component_names(model, self.reuse)
+        return {name: component(name, model, window, self.of(name).precision) for name in names}
+
+
+MIXABLE: tuple[ComponentName, ...] = ("vae_encoder", "vae_decoder")
+"""Components that may have a precision of their own: what goes in and comes out is converted by the runtime anyway, and
+a decoder is where half precision overflows. Those that guide the UNet hand it arrays of its own precision."""
 
 
 class Graph(Protocol):

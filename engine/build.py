@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from v2v.core.components import (
     Component,
     ComponentName,
     Window,
-    components,
+    is_unet,
 )
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError, EngineError
@@ -37,6 +37,9 @@ from v2v.engine.store import (
     stored_file,
 )
 from v2v.export import packaged
+
+_LARGEST_KEPT = 20
+"""Tensors of a component whose largest numbers the manifest tells."""
 
 
 class Weights(Protocol):
@@ -66,6 +69,7 @@ class Exporter:
     export_component: Callable[..., Any]
     save_safetensors: Callable[..., Any]
     plain_network: Callable[..., Any] = _plain_network
+    largest_numbers: Callable[..., Any] | None = None  # None: nothing looks for them
 
     @classmethod
     def packaged(cls) -> Exporter:
@@ -85,13 +89,14 @@ class Exporter:
         """
         try:
             from v2v.export.graphs import export_component
+            from v2v.export.ranges import largest_numbers
             from v2v.export.weights import load_weights, save_safetensors
         except ImportError as error:
             raise BuildError(
                 f"building engines needs PyTorch and ONNX ({error}); "
                 "install them with: pip install 'v2v[export]'"
             ) from error
-        return cls(load_weights, export_component, save_safetensors)
+        return cls(load_weights, export_component, save_safetensors, largest_numbers=largest_numbers)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def build_engine_set(
         use_packaged = (
             packaged.fits(model, weights, window, options.precision)
             and save_weights is None
-            and not options.reuse
+            and not (options.reuse or options.mixed)
         )
         exporter = Exporter.packaged() if use_packaged else Exporter.default()
     if Path(weights).expanduser().exists():  # the manifest's rebuild command must work from any folder
@@ -184,11 +189,12 @@ def _fill(
     progress: BuildProgress,
 ) -> Manifest:
     """Make everything but the manifest inside ``folder``."""
-    described = components(recipe.model, recipe.window, recipe.options.precision, recipe.options.reuse)
+    described = recipe.options.describe(recipe.model, recipe.window)
     records = {
         name: _build_component(folder, component, recipe, weights, engine_backend, exporter, progress)
         for name, component in described.items()
     }
+    records = _with_ranges(records, recipe, weights, exporter, progress)
     (folder / TOKENIZER).write_bytes(packaged_tokenizer())
     return Manifest(
         recipe=recipe,
@@ -198,6 +204,31 @@ def _fill(
         created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         v2v=__version__,
     )
+
+
+def _with_ranges(
+    records: dict[ComponentName, ComponentRecord],
+    recipe: Recipe,
+    weights: Weights,
+    exporter: Exporter,
+    progress: BuildProgress,
+) -> dict[ComponentName, ComponentRecord]:
+    """``records`` with the largest numbers inside those components that compute in FP16."""
+    half = [name for name in records if recipe.options.of(name).precision == "fp16"]
+    if exporter.largest_numbers is None or not half or weights.kind == "random":
+        return records
+    found: dict[str, dict[str, float]] = exporter.largest_numbers(
+        recipe.model, weights, recipe.window, lambda phase, share: progress("weights", phase, share)
+    )
+
+    def largest(name: ComponentName) -> dict[str, float]:
+        numbers = found["unet" if is_unet(name) else name]
+        return dict(sorted(numbers.items(), key=lambda each: -each[1])[:_LARGEST_KEPT])
+
+    return {
+        name: replace(record, largest=largest(name)) if name in half else record
+        for name, record in records.items()
+    }
 
 
 def _build_component(
@@ -215,7 +246,8 @@ def _build_component(
     target.mkdir()
     graphs.mkdir()
     report: PhaseProgress = lambda phase, share: progress(name, phase, share)  # noqa: E731
-    model, window, precision = recipe.model, recipe.window, recipe.options.precision
+    model, window, options = recipe.model, recipe.window, recipe.options.of(name)
+    precision = options.precision
     export_seconds = 0.0
 
     def timed(work: Callable[[], Any]) -> Any:
@@ -240,7 +272,7 @@ def _build_component(
         network=lambda: timed(lambda: exporter.plain_network(name, model, weights)),
     )
     started = time.monotonic()
-    compiled = engine_backend.build(source, target, recipe.options, report)
+    compiled = engine_backend.build(source, target, options, report)
     seconds = time.monotonic() - started
     shutil.rmtree(graphs)
     return _record(folder, component, compiled, export_seconds, seconds - export_seconds, report)

@@ -21,8 +21,10 @@ from v2v.core.console import (
     warn,
 )
 from v2v.core.errors import EngineError
+from v2v.engine.backend import MIXABLE
 from v2v.engine.build import build_engine_set
 from v2v.engine.choose import default_weights
+from v2v.engine.manifest import FP16_RANGE
 from v2v.engine.options import BuildArguments
 from v2v.engine.store import EngineSet, engines_root, list_sets
 from v2v.engine.verify import Verified, verify_engine_set
@@ -86,6 +88,13 @@ def show_built(engine_set: EngineSet) -> None:
     table.add_row("all", decimal(engine_set.bytes), seconds_text(manifest.seconds), "", "")
     results.print(table)
     results.print(f"engine set: {engine_set.path}", markup=False)
+    for name, record in manifest.components.items():
+        if record.too_large:
+            advice = f"; --option {name}=fp32 gives it more" if name in MIXABLE else ""
+            warn(
+                f"{name}: {record.too_large} on a picture and a prompt, FP16 ends at {FP16_RANGE:.0f}, so other "
+                f"pictures may give NaN{advice}"
+            )
     _say_if_random(engine_set)
 
 

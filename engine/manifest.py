@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,6 +27,9 @@ FORMAT = 1
 """Rises when an older v2v could no longer read a manifest correctly."""
 
 MANIFEST = "manifest.json"
+
+FP16_RANGE = 65504.0
+"""The largest number that FP16 holds."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,15 @@ class ComponentRecord:
     error: float  # relative L2 error of the exported graph against PyTorch, on random input
     export_seconds: float
     compile_seconds: float
+    # The largest numbers inside, in FP32 on a picture and a prompt, by what makes them: of a component in FP16 whose
+    # weights are not random.
+    largest: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def too_large(self) -> str:
+        """What makes the largest number, and which, if FP16 holds no more than four times as much; else nothing."""
+        place, number = max(self.largest.items(), key=lambda each: each[1], default=("", 0.0))
+        return f"'{place}' comes to {number:.0f}" if number > FP16_RANGE / 4 else ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,7 @@ class Recipe:
             self.weights.kind,
             str(self.window),
             self.options.precision,
+            *(f"{name.replace('_', '-')}-{precision}" for name, precision in self.options.mixed),
             "fp8" if self.fp8 else "",
             self.options.device,
             "reuse" if self.options.reuse else "",
@@ -143,7 +156,7 @@ class Recipe:
         arguments += ["--size", size, "--frames", str(self.window.frames), "--backend", self.backend.name]
         arguments += ["--device", self.options.device, "--precision", self.options.precision]
         arguments += ["--reuse"] if self.options.reuse else []
-        for key, value in self.options.extra.items():
+        for key, value in (*self.options.mixed, *self.options.extra.items()):
             arguments += ["--option", f"{key}={value}"]
         return shlex.join(arguments)
 

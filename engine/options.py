@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from v2v.core.components import Precision, Window, window_for
+from v2v.core.components import ComponentName, Precision, Window, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import one_of, parse_size
 from v2v.core.errors import UsageError
-from v2v.engine.backend import BACKENDS, BuildOptions
-from v2v.engine.choose import default_backend, default_device, default_precision
+from v2v.engine.backend import BACKENDS, MIXABLE, BuildOptions
+from v2v.engine.choose import Device, default_backend, default_device, default_precision
 
-_DEVICES = ("cpu", "cuda")
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+_DEVICES: tuple[Device, ...] = get_args(Device)
+_PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,12 @@ class BuildArguments:
         bool,
         typer.Option("--reuse", help="A UNet that v2v-run --reuse and --fast run faster; needs PyTorch."),
     ] = False
-    option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the backend; may be repeated.")] = (
-        None
-    )
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE for the backend, or a component's own precision, as vae_decoder=fp32; may be repeated."
+        ),
+    ] = None
     list_sets: Annotated[bool, typer.Option("--list", help="List the engine sets in the store.")] = False
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the compiler warns of.")] = False
     verify: Annotated[
@@ -90,7 +93,17 @@ class BuildArguments:
         if self.optimization_level is not None:
             extra["optimization_level"] = str(self.optimization_level)
         precision = one_of("--precision", self.precision or default_precision(device), _PRECISIONS)
-        return BuildOptions(precision=precision, device=device, reuse=self.reuse, extra=extra)
+        mixed = {
+            name: one_of(f"--option {name}", extra.pop(name), _PRECISIONS)
+            for name in MIXABLE
+            if name in extra
+        }
+        if wrong := sorted(set(extra) & set(get_args(ComponentName))):
+            raise UsageError(
+                f"--option {wrong[0]}: only {' and '.join(MIXABLE)} may have a precision of their own"
+            )
+        own = tuple((name, own) for name, own in sorted(mixed.items()) if own != precision)
+        return BuildOptions(precision, device, extra, self.reuse, own)
 
     def window(self, config: ModelConfig) -> Window:
         """The window that the UNet engine takes.

@@ -30,7 +30,7 @@ import filelock
 import platformdirs
 
 from v2v.core.abort import removed_on_abort
-from v2v.core.components import Component, ComponentName, Precision, Window, components
+from v2v.core.components import Component, ComponentName, Precision, Window
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import EngineError, MachineError, V2VError
 from v2v.core.files import read_limited, sync, sync_tree
@@ -202,7 +202,7 @@ class EngineSet:
     def runs_on(self, device: str | None) -> Compatibility:
         """Whether this machine and this version of v2v can run the set on ``device`` (None: on any)."""
         recipe = self.manifest.recipe
-        expected = components(recipe.model, recipe.window, recipe.options.precision, recipe.options.reuse)
+        expected = recipe.options.describe(recipe.model, recipe.window)
         for name, component in expected.items():
             if self.component(name) != component:
                 builder_version = self.manifest.v2v
@@ -213,14 +213,13 @@ class EngineSet:
             engine_backend = backend(recipe.backend.name)
         except EngineError as error:
             return Compatibility(False, str(error))
-        first_mismatch = Compatibility(False, f"backend {engine_backend.name} finds no device here")
+        first_mismatch: Compatibility | None = None
         for candidate in (device,) if device else engine_backend.devices:
             compatibility = self._fits(engine_backend, candidate)
             if compatibility.fits:
                 return compatibility
-            if first_mismatch.reason.endswith("no device here"):
-                first_mismatch = compatibility
-        return first_mismatch
+            first_mismatch = first_mismatch or compatibility
+        return first_mismatch or Compatibility(False, f"backend {engine_backend.name} finds no device here")
 
     def _fits(self, engine_backend: Backend, device: str) -> Compatibility:
         """What a backend says of its facts, which a manifest keeps without looking at them."""

@@ -67,7 +67,7 @@ def verify_engine_set(
 def run_once(engine: Engine, inputs: Arrays, device: str) -> Arrays:
     """Run ``engine`` on host arrays; its outputs."""
     opened = open_device(device)
-    binding = _Binding(engine, inputs, opened)
+    binding = Binding(engine, inputs, opened)
     binding.run()
     return binding.result()
 
@@ -77,7 +77,7 @@ def worst_error(outputs: Arrays, expected: Arrays) -> float:
     return max(relative_error(outputs[name], reference) for name, reference in expected.items())
 
 
-class _Binding:
+class Binding:
     """An engine's inputs and outputs on a device."""
 
     def __init__(self, engine: Engine, inputs: Arrays, device: Device) -> None:
@@ -102,8 +102,10 @@ class _Binding:
             self._device.zero(array)
 
 
-def check_replay(engine: Engine, inputs: Arrays, device: Device) -> None:
-    """Capture runs with two bindings as one graph, as a guided step does; replayed they must give the same bytes.
+def check_replay(engine: Engine, inputs: Arrays, device: Device, times: int = 2) -> None:
+    """Capture runs with two bindings as one graph, as a guided step does.
+
+    Replayed, ``times`` over, they must give the same bytes.
 
     Raises:
         EngineError: they do not.
@@ -112,7 +114,7 @@ def check_replay(engine: Engine, inputs: Arrays, device: Device) -> None:
         name: np.ascontiguousarray(values[..., ::-1]) if values.dtype.kind == "f" else values
         for name, values in inputs.items()
     }
-    bindings = [_Binding(engine, given, device) for given in (inputs, mirrored)]
+    bindings = [Binding(engine, given, device) for given in (inputs, mirrored)]
 
     def work() -> None:
         for binding in bindings:
@@ -121,7 +123,7 @@ def check_replay(engine: Engine, inputs: Arrays, device: Device) -> None:
     work()
     expected = [binding.result() for binding in bindings]
     replay = device.capture(work)
-    for _ in range(2):
+    for _ in range(times):
         for binding in bindings:
             binding.clear()
         replay()
@@ -169,7 +171,7 @@ def _verify(
         expected = run_once(reference, inputs, "cpu")
     occurring.keep(expected)
     error = worst_error(outputs, expected)
-    allowed = backend(recipe.backend.name).tolerance(name, recipe.options)
+    allowed = backend(recipe.backend.name).tolerance(name, recipe.options.of(name))
     if error > allowed:
         raise EngineError(
             f"{name} of {engine_set.path} differs from ONNX Runtime by {error:.1e}, allowed is "
@@ -181,7 +183,7 @@ def _verify(
 
 def _run_timed(engine: Engine, inputs: Arrays, device: Device) -> tuple[Arrays, float]:
     """The outputs, and the seconds of a second run."""
-    binding = _Binding(engine, inputs, device)
+    binding = Binding(engine, inputs, device)
     binding.run()
     device.synchronize()
     started = time.monotonic()
@@ -217,7 +219,13 @@ def _reference(
     room = beside if os.access(beside, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".v2v-verify-", dir=room) as folder:
         graph = exporter.export_component(
-            name, recipe.model, weights, recipe.window, recipe.options.precision, Path(folder), report
+            name,
+            recipe.model,
+            weights,
+            recipe.window,
+            recipe.options.of(name).precision,
+            Path(folder),
+            report,
         )
         engine = backend("onnxruntime").load(engine_set.component(name), [graph.path], "cpu")
         yield engine

@@ -11,6 +11,7 @@ between casts to FP32, as strongly typed compilers need it.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import time
 import warnings
@@ -147,6 +148,28 @@ def export_component(
             file.replace(folder / file.name)
     report("checking", 1.0)
     return Graph(folder / path.name, error, time.monotonic() - started)
+
+
+def write_graph(
+    name: ComponentName,
+    model: ModelConfig,
+    weights: Weights,
+    window: Window,
+    precision: Precision,
+    folder: Path,
+) -> Path:
+    """As :func:`export_component`, but nothing is compared with PyTorch: for graphs that only another library judges.
+
+    Returns:
+        The ``.onnx`` file.
+
+    Raises:
+        WeightsError: the weights do not fit.
+    """
+    path = folder / f"{name}.onnx"
+    graph = trace(name, model, window, precision)
+    _write(graph, _load(name, model, weights, precision), path, lambda share: None)
+    return path
 
 
 def plain_network(name: ComponentName, model: ModelConfig, weights: Weights) -> nn.Module:
@@ -353,6 +376,22 @@ def work(name: ComponentName, model: ModelConfig, window: Window) -> int:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         _meta_module(name, model, "fp32")(*_meta_inputs(described))
     return int(counter.get_total_flops())
+
+
+def work_of_blocks(model: ModelConfig, window: Window) -> dict[str, int]:
+    """:func:`work` of a UNet by its blocks: ``input_blocks.3``, ``middle_block``, ``output_blocks.0``, ``out``."""
+    described = component("unet", model, window, "fp32")
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        _meta_module("unet", model, "fp32")(*_meta_inputs(described))
+    places = {
+        place.removeprefix("_Traced.unet."): operations
+        for place, operations in counter.get_flop_counts().items()
+    }
+    return {
+        place: int(sum(operations.values()))
+        for place, operations in places.items()
+        if re.fullmatch(r"(in|out)put_blocks\.\d+|middle_block|out", place)
+    }
 
 
 def small_window(window: Window) -> Window:

@@ -34,6 +34,7 @@ import typer.main
 from PIL import Image
 
 import v2v.benchmarks.cli
+import v2v.doctor.cli
 import v2v.engine.cli
 import v2v.runtime.cli
 from tests.installation import EXTRAS, ROOT, Installation, closure, install
@@ -54,7 +55,8 @@ BASH = shutil.which("bash") or "bash"
 PLAIN: frozenset[str] = frozenset()
 FIRST = "pip install . && v2v-run assets/sample.mp4"
 QUICK = "v2v-bench --quick"
-SLOW = (FIRST, QUICK, "v2v-build-engines small", "v2v-run film.mkv -o out.mkv --ray")
+DOCTOR = "v2v-doctor"
+SLOW = (FIRST, QUICK, DOCTOR, "v2v-build-engines small", "v2v-run film.mkv -o out.mkv --ray")
 OUTPUT = re.compile(r"(?:\s-o|--compare|--save-weights|>) (?!-)(\S+)")
 OTHER_PACKAGES = {"onnxruntime-gpu", "pre-commit"}
 
@@ -348,6 +350,7 @@ COMMANDS = {
     "v2v-run": v2v.runtime.cli.app,
     "v2v-build-engines": v2v.engine.cli.app,
     "v2v-bench": v2v.benchmarks.cli.app,
+    "v2v-doctor": v2v.doctor.cli.app,
 }
 OPTIONS = {
     name: {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from v2v.core.components import Component
 from v2v.core.errors import EngineError, first_line
-from v2v.engine.backend import Engine, Prompted
+from v2v.engine.backend import Engine, Prompted, checked
 from v2v.engine.inductor.torch_internals import open_package, quiet
 
 
@@ -114,19 +114,10 @@ class InductorEngine(Engine):
 
     def _wrap(self, tensor: Any, arrays: Mapping[str, Any]) -> Tensor:
         """The caller's memory as a tensor."""
-        array = arrays.get(tensor.name)
-        if array is None:
-            raise EngineError(f"{self.component.name} needs an array for '{tensor.name}'")
-        if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
-            raise EngineError(
-                f"'{tensor.name}' of {self.component.name} must be {tensor.dtype} {list(tensor.shape)}, "
-                f"not {array.dtype} {list(array.shape)}"
-            )
+        array = checked(self.component, tensor, arrays)
         if self._device == "cuda":
             wrapped: Tensor = self._tensor(int(array.pointer), tensor.shape, tensor.dtype)
             return wrapped
-        if not array.flags.c_contiguous:
-            raise EngineError(f"'{tensor.name}' of {self.component.name} must be C-contiguous")
         return torch.from_numpy(array)
 
 

@@ -21,7 +21,7 @@ from v2v.core.components import Component, ComponentName, Tensor
 from v2v.core.errors import BuildError, EngineError, first_line
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import cuda_devices
-from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Engine, Source
+from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Engine, Source, checked
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -243,19 +243,8 @@ def _check_interface(session: ort.InferenceSession, component: Component, path: 
 
 def _pointer(component: Component, tensor: Tensor, arrays: Mapping[str, Any]) -> int:
     """Address of the array for ``tensor``, which must be exactly as described."""
-    array = arrays.get(tensor.name)
-    if array is None:
-        raise EngineError(f"{component.name} needs an array for '{tensor.name}'")
-    if tuple(array.shape) != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
-        raise EngineError(
-            f"'{tensor.name}' of {component.name} must be {tensor.dtype} {list(tensor.shape)}, "
-            f"not {array.dtype} {list(array.shape)}"
-        )
-    if not isinstance(array, np.ndarray):
-        return int(array.pointer)
-    if not array.flags.c_contiguous:
-        raise EngineError(f"'{tensor.name}' of {component.name} must be C-contiguous")
-    return int(array.ctypes.data)
+    array = checked(component, tensor, arrays)
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.pointer)
 
 
 def _listing(tensors: Any) -> str:

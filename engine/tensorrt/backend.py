@@ -85,6 +85,11 @@ class TensorRTBackend:
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
         """Library, version, GPU, compute capability, driver and portability; works without a GPU, which is None."""
+        if options.precision != "fp16":
+            raise BuildError(
+                f"backend tensorrt builds with --precision fp16, not {options.precision}: its fused attention takes "
+                "nothing wider; --option vae_decoder=fp32 gives the decoder alone more"
+            )
         library, own_options = self._library_and_options(options)
         portability = library.portability(own_options.portable)
         gpu = _gpu_or_none()
@@ -150,11 +155,6 @@ class TensorRTBackend:
         own_options = TensorRTOptions.read(options.extra)
         if options.device != "cuda":
             raise BuildError(f"backend tensorrt builds for --device cuda, not {options.device}")
-        if options.precision != "fp16":
-            raise BuildError(
-                f"backend tensorrt builds with --precision fp16, not {options.precision}: its fused attention takes "
-                "nothing wider"
-            )
         if own_options.library is None:
             return self._library, own_options
         try:

@@ -18,12 +18,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from v2v.core.components import Component, Tensor
 from v2v.core.errors import EngineError, MachineError, first_line
 from v2v.device.gpus import Gpu, call
-from v2v.engine.backend import Engine
+from v2v.engine.backend import Engine, checked
 from v2v.engine.tensorrt.builder import DRIVER_ADVICE, describe
 from v2v.engine.tensorrt.library import Library
 
@@ -167,7 +165,7 @@ class TensorRTEngine(Engine):
         if self._engine is None:
             raise EngineError(f"the engine {self.component.name} is closed")
         addresses = tuple(
-            self._address(tensor, arrays.get(tensor.name))
+            int(checked(self.component, tensor, arrays).pointer)
             for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs))
             for tensor in described
         )
@@ -198,18 +196,6 @@ class TensorRTEngine(Engine):
             raise EngineError(
                 f"TensorRT for RTX does not let {self.component.name} be captured in a CUDA graph"
             )
-
-    def _address(self, tensor: Tensor, array: Any) -> int:
-        name = self.component.name
-        if array is None:
-            raise EngineError(f"{name} needs an array for '{tensor.name}'")
-        shape = tuple(array.shape)
-        if shape != tensor.shape or np.dtype(array.dtype) != np.dtype(tensor.dtype):
-            raise EngineError(
-                f"'{tensor.name}' of {name} must be {tensor.dtype} {list(tensor.shape)}, "
-                f"not {np.dtype(array.dtype)} {list(shape)}"
-            )
-        return int(array.pointer)
 
     def _context(self, addresses: tuple[int, ...]) -> Any:
         """The context of these arrays; of too many the one goes that was asked for longest ago."""

@@ -417,7 +417,8 @@ class UNet(nn.Module):
             nn.Conv2d(width, config.latent_channels, 3, padding=1),
         )
         two_levels = 2 * (config.blocks + 1)  # on the way down, and on the way up
-        for stage in (*self.input_blocks[:two_levels], *self.output_blocks[-two_levels:]):
+        shallow = [self.middle_block] if last < 2 else []  # it lies on one of the two levels
+        for stage in (*self.input_blocks[:two_levels], *shallow, *self.output_blocks[-two_levels:]):
             for module in stage.modules():
                 if isinstance(module, FeedForward):
                     module.pieces = PIECES

@@ -215,7 +215,7 @@ class ImageToVideo(LoadedEngines):
             if failure := self.device.failure():
                 raise NumericalError(
                     f"a picture became NaN or Inf in component vae_decoder, frame {failure.label}; "
-                    "an FP32 engine set may avoid it"
+                    "engines built with --option vae_decoder=fp32 may avoid it"
                 )
             report.frames_done += 1
             report.step(number + 1)

@@ -179,7 +179,7 @@ class VideoToVideo(LoadedEngines):
             number = failure.frame - carried_frames + segment.first
             raise NumericalError(
                 f"a latent became NaN or Inf in component vae_encoder, frame {number}; "
-                "an FP32 engine set may avoid it"
+                "engines built with --option vae_encoder=fp32 may avoid it"
             )
 
     def _add_noise(
@@ -227,7 +227,7 @@ class VideoToVideo(LoadedEngines):
         if failure := self.device.failure():
             raise NumericalError(
                 f"a picture became NaN or Inf in component vae_decoder, frame {failure.label}; "
-                "an FP32 engine set may avoid it"
+                "engines built with --option vae_decoder=fp32 may avoid it"
             )
         return picture
 

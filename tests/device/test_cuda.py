@@ -14,6 +14,7 @@ from v2v.core.configs import MODELS
 from v2v.core.errors import EngineError, V2VError
 from v2v.device import Nonfinite, kernels
 from v2v.device.cpu import CpuDevice
+from v2v.doctor.kernels import compare
 from v2v.engine.backend import Engine
 from v2v.runtime.diffusion.deepcache import UNetEngines
 from v2v.runtime.diffusion.guidance import Guidance
@@ -547,3 +548,9 @@ def test_work_that_cannot_be_captured_is_run_as_it_is(gpu):
 def test_two_runs_give_the_same_bits(gpu):
     first, second = (denoise(gpu, "fp16", "dpmpp_2m_sde")[0] for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_what_v2v_doctor_tries(device):
+    sizes = ((36, 64), (3, 18, 16)) if device is not GPU else ((720, 1280), (32, 90, 160))
+    differences = compare(device, lambda step: None, *sizes)["differences"]
+    assert len(differences) == 9

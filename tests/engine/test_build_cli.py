@@ -231,7 +231,7 @@ def test_verify_finds_damage(run: Run, tmp_path: Path) -> None:
         (("--frames", "0"), "'--frames': Input should be greater than or equal to 1"),
         (("--device", "tpu"), "--device must be one of cpu, cuda, not 'tpu'"),
         (("--backend", "magic"), "--backend must be one of tensorrt, inductor, onnxruntime, not 'magic'"),
-        (("--precision", "int4"), "--precision must be one of fp32, fp16, not 'int4'"),
+        (("--precision", "int4"), "--precision must be one of fp16, fp32, not 'int4'"),
         (("--option", "tactics"), "--option must be KEY=VALUE, not 'tactics'"),
         (("--optimization-level", "9"), "--optimization-level"),
         (("--verify",), "there is no engine set in"),

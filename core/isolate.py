@@ -1,9 +1,10 @@
-"""Run a function in a fresh process, so that its memory and load times are its own and a crash ends it alone."""
+"""Run a function in a fresh process, so that memory and load times are its own and a crash or hang ends it alone."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar, cast
@@ -20,21 +21,31 @@ class Died(V2VError):
     """A process ended before its work did."""
 
 
+class Killed(Died):
+    """It was killed, most likely for want of memory."""
+
+
+class Late(Died):
+    """It took longer than it might, and was ended."""
+
+
 def in_fresh_process(
     work: Callable[..., Returned | Iterator[Returned]],
     *arguments: Any,
     tell: Tell,
     take: Callable[[Returned], None] = lambda value: None,
+    limit: float | None = None,
 ) -> Returned:
     """``work(*arguments, tell)`` in a process of its own; its calls of ``tell`` and its result are passed on to here.
 
     ``work`` is a function of a module, arguments and result can be pickled. Where it is a generator, ``take`` gets what
-    it yields as it comes, and the last of it is returned.
+    it yields as it comes, and the last of it is returned. After ``limit`` seconds the process is ended.
 
     Raises:
         V2VError: ``work`` raised one; any other exception arrives as one too, with its name.
-        Died: the process was killed, for want of memory for example.
+        Died: the process ended before; :class:`Killed` for want of memory, :class:`Late` after ``limit``.
     """
+    end = None if limit is None else time.monotonic() + limit
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, work, arguments), daemon=True)
@@ -42,6 +53,8 @@ def in_fresh_process(
     there.close()
     try:
         while True:
+            if end is not None and not here.poll(max(end - time.monotonic(), 0)):
+                raise Late(f"it did not end within {limit:.0f} seconds")
             kind, *values = here.recv()
             if kind == "told":
                 tell(*values)
@@ -53,7 +66,7 @@ def in_fresh_process(
                 raise V2VError(values[0])
     except EOFError:
         process.join()
-        raise Died(_end(process.exitcode)) from None
+        raise _end(process.exitcode) from None
     except BaseException:
         process.kill()  # at once: whoever pressed Ctrl-C is waiting
         raise
@@ -64,12 +77,12 @@ def in_fresh_process(
         process.join()
 
 
-def _end(code: int | None) -> str:
+def _end(code: int | None) -> Died:
     if code == -signal.SIGKILL:
-        return "its process was killed, most likely for want of memory"
+        return Killed("its process was killed, most likely for want of memory")
     if code is not None and code < 0:
-        return f"its process died of {signal.Signals(-code).name}"
-    return f"its process ended with exit code {code}"
+        return Died(f"its process died of {signal.Signals(-code).name}")
+    return Died(f"its process ended with exit code {code}")
 
 
 def _serve(parent: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
-from v2v.benchmarks.isolate import Died, in_fresh_process
 from v2v.benchmarks.machine import host_peak
 from v2v.core.errors import EngineError, V2VError
+from v2v.core.isolate import Killed, Late, in_fresh_process
 
 
 def nothing(text, share):
@@ -38,6 +39,10 @@ def die(tell):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def hang(tell):
+    time.sleep(1000)
+
+
 def allocate(size, tell):
     kept = bytearray(size)
     return host_peak() - len(kept)
@@ -62,8 +67,14 @@ def test_any_other_error_arrives_in_one_line():
 
 
 def test_a_killed_process_is_told():
-    with pytest.raises(Died, match="killed, most likely for want of memory"):
+    with pytest.raises(Killed, match="killed, most likely for want of memory"):
         in_fresh_process(die, tell=nothing)
+
+
+def test_what_hangs_is_ended():
+    with pytest.raises(Late, match="did not end within 2 seconds"):
+        in_fresh_process(hang, tell=nothing, limit=2)
+    assert multiprocessing.active_children() == []
 
 
 def test_an_interruption_ends_the_process():
