@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -324,6 +325,16 @@ def _from_folder(
     return _from_published(found, source, model, progress, verify)
 
 
+class _ModelInConfiguration(msgspec.Struct):
+    model_args: dict[str, Any]
+
+
+class _Configuration(msgspec.Struct):
+    """What is read of a published ``configuration.json``."""
+
+    model: _ModelInConfiguration
+
+
 def _published_names(folder: _Folder, names: Iterable[str], model: ModelConfig) -> dict[Network, str]:
     """Names of the checkpoints: those in ``configuration.json``, else the usual ones; none if nothing was published."""
     if model.name not in PUBLISHED:
@@ -333,10 +344,10 @@ def _published_names(folder: _Folder, names: Iterable[str], model: ModelConfig) 
         path = folder.file("configuration.json")
         try:
             with path.open("rb") as file:
-                arguments = json.loads(file.read(_LARGEST_CONFIGURATION))["model"]["model_args"]
-            arguments = {name: arguments[name] for name in arguments}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise WeightsError(f"{path}: cannot be read as a model's configuration ({error!r})") from error
+                found = msgspec.json.decode(file.read(_LARGEST_CONFIGURATION), type=_Configuration)
+            arguments = found.model.model_args
+        except (OSError, ValueError, RecursionError) as error:
+            raise WeightsError(f"{path}: cannot be read as a model's configuration ({error})") from error
     file_names: dict[Network, str] = {}
     for network in networks_of(model):
         usual = PUBLISHED[model.name].files[network]

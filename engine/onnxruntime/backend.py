@@ -190,7 +190,6 @@ class OnnxRuntimeEngine(Engine):
             if self._stream:
                 settings["user_compute_stream"] = str(self._stream)
         session = _session(self._path, options, (provider, settings))
-        session.disable_fallback()
         if session.get_providers()[0] != provider:
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} could not start {provider} and would run on the CPU "
@@ -222,7 +221,8 @@ def _session(path: Path, options: ort.SessionOptions, provider: Any) -> ort.Infe
     try:
         if (size := path.stat().st_size) > _LARGEST_GRAPH:
             raise ValueError(f"it has {size} bytes, and a graph whose weights lie beside it has few")
-        return ort.InferenceSession(str(path), options, providers=[provider])
+        # Its fallback would try the CPU instead, and print that on the standard output.
+        return ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no public base class
         raise EngineError(f"{path} does not load in ONNX Runtime: {first_line(error)}") from error
 

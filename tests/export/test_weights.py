@@ -117,6 +117,13 @@ def test_configuration_json_names_the_files(published: Path, states: Any) -> Non
     assert same(load_weights(str(published), TINY).state_dict("unet"), states["unet"])
 
 
+@pytest.mark.parametrize("content", ["[]", '{"model": {}}', '{"model": {"model_args": [3]}}', "[" * 100_000])
+def test_a_configuration_json_of_something_else_is_named(published: Path, content: str) -> None:
+    (published / "configuration.json").write_text(content)
+    with pytest.raises(WeightsError, match=r"configuration.json: cannot be read as a model's configuration"):
+        load_weights(str(published), TINY, verify=False)
+
+
 def test_configuration_json_cannot_point_outside(published: Path) -> None:
     configuration = {"model": {"model_args": {"ckpt_unet": "../secret.pth"}}}
     (published / "configuration.json").write_text(json.dumps(configuration))

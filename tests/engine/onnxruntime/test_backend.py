@@ -107,6 +107,16 @@ def test_a_graph_that_is_not_the_component_is_refused(
         OnnxRuntimeBackend().load(component, [stand_in.path / "unet/unet.onnx"], "cpu")
 
 
+def test_what_is_wrong_with_a_graph_is_not_printed_where_results_go(
+    stand_in: EngineSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = (stand_in.path / "unet/unet.onnx").read_bytes()
+    (tmp_path / "unet.onnx").write_bytes(content.replace(b"velocity", b"vel\xffcity"))
+    with pytest.raises(EngineError, match=r"unet.onnx does not load in ONNX Runtime"):
+        OnnxRuntimeBackend().load(stand_in.component("unet"), [tmp_path / "unet.onnx"], "cpu")
+    assert capfd.readouterr().out == ""
+
+
 def test_a_graph_that_does_not_load_is_refused(tmp_path: Path) -> None:
     component = components(MODEL, WINDOW, "fp32")["unet"]
     (tmp_path / "unet.onnx").write_bytes(b"not a graph")
@@ -216,7 +226,10 @@ def test_on_cuda_raw_pointers_and_the_callers_stream_are_bound(
     ) -> None:
         bound[name] = (device, index, dtype, shape, pointer)
 
-    def session(path: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> SimpleNamespace:
+    def session(
+        path: str, options: object, providers: list[tuple[str, dict[str, str]]], enable_fallback: int
+    ) -> SimpleNamespace:
+        assert not enable_fallback
         sessions.append(providers)
         kinds = {"float32": "tensor(float)", "int64": "tensor(int64)"}
         described = {
@@ -227,7 +240,6 @@ def test_on_cuda_raw_pointers_and_the_callers_stream_are_bound(
         }
         return SimpleNamespace(
             **described,
-            disable_fallback=lambda: None,
             get_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
             io_binding=lambda: SimpleNamespace(bind_input=bind, bind_output=bind),
             run_with_iobinding=lambda binding, options: None,
