@@ -11,6 +11,7 @@ import importlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,8 +24,8 @@ from typing import NoReturn
 PATIENCE = 1.0
 """Seconds that the main thread has to leave by itself."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Those that end a command."""
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Those that end a command; Windows has no SIGHUP."""
 
 _unfinished: set[Path] = set()
 _received: list[int] = []
@@ -54,9 +55,9 @@ def watch() -> None:
     """
     if _watching:
         return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    reader, writer = socket.socketpair()  # Windows takes nothing else
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     _handled.extend(
         number
         for number in SIGNALS
@@ -89,9 +90,9 @@ def _raise(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _end_late(reader: int) -> None:
+def _end_late(reader: socket.socket) -> None:
     while True:
-        number = os.read(reader, 1)[0]
+        number = reader.recv(1)[0]
         if number in SIGNALS:
             _received.append(number)  # here too: a library may have a handler of its own in the place of ours
             break

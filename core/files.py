@@ -7,11 +7,25 @@ import os
 from pathlib import Path
 
 _LONGEST = 255  # bytes of a name, on every file system of note
+_FOR_SYNC = (
+    os.O_RDWR if os.name == "nt" else os.O_RDONLY
+)  # Windows syncs nothing that was opened for reading alone
+
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+"""Flags for opening a file, never what a link leads to; not every system has them."""
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk, so that a rename after it cannot come first."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file or folder is on the disk, so that a rename after it cannot come first.
+
+    Windows opens no folders; its file systems keep the order by themselves.
+    """
+    try:
+        handle = os.open(path, _FOR_SYNC)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(handle)
     finally:
@@ -23,6 +37,15 @@ def sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
+
+
+def new_file(path: Path) -> int:
+    """The handle of a new file, for writing; only its owner may read it.
+
+    Raises:
+        OSError: something is there already, a link too.
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o600)
 
 
 def umask() -> int:

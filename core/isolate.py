@@ -78,7 +78,7 @@ def in_fresh_process(
 
 
 def _end(code: int | None) -> Died:
-    if code == -signal.SIGKILL:
+    if code == -9:  # SIGKILL, a name that Windows does not have
         return Killed("its process was killed, most likely for want of memory")
     if code is not None and code < 0:
         return Died(f"its process died of {signal.Signals(-code).name}")

@@ -13,7 +13,7 @@ from v2v.core.errors import EngineError, MachineError, first_line
 def cuda_devices() -> int:
     """How many GPUs the NVIDIA driver shows; 0 without a driver. Needs no CUDA library."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
         return 0
     count = ctypes.c_int(0)

@@ -27,7 +27,12 @@ _PATIENCE = 10.0  # seconds that processes may take to go
 
 
 def is_wanted(arguments: Sequence[str]) -> bool:
-    """Whether a command with these arguments uses Ray and this process is not yet the supervised one."""
+    """Whether a command with these arguments uses Ray and this process is not yet the supervised one.
+
+    Only Linux has the means.
+    """
+    if sys.platform != "linux":
+        return False
     with_ray = any(each == "--ray" or each.startswith("--ray=") for each in arguments)
     return with_ray and _MARK not in os.environ
 

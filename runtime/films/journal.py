@@ -42,7 +42,7 @@ import safetensors.numpy
 
 from v2v.core.abort import removed_on_abort
 from v2v.core.errors import V2VError
-from v2v.core.files import hidden_sibling, sync
+from v2v.core.files import NO_LINK, hidden_sibling, new_file, sync
 from v2v.runtime.diffusion.segments import Carry
 from v2v.runtime.films.task import EnhancedSegment
 from v2v.runtime.media.encoding import EncodedSegment
@@ -322,8 +322,7 @@ class Journal:
         partial = self.folder / f"{name}.part"
         partial.unlink(missing_ok=True)
         # New, so that it is a file, whatever anybody puts there at this moment.
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(new_file(partial), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -395,10 +394,13 @@ def _check_folder(folder: Path) -> None:
             raise JournalError(f"{folder / name} is {kind}, which no run puts there; move it away")
 
 
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+
+
 def _opened(path: Path) -> BinaryIO:
     """A regular file, opened without following a link or waiting for a pipe."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | NO_LINK | _NO_WAIT)
     except FileNotFoundError:
         raise _Damaged(f"is gone ({path.name})") from None
     file = os.fdopen(handle, "rb")

@@ -93,7 +93,7 @@ class Process:
         if code < 0:
             with suppress(ValueError):
                 reason = signal.Signals(-code).name
-            if code == -signal.SIGKILL:
+            if code == -9:  # SIGKILL, a name that Windows does not have
                 reason += ", which is also how a machine ends a process when it runs out of memory"
         return WorkerLost(f"its process ended by {reason}")
 

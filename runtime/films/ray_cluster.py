@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -188,7 +189,7 @@ class _Actor:
     def _load(self) -> None:
         if (here := __version__) != self._version:
             raise WorkerError(
-                f"{os.uname().nodename} has v2v {here}, the run was started with {self._version}; "
+                f"{platform.node()} has v2v {here}, the run was started with {self._version}; "
                 "install the same version everywhere"
             )
         self._v2v = VideoToVideo.load(self._engine_set, self._device, self._memory)

@@ -20,7 +20,7 @@ import av.container
 
 from v2v.core.abort import removed_on_abort
 from v2v.core.errors import V2VError
-from v2v.core.files import sync
+from v2v.core.files import sync, sync_tree
 from v2v.runtime.media.encoding import EncodedSegment
 from v2v.runtime.media.errors import warn
 from v2v.runtime.media.names import numbered_url
@@ -157,10 +157,21 @@ class FolderWriter:
                 if self._note:
                     (self._partial / SETTINGS).write_text(self._note + "\n", encoding="utf-8")
                 self._partial.chmod(0o755)
-                os.sync()  # thousands of files: one wait for all
+                if hasattr(os, "sync"):
+                    os.sync()  # thousands of files: one wait for all
+                else:
+                    sync_tree(self._partial)
                 self._complete()
-                self._partial.rename(self.path)  # takes the place of an empty folder, never of a full one
+                self._publish()
                 sync(self.path.parent)
+
+    def _publish(self) -> None:
+        """Take the place of an empty folder, never of a full one."""
+        try:
+            self._partial.rename(self.path)
+        except FileExistsError:  # Windows replaces no folder
+            self.path.rmdir()
+            self._partial.rename(self.path)
 
     def join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Any]) -> None:
         """Write every picture of every segment: a packet of the PNG codec is a PNG file."""

@@ -13,7 +13,7 @@ import av
 import filelock
 
 from v2v.core.abort import removed_on_abort
-from v2v.core.files import hidden_sibling, sync, umask
+from v2v.core.files import hidden_sibling, new_file, sync, umask
 from v2v.device import Frame
 from v2v.runtime.media.errors import MediaError
 from v2v.runtime.media.names import file_url
@@ -37,7 +37,7 @@ def write_lossless(path: Path, frames: Iterable[Frame], rate: Fraction, note: st
     with writing(path), _alone(path) as file:
         partial.unlink(missing_ok=True)
         # New, so that it is a file, whatever anybody puts there at this moment.
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        os.close(new_file(partial))
         with removed_on_abort(partial), _removed_at_last(partial):
             with av.open(
                 file_url(partial), "w", format="matroska", container_options={"fflags": "+bitexact"}
