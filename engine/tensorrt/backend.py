@@ -11,10 +11,15 @@ A plan is for one version of the library, and (unless built as portable) for one
 - ``workspace``: GiB of scratch that one layer may use (also ``--workspace``)
 - ``optimization_level``: the compiler's effort, 0 to 5, by default 3; 5 times the most kernels (also
   ``--optimization-level``)
+- ``weight_streaming``: ``yes`` leaves weights that the card has no room for in the host's memory
+- ``profiling``: ``detailed`` keeps in the plan what each layer is, for NVIDIA's profilers and its engine inspector
+- ``graphs``: a folder that keeps the graphs, and in trtexec.sh the lines with which TensorRT's tool compiles them
+- ``plans``: a folder with ``<component>.plan``, made by those lines: they are taken as they are
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from collections.abc import Mapping
@@ -23,14 +28,16 @@ from typing import Any
 
 from v2v.core.components import Component, ComponentName
 from v2v.core.errors import BuildError, EngineError, MachineError
+from v2v.core.files import link_or_copy, write_whole
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import Gpu, find_gpu
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.store import timing_cache_folder
-from v2v.engine.tensorrt.builder import TensorRTOptions, build_plan, limits
-from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, load_library, runs_on
+from v2v.engine.tensorrt.builder import Limits, TensorRTOptions, build_plan, limits, trtexec
+from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, Portability, load_library, runs_on
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
+_logger = logging.getLogger(__name__)
 _BLOCK = 1 << 24
 _CUDA = 13  # as the extras install it
 
@@ -62,16 +69,27 @@ class TensorRTBackend:
         library, own_options = self._library_and_options(options)
         gpu, component = _gpu_or_none(), source.component
         graph = source.graph()
+        limit = limits(gpu.memory if gpu else None, own_options)
+        portability = library.portability(own_options.portable)
+        line = trtexec(graph.path, folder / f"{component.name}.plan", limit, portability)
+        if not library.is_rtx:
+            _logger.warning("the same by TensorRT's own tool: %s", line)
+        if own_options.graphs is not None:
+            _keep_graph(graph.path, Path(own_options.graphs).expanduser(), limit, portability)
+        path = folder / f"{component.name}.plan"
+        if own_options.plans is not None:
+            _take_plan(Path(own_options.plans).expanduser() / path.name, path)
+            PlanRecord(library.name, library.version, None, None, {}).write(record_path(path))
+            return Compiled([path, record_path(path)], graph.error)
         plan = build_plan(
             library,
             component,
             graph.path,
-            limits(gpu.memory if gpu else None, own_options),
-            library.portability(own_options.portable),
+            limit,
+            portability,
             timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing",
             progress,
         )
-        path = folder / f"{component.name}.plan"
         _write(path, memoryview(plan.data), progress)
         record = PlanRecord(
             library=library.name,
@@ -155,12 +173,43 @@ class TensorRTBackend:
         own_options = TensorRTOptions.read(options.extra)
         if options.device != "cuda":
             raise BuildError(f"backend tensorrt builds for --device cuda, not {options.device}")
-        if own_options.library is None:
-            return self._library, own_options
-        try:
-            return load_library(own_options.library), own_options
-        except ImportError as error:
-            raise BuildError(f"option library={own_options.library}: {error}") from error
+        library = self._library
+        if own_options.library is not None:
+            try:
+                library = load_library(own_options.library)
+            except ImportError as error:
+                raise BuildError(f"option library={own_options.library}: {error}") from error
+        if library.is_rtx and (own_options.graphs or own_options.plans):
+            raise BuildError(
+                "options graphs and plans are for trtexec, the tool of TensorRT, not of TensorRT for RTX"
+            )
+        return library, own_options
+
+
+def _keep_graph(graph: Path, folder: Path, limit: Limits, portability: Portability) -> None:
+    """Put a graph and its weights into ``folder``, and the line that compiles it at the end of trtexec.sh there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in [graph, *sorted(p for p in graph.parent.glob(f"{graph.stem}.*") if p != graph)]:
+            (folder / file.name).unlink(missing_ok=True)
+            link_or_copy(file, folder / file.name)
+        line = trtexec(Path(graph.name), Path(f"{graph.stem}.plan"), limit, portability)
+        script = folder / "trtexec.sh"
+        lines = script.read_text(encoding="utf-8").splitlines() if script.exists() else []
+        others = [each for each in lines if f"--onnx={graph.name} " not in each]
+        write_whole(script, "\n".join([*others, line]) + "\n")
+    except OSError as error:
+        raise BuildError(f"option graphs={folder}: {error.strerror}: {error.filename}") from error
+
+
+def _take_plan(made: Path, target: Path) -> None:
+    try:
+        link_or_copy(made, target)
+    except OSError as error:
+        raise BuildError(
+            f"option plans={made.parent}: {made.name} cannot be read ({error.strerror}); --option graphs=FOLDER "
+            "writes the lines that make it"
+        ) from error
 
 
 def _fits_gpu(facts: Mapping[str, Any], gpu: Gpu) -> Compatibility:

@@ -141,6 +141,8 @@ class TensorRTEngine(Engine):
         self._engine: Any = None
         self._engine = deserialize(library, component, plan)
         check_engine(library, self._engine, component, plan)
+        if self._engine.streamable_weights_size:  # built so; before contexts and scratch, which depend on it
+            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
         need = int(self._engine.device_memory_size_v2)
         self._scratch: Scratch | None = shared_scratch(gpu, max(need, largest_scratch(plan)))
         self._jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
