@@ -23,10 +23,11 @@ import logging
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from v2v.core.components import Component, ComponentName
+from v2v.core.components import Component, ComponentName, Precision
 from v2v.core.errors import BuildError, EngineError, MachineError
 from v2v.core.files import link_or_copy, write_whole
 from v2v.core.progress import PhaseProgress
@@ -69,7 +70,7 @@ class TensorRTBackend:
         library, own_options = self._library_and_options(options)
         gpu, component = _gpu_or_none(), source.component
         graph = source.graph()
-        limit = limits(gpu.memory if gpu else None, own_options)
+        limit = replace(limits(gpu.memory if gpu else None, own_options), precision=options.precision)
         portability = library.portability(own_options.portable)
         line = trtexec(graph.path, folder / f"{component.name}.plan", limit, portability)
         if not library.is_rtx:
@@ -111,6 +112,7 @@ class TensorRTBackend:
         library, own_options = self._library_and_options(options)
         portability = library.portability(own_options.portable)
         gpu = _gpu_or_none()
+        widest: Precision = "fp32" if options.mixed else options.precision
         if gpu is not None and library.times_kernels and (problem := _old_driver(gpu)):
             raise BuildError(problem)
         return {
@@ -122,7 +124,7 @@ class TensorRTBackend:
             "portable": portability != SAME_GPU,
             "portability": portability,
             "label": "rtx" if library.is_rtx else _label(gpu),
-            **({"capabilities": [*map(_dotted, library.capabilities)]} if library.is_rtx else {}),
+            **({"capabilities": [*map(_dotted, library.capabilities_for(widest))]} if library.is_rtx else {}),
         }
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:

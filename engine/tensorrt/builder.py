@@ -18,7 +18,7 @@ from typing import Any
 
 import filelock
 
-from v2v.core.components import Component, Tensor
+from v2v.core.components import Component, Precision, Tensor
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
 from v2v.engine.tensorrt.library import (
@@ -44,6 +44,7 @@ class Limits:
     optimization_level: int
     weight_streaming: bool = False
     detailed: bool = False  # names and parameters of layers stay in the plan
+    precision: Precision = "fp16"
 
 
 _OPTIMIZATION_LEVEL = 3
@@ -359,7 +360,7 @@ def _configure(
     if library.is_rtx and not limit.weight_streaming:
         # Else an engine may ask for memory of its own while it runs, and so cannot be captured: streaming must.
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    library.set_portability(config, portability)
+    library.set_portability(config, portability, limit.precision)
     return config
 
 
