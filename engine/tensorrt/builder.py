@@ -68,6 +68,7 @@ class TensorRTOptions:
         False  # weights that the card has no room for come from the host while they are used
     )
     profiling: bool = False  # "detailed": the plan keeps what each layer is, for NVIDIA's tools
+    shared: bool = False  # of a UNet what no prompt changes becomes an engine of its own
     graphs: str | None = None  # a folder that keeps the graphs, and trtexec's command lines
     plans: str | None = None  # a folder with plans that trtexec made, one for each component
 
@@ -87,6 +88,7 @@ class TensorRTOptions:
         return cls(
             weight_streaming=_choice(extra, "weight_streaming", no="no", yes="yes"),
             profiling=_choice(extra, "profiling", no="names", yes="detailed"),
+            shared=_choice(extra, "shared", no="no", yes="yes"),
             graphs=extra.get("graphs"),
             plans=extra.get("plans"),
             library=extra.get("library"),
