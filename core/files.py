@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 _LONGEST = 255  # bytes of a name, on every file system of note
@@ -65,6 +66,15 @@ def hidden_sibling(path: Path, ending: str) -> Path:
         beginning = name[: _LONGEST - 1 - len(mark) - len(ending_bytes)]
         name = beginning.decode(errors="ignore").encode() + mark  # no half characters
     return path.with_name(os.fsdecode(b"." + name + ending_bytes))
+
+
+def link_or_copy(source: Path, target: Path) -> Path:
+    """Put ``source`` at ``target`` without a second copy of its gigabytes where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -20,10 +20,11 @@ from v2v.core.console import (
     takes,
     warn,
 )
-from v2v.core.errors import EngineError
+from v2v.core.errors import EngineError, UsageError
 from v2v.engine.backend import MIXABLE
 from v2v.engine.build import build_engine_set
 from v2v.engine.choose import default_weights
+from v2v.engine.layers import wrong_layers
 from v2v.engine.manifest import FP16_RANGE
 from v2v.engine.options import BuildArguments
 from v2v.engine.store import EngineSet, engines_root, list_sets
@@ -48,6 +49,10 @@ def command(arguments: BuildArguments) -> None:
         show_log()
     if arguments.list_sets:
         return show_sets()
+    if arguments.layers:
+        if not (arguments.verify and arguments.output):
+            raise UsageError("--layers belongs to --verify, and takes one engine set: name it with -o")
+        return show_layers(EngineSet.open(arguments.output), arguments.named_device())
     if arguments.verify:
         return verify_sets(arguments.output, arguments.named_device())
     config = arguments.config()
@@ -138,6 +143,27 @@ def verify_sets(folder: Path | None, device: str | None) -> None:
         messages.print(f"error: {failure}", style="red", markup=False)
     if failures:
         raise failures[-1]
+
+
+def show_layers(engine_set: EngineSet, device: str | None) -> None:
+    """What ``--verify --layers`` prints for one set.
+
+    Raises:
+        EngineError: a layer computes something else; names the first.
+    """
+    with BuildDisplay() as display:
+        found = list(wrong_layers(engine_set, device or _runnable_on(engine_set), display))
+    for name, layers, _ in found:
+        table = Table(name, "operator", "in", "error against ONNX Runtime")
+        for layer in layers:
+            table.add_row(layer.name, layer.operator, layer.place, f"{layer.error:.1e}")
+        results.print(table)
+    for name, _, wrong in found:
+        if wrong is not None:
+            raise EngineError(
+                f"{name} of {engine_set.path} goes wrong at the layer '{wrong.name}' ({wrong.operator} in "
+                f"{wrong.place or 'its beginning'}), which differs from ONNX Runtime by {wrong.error:.1e}"
+            )
 
 
 def show_verified(engine_set: EngineSet, device: str, verified: Sequence[Verified]) -> None:

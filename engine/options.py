@@ -63,6 +63,10 @@ class BuildArguments:
     verify: Annotated[
         bool, typer.Option("--verify", help="Verify the engine set in -o, or all in the store.")
     ] = False
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="With --verify and -o: find the first layer that goes wrong."),
+    ] = False
 
     def config(self) -> ModelConfig:
         """The model whose engines are built.

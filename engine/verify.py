@@ -21,7 +21,7 @@ from v2v.core.errors import EngineError
 from v2v.core.progress import BuildProgress
 from v2v.core.samples import Arrays, Occurring, relative_error
 from v2v.device import Array, Device, open_device
-from v2v.engine.backend import Engine, backend
+from v2v.engine.backend import Engine, Graph, backend
 from v2v.engine.build import Exporter
 from v2v.engine.store import EngineSet
 
@@ -203,6 +203,23 @@ def _reference(
         yield engine
         engine.close()
         return
+    with exported(engine_set, name, progress, exporter) as graph:
+        engine = backend("onnxruntime").load(engine_set.component(name), [graph.path], "cpu")
+        yield engine
+        engine.close()
+
+
+@contextmanager
+def exported(
+    engine_set: EngineSet, name: ComponentName, progress: BuildProgress, exporter: Exporter | None = None
+) -> Iterator[Graph]:
+    """The graph of a component of a set, exported once more; it is gone afterwards.
+
+    Raises:
+        EngineError: the weights that the set was built from have changed.
+        BuildError: it cannot be exported.
+    """
+    recipe = engine_set.manifest.recipe
     exporter = exporter or Exporter.default()
 
     def report(phase: str, share: float) -> None:
@@ -218,7 +235,7 @@ def _reference(
     beside = engine_set.path.parent
     room = beside if os.access(beside, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".v2v-verify-", dir=room) as folder:
-        graph = exporter.export_component(
+        graph: Graph = exporter.export_component(
             name,
             recipe.model,
             weights,
@@ -227,6 +244,4 @@ def _reference(
             Path(folder),
             report,
         )
-        engine = backend("onnxruntime").load(engine_set.component(name), [graph.path], "cpu")
-        yield engine
-        engine.close()
+        yield graph

@@ -9,7 +9,6 @@ instead of 0.5 s on two cores and run no faster, and would be tied to one versio
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 
 from v2v.core.components import Component, ComponentName, Tensor
 from v2v.core.errors import BuildError, EngineError, first_line
+from v2v.core.files import link_or_copy
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import cuda_devices
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Engine, Source, checked
@@ -76,7 +76,7 @@ class OnnxRuntimeBackend:
         files = []
         for index, file in enumerate(sources):
             progress("storing", index / len(sources))
-            files.append(_link_or_copy(file, folder / file.name))
+            files.append(link_or_copy(file, folder / file.name))
         return Compiled(files, exported.error)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
@@ -261,15 +261,6 @@ def _threads() -> int:
     if threads < 0:
         raise EngineError(f"V2V_THREADS must be a number of threads, not '{text}'")
     return threads
-
-
-def _link_or_copy(source: Path, target: Path) -> Path:
-    """Put ``source`` at ``target`` without a second copy of its gigabytes where the file system can."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-    return target
 
 
 def _version(text: str) -> tuple[int, ...]:

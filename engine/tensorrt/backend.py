@@ -11,26 +11,36 @@ A plan is for one version of the library, and (unless built as portable) for one
 - ``workspace``: GiB of scratch that one layer may use (also ``--workspace``)
 - ``optimization_level``: the compiler's effort, 0 to 5, by default 3; 5 times the most kernels (also
   ``--optimization-level``)
+- ``weight_streaming``: ``yes`` leaves weights that the card has no room for in the host's memory
+- ``profiling``: ``detailed`` keeps in the plan what each layer is, for NVIDIA's profilers and its engine inspector
+- ``shared``: ``yes`` makes of what no prompt changes in a UNet an engine of its own, which a guided step runs once
+- ``graphs``: a folder that keeps the graphs, and in trtexec.sh the lines with which TensorRT's tool compiles them
+- ``plans``: a folder with ``<component>.plan``, made by those lines: they are taken as they are
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from v2v.core.components import Component, ComponentName
+from v2v.core.components import Component, ComponentName, Precision
 from v2v.core.errors import BuildError, EngineError, MachineError
+from v2v.core.files import link_or_copy, write_whole
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import Gpu, find_gpu
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.store import timing_cache_folder
-from v2v.engine.tensorrt.builder import TensorRTOptions, build_plan, limits
-from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, load_library, runs_on
-from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
+from v2v.engine.tensorrt.builder import Limits, TensorRTOptions, build_plan, limits, trtexec
+from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, Portability, load_library, runs_on
+from v2v.engine.tensorrt.parts import split
+from v2v.engine.tensorrt.runner import PlanRecord, SharingEngine, TensorRTEngine, record_path
 
+_logger = logging.getLogger(__name__)
 _BLOCK = 1 << 24
 _CUDA = 13  # as the extras install it
 
@@ -60,28 +70,32 @@ class TensorRTBackend:
                 names the component, the layer where known, and what to try.
         """
         library, own_options = self._library_and_options(options)
-        gpu, component = _gpu_or_none(), source.component
-        graph = source.graph()
-        plan = build_plan(
-            library,
-            component,
-            graph.path,
-            limits(gpu.memory if gpu else None, own_options),
-            library.portability(own_options.portable),
-            timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing",
-            progress,
+        component, graph = source.component, source.graph()
+        compiler = self._compiler(library, own_options, options, progress)
+        if own_options.graphs is not None:
+            _keep_graph(graph.path, Path(own_options.graphs).expanduser(), compiler.line)
+        if not (own_options.shared and component.name == "unet"):
+            return Compiled(
+                compiler.compile(component, graph.path, folder / f"{component.name}.plan"), graph.error
+            )
+        shared, rest = split(component, graph.path)
+        return Compiled(
+            [
+                *compiler.compile(rest.component, rest.path, folder / f"{component.name}.plan"),
+                *compiler.compile(shared.component, shared.path, folder / f"{component.name}_shared.plan"),
+            ],
+            graph.error,
         )
-        path = folder / f"{component.name}.plan"
-        _write(path, memoryview(plan.data), progress)
-        record = PlanRecord(
-            library=library.name,
-            version=library.version,
-            scratch_bytes=plan.activation_bytes,
-            weight_bytes=plan.weight_bytes,
-            layers=plan.layers,
-        )
-        record.write(record_path(path))
-        return Compiled([path, record_path(path)], graph.error)
+
+    def _compiler(
+        self, library: Library, own_options: TensorRTOptions, options: BuildOptions, progress: PhaseProgress
+    ) -> _Compiler:
+        gpu = _gpu_or_none()
+        limit = replace(limits(gpu.memory if gpu else None, own_options), precision=options.precision)
+        cache = timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing"
+        portability = library.portability(own_options.portable)
+        plans = None if own_options.plans is None else Path(own_options.plans).expanduser()
+        return _Compiler(library, limit, portability, cache, plans, progress)
 
     def facts(self, options: BuildOptions) -> dict[str, Any]:
         """Library, version, GPU, compute capability, driver and portability; works without a GPU, which is None."""
@@ -93,6 +107,7 @@ class TensorRTBackend:
         library, own_options = self._library_and_options(options)
         portability = library.portability(own_options.portable)
         gpu = _gpu_or_none()
+        widest: Precision = "fp32" if options.mixed else options.precision
         if gpu is not None and library.times_kernels and (problem := _old_driver(gpu)):
             raise BuildError(problem)
         return {
@@ -104,7 +119,7 @@ class TensorRTBackend:
             "portable": portability != SAME_GPU,
             "portability": portability,
             "label": "rtx" if library.is_rtx else _label(gpu),
-            **({"capabilities": [*map(_dotted, library.capabilities)]} if library.is_rtx else {}),
+            **({"capabilities": [*map(_dotted, library.capabilities_for(widest))]} if library.is_rtx else {}),
         }
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
@@ -129,7 +144,7 @@ class TensorRTBackend:
             return Compatibility(False, problem, rebuild=False)
         return _fits_gpu(facts, gpu)
 
-    def load(self, component: Component, files: list[Path], device: str) -> TensorRTEngine:
+    def load(self, component: Component, files: list[Path], device: str) -> TensorRTEngine | SharingEngine:
         """Load a plan onto ``device`` and check its inputs and outputs against ``component``.
 
         Raises:
@@ -148,19 +163,105 @@ class TensorRTBackend:
             repr(component).encode()
         )  # what is compiled just in time depends on, the weights apart
         jit = timing_cache_folder() / f"{component.name}-{shapes:08x}-{library.version}-{_label(gpu)}.jit"
+        if len(files) > 2:
+            return self._load_parts(component, files, library, gpu, jit if library.is_rtx else None)
         return TensorRTEngine(component, plan, library, gpu, jit if library.is_rtx else None)
+
+    def _load_parts(
+        self, component: Component, files: list[Path], library: Library, gpu: Gpu, jit: Path | None
+    ) -> SharingEngine:
+        """A UNet of two plans."""
+        parts = []
+        for number, plan in enumerate(files[::2]):
+            described = PlanRecord.read(record_path(plan)).component
+            if described is None:
+                raise EngineError(f"{record_path(plan)} does not say what its plan takes and gives")
+            own = jit.with_name(f"{number}-{jit.name}") if jit is not None else None
+            parts.append(TensorRTEngine(described, plan, library, gpu, own))
+        rest, shared = parts
+        return SharingEngine(component, shared, rest)
 
     def _library_and_options(self, options: BuildOptions) -> tuple[Library, TensorRTOptions]:
         """The library that ``options`` ask for, after a look at all of them."""
         own_options = TensorRTOptions.read(options.extra)
         if options.device != "cuda":
             raise BuildError(f"backend tensorrt builds for --device cuda, not {options.device}")
-        if own_options.library is None:
-            return self._library, own_options
-        try:
-            return load_library(own_options.library), own_options
-        except ImportError as error:
-            raise BuildError(f"option library={own_options.library}: {error}") from error
+        library = self._library
+        if own_options.library is not None:
+            try:
+                library = load_library(own_options.library)
+            except ImportError as error:
+                raise BuildError(f"option library={own_options.library}: {error}") from error
+        if own_options.shared and (own_options.graphs or own_options.plans):
+            raise BuildError("option shared=yes cuts graphs, and options graphs and plans are of whole ones")
+        if library.is_rtx and (own_options.graphs or own_options.plans):
+            raise BuildError(
+                "options graphs and plans are for trtexec, the tool of TensorRT, not of TensorRT for RTX"
+            )
+        return library, own_options
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    """What all plans of a component are compiled with."""
+
+    library: Library
+    limit: Limits
+    portability: Portability
+    timing_cache: Path
+    plans: Path | None  # a folder to take plans from
+    progress: PhaseProgress
+
+    def compile(self, component: Component, graph: Path, path: Path) -> list[Path]:
+        """Make the plan ``path`` of ``graph``, and the record beside it."""
+        record = PlanRecord(self.library.name, self.library.version, None, None, {}, component)
+        if not self.library.is_rtx:
+            _logger.warning("the same by TensorRT's own tool: %s", self.line(graph, path))
+        if self.plans is not None:
+            _take_plan(self.plans / path.name, path)
+        else:
+            plan = build_plan(
+                self.library, component, graph, self.limit, self.portability, self.timing_cache, self.progress
+            )
+            _write(path, memoryview(plan.data), self.progress)
+            record = replace(
+                record,
+                scratch_bytes=plan.activation_bytes,
+                weight_bytes=plan.weight_bytes,
+                layers=plan.layers,
+            )
+        record.write(record_path(path))
+        return [path, record_path(path)]
+
+    def line(self, graph: Path, plan: Path) -> str:
+        """What compiles ``graph`` with TensorRT's own tool."""
+        return trtexec(graph, plan, self.limit, self.portability)
+
+
+def _keep_graph(graph: Path, folder: Path, line: Callable[[Path, Path], str]) -> None:
+    """Put a graph and its weights into ``folder``, and the line that compiles it at the end of trtexec.sh there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in [graph, *sorted(p for p in graph.parent.glob(f"{graph.stem}.*") if p != graph)]:
+            (folder / file.name).unlink(missing_ok=True)
+            link_or_copy(file, folder / file.name)
+        script = folder / "trtexec.sh"
+        lines = script.read_text(encoding="utf-8").splitlines() if script.exists() else []
+        others = [each for each in lines if f"--onnx={graph.name} " not in each]
+        made = line(Path(graph.name), Path(f"{graph.stem}.plan"))
+        write_whole(script, "\n".join([*others, made]) + "\n")
+    except OSError as error:
+        raise BuildError(f"option graphs={folder}: {error.strerror}: {error.filename}") from error
+
+
+def _take_plan(made: Path, target: Path) -> None:
+    try:
+        link_or_copy(made, target)
+    except OSError as error:
+        raise BuildError(
+            f"option plans={made.parent}: {made.name} cannot be read ({error.strerror}); --option graphs=FOLDER "
+            "writes the lines that make it"
+        ) from error
 
 
 def _fits_gpu(facts: Mapping[str, Any], gpu: Gpu) -> Compatibility:

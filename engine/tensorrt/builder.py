@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,10 +18,16 @@ from typing import Any
 
 import filelock
 
-from v2v.core.components import Component, Tensor
+from v2v.core.components import Component, Precision, Tensor
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
-from v2v.engine.tensorrt.library import Library, Message, Portability
+from v2v.engine.tensorrt.library import (
+    AMPERE_AND_LATER,
+    SAME_CAPABILITY,
+    Library,
+    Message,
+    Portability,
+)
 
 GIB = 2**30
 
@@ -35,6 +42,9 @@ class Limits:
     tactic_memory: int | None  # bytes on the device that one candidate kernel may use while it is timed
     tactics: int | None  # candidate kernels that are tried for one layer
     optimization_level: int
+    weight_streaming: bool = False
+    detailed: bool = False  # names and parameters of layers stay in the plan
+    precision: Precision = "fp16"
 
 
 _OPTIMIZATION_LEVEL = 3
@@ -54,6 +64,13 @@ class TensorRTOptions:
     tactic_memory: int | None = None  # bytes on the GPU that a candidate may use while it is tried
     workspace: int | None = None  # bytes of scratch that one layer may use when it runs
     optimization_level: int | None = None  # 0..5
+    weight_streaming: bool = (
+        False  # weights that the card has no room for come from the host while they are used
+    )
+    profiling: bool = False  # "detailed": the plan keeps what each layer is, for NVIDIA's tools
+    shared: bool = False  # of a UNet what no prompt changes becomes an engine of its own
+    graphs: str | None = None  # a folder that keeps the graphs, and trtexec's command lines
+    plans: str | None = None  # a folder with plans that trtexec made, one for each component
 
     @classmethod
     def read(cls, extra: Mapping[str, str]) -> TensorRTOptions:
@@ -69,6 +86,11 @@ class TensorRTOptions:
         if level is not None and level not in ("0", "1", "2", "3", "4", "5"):
             raise BuildError(f"option optimization_level={level} must be a number from 0 to 5")
         return cls(
+            weight_streaming=_choice(extra, "weight_streaming", no="no", yes="yes"),
+            profiling=_choice(extra, "profiling", no="names", yes="detailed"),
+            shared=_choice(extra, "shared", no="no", yes="yes"),
+            graphs=extra.get("graphs"),
+            plans=extra.get("plans"),
             library=extra.get("library"),
             portable=extra.get("portable"),
             tactics=_number(extra, "tactics"),
@@ -92,7 +114,35 @@ def limits(gpu_memory: int | None, options: TensorRTOptions) -> Limits:
         optimization_level=_OPTIMIZATION_LEVEL
         if options.optimization_level is None
         else options.optimization_level,
+        weight_streaming=options.weight_streaming,
+        detailed=options.profiling,
     )
+
+
+def trtexec(graph: Path, plan: Path, limit: Limits, portability: Portability) -> str:
+    """The command line with which TensorRT's own tool compiles ``graph`` as :func:`build_plan` does.
+
+    What it cannot be told: that small attentions may be computed step by step, and the memory of a candidate kernel.
+    """
+    words = ["trtexec", f"--onnx={graph}", f"--saveEngine={plan}", "--stronglyTyped", "--skipInference"]
+    words.append(f"--builderOptimizationLevel={limit.optimization_level}")
+    if limit.workspace is not None:
+        words.append(f"--memPoolSize=workspace:{limit.workspace >> 20}")  # MiB
+    if limit.tactics is not None:
+        words.append(f"--maxTactics={limit.tactics}")
+    level = {SAME_CAPABILITY: "sameComputeCapability", AMPERE_AND_LATER: "ampere+"}.get(portability)
+    words += [f"--hardwareCompatibilityLevel={level}"] if level else []
+    words += ["--allowWeightStreaming"] if limit.weight_streaming else []
+    words += ["--profilingVerbosity=detailed"] if limit.detailed else []
+    return shlex.join(words)
+
+
+def _choice(extra: Mapping[str, str], name: str, *, no: str, yes: str) -> bool:
+    """Whether the option ``name`` is ``yes``; where it is absent it is ``no``."""
+    text = extra.get(name, no)
+    if text not in (no, yes):
+        raise BuildError(f"option {name}={text} must be {yes} or {no}")
+    return text == yes
 
 
 def _number(extra: Mapping[str, str], name: str, unit: int = 1) -> int | None:
@@ -297,7 +347,10 @@ def _configure(
 ) -> Any:
     api = library.api
     config = builder.create_builder_config()
-    config.profiling_verbosity = api.ProfilingVerbosity.LAYER_NAMES_ONLY
+    verbosity = api.ProfilingVerbosity
+    config.profiling_verbosity = verbosity.DETAILED if limit.detailed else verbosity.LAYER_NAMES_ONLY
+    if limit.weight_streaming:
+        config.set_flag(api.BuilderFlag.WEIGHT_STREAMING)
     if limit.workspace is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, limit.workspace)
     if library.times_kernels:
@@ -306,11 +359,10 @@ def _configure(
             config.set_memory_pool_limit(api.MemoryPoolType.TACTIC_DRAM, limit.tactic_memory)
         if limit.tactics is not None:
             config.max_num_tactics = limit.tactics
-    if (
-        library.is_rtx
-    ):  # else an engine may ask for memory of its own while it runs, and so cannot be captured
+    if library.is_rtx and not limit.weight_streaming:
+        # Else an engine may ask for memory of its own while it runs, and so cannot be captured: streaming must.
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    library.set_portability(config, portability)
+    library.set_portability(config, portability, limit.precision)
     return config
 
 

@@ -9,19 +9,23 @@ the same block, so they must run one after the other, on one stream.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import re
 import weakref
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
+import numpy as np
 
 from v2v.core.components import Component, Tensor
 from v2v.core.errors import EngineError, MachineError, first_line
 from v2v.device.gpus import Gpu, call
-from v2v.engine.backend import Engine, checked
+from v2v.engine.backend import Engine, Prompted, checked
 from v2v.engine.tensorrt.builder import DRIVER_ADVICE, describe
 from v2v.engine.tensorrt.library import Library
 
@@ -37,6 +41,7 @@ class PlanRecord:
     scratch_bytes: int | None
     weight_bytes: int | None
     layers: Mapping[str, int]
+    component: Component | None = None  # what the plan takes and gives, where that is a part of one
 
     def write(self, path: Path) -> None:
         """Store the record."""
@@ -50,9 +55,8 @@ class PlanRecord:
             EngineError: missing or damaged.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: data[field.name] for field in fields(cls)})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except (OSError, msgspec.MsgspecError) as error:
             raise EngineError(f"{path} cannot be read ({first_line(error)})") from error
 
 
@@ -141,6 +145,8 @@ class TensorRTEngine(Engine):
         self._engine: Any = None
         self._engine = deserialize(library, component, plan)
         check_engine(library, self._engine, component, plan)
+        if self._engine.streamable_weights_size:  # built so; before contexts and scratch, which depend on it
+            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
         need = int(self._engine.device_memory_size_v2)
         self._scratch: Scratch | None = shared_scratch(gpu, max(need, largest_scratch(plan)))
         self._jit_code = jit_cache.read_bytes() if jit_cache is not None and jit_cache.is_file() else b""
@@ -247,6 +253,61 @@ class TensorRTEngine(Engine):
             fresh.replace(self._jit_cache)
         except OSError:
             return  # it only costs time
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """Device memory for what one part of an engine hands to the other."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    pointer: int
+
+
+class SharingEngine(Engine):
+    """A UNet of two plans: what no prompt changes runs once, the rest for every prompt.
+
+    What the first hands over lies in memory of the engine's own, at fixed addresses: runs may be captured, and follow
+    one another on one stream.
+    """
+
+    def __init__(self, component: Component, shared: TensorRTEngine, rest: TensorRTEngine) -> None:
+        from cuda.bindings import driver as cu
+
+        self.component = component
+        self._shared, self._rest = shared, rest
+        self._handed: dict[str, _Handed] = {}
+        for tensor in shared.component.outputs:
+            size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+            try:
+                pointer = int(call(cu.cuMemAlloc(size)))
+            except RuntimeError as error:
+                self.close()
+                raise MachineError(
+                    f"there is no {size / 2**20:.0f} MiB left on the GPU for what {component.name} keeps between "
+                    f"prompts ({error}); run with --memory low, or build without --option shared=yes"
+                ) from error
+            self._handed[tensor.name] = _Handed(tensor.shape, tensor.dtype, pointer)
+
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
+        """As :meth:`TensorRTEngine.run`."""
+        self.run_prompts({}, [(inputs, outputs)], stream)
+
+    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
+        """See :class:`v2v.engine.backend.Engine`; raises as :meth:`run` does."""
+        self._shared.run({**common, **prompts[0][0]}, self._handed, stream)
+        for inputs, outputs in prompts:
+            self._rest.run({**common, **inputs, **self._handed}, outputs, stream)
+
+    def close(self) -> None:
+        """Free both parts, and what lies between them, once queued runs are done."""
+        from cuda.bindings import driver as cu
+
+        self._shared.close()
+        self._rest.close()
+        for handed in self._handed.values():
+            cu.cuMemFree(handed.pointer)
+        self._handed = {}
 
 
 def deserialize(library: Library, component: Component, plan: Path) -> Any:

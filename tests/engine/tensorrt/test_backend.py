@@ -28,7 +28,7 @@ from v2v.engine.store import EngineSet, engines_root, timing_cache_folder
 from v2v.engine.tensorrt import backend as backend_module
 from v2v.engine.tensorrt import runner
 from v2v.engine.tensorrt.backend import TensorRTBackend
-from v2v.engine.tensorrt.builder import GIB, TensorRTOptions, explain, limits
+from v2v.engine.tensorrt.builder import GIB, TensorRTOptions, explain, limits, trtexec
 from v2v.engine.tensorrt.library import Library, Message, load_library
 from v2v.engine.tensorrt.runner import PlanRecord, TensorRTEngine, record_path
 
@@ -215,6 +215,8 @@ def test_an_unknown_option_is_named(tensorrt: ModuleType) -> None:
         (replace(FP16, extra={"portable": "all"}), "portable=all is unknown; choose from same_gpu"),
         (replace(FP16, extra={"library": "tensorrt_9"}), "library=tensorrt_9: no module named"),
         (replace(FP16, device="cpu"), "for --device cuda, not cpu"),
+        (replace(FP16, extra={"weight_streaming": "1"}), "weight_streaming=1 must be yes or no"),
+        (replace(FP16, extra={"profiling": "all"}), "profiling=all must be detailed or names"),
         (replace(FP16, precision="fp32"), "with --precision fp16, not fp32"),
     ],
 )
@@ -599,6 +601,12 @@ class FakeEngine:
         self.tensors = [*component.inputs, *component.outputs]
         self.contexts: list[FakeContext] = []
         self.runtime_config: Any = None
+        self.streamable_weights_size = 0
+        self.weight_streaming_budget_v2 = 0
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        assert not self.contexts  # no context may be there when it changes
+        return self.streamable_weights_size // 3
 
     num_io_tensors = property(lambda self: len(self.tensors))
     context = property(lambda self: self.contexts[0])  # the one that is made when the engine is loaded
@@ -882,3 +890,66 @@ def test_tensorrt_for_rtx_is_asked_before_a_run_is_captured(
     else:
         engine.run(*given, stream=7)
         assert fake.context.streams == [7]
+
+
+def test_weights_are_streamed_within_what_tensorrt_finds_room_for(engines: Any, memory: FakeMemory) -> None:
+    engines.record("unet", 1000)
+    fake = FakeEngine(TOYS["unet"], 1000)
+    fake.streamable_weights_size = 3 * GIB
+    engines(fake)
+    assert fake.weight_streaming_budget_v2 == GIB
+
+
+@pytest.mark.parametrize("options", [{"weight_streaming": "yes"}, {"profiling": "detailed"}])
+def test_streamed_and_detailed_plans_compile(
+    tensorrt_rtx: ModuleType, tmp_path: Path, options: dict[str, str]
+) -> None:
+    component = TOYS["vae_encoder"]
+    plan, record = build(tmp_path, component, graphs.toy(tmp_path, component), replace(FP16, extra=options))
+    assert plan.stat().st_size > 0
+    assert PlanRecord.read(record).layers
+
+
+def test_the_line_for_trtexec_says_what_the_builder_is_told() -> None:
+    given = {"workspace": "2", "tactics": "9", "optimization_level": "5", "weight_streaming": "yes"}
+    limit = limits(None, TensorRTOptions.read(given | {"profiling": "detailed"}))
+    line = trtexec(Path("unet.onnx"), Path("unet.plan"), limit, "ampere_plus")
+    assert line == (
+        "trtexec --onnx=unet.onnx --saveEngine=unet.plan --stronglyTyped --skipInference "
+        "--builderOptimizationLevel=5 --memPoolSize=workspace:2048 --maxTactics=9 "
+        "--hardwareCompatibilityLevel=ampere+ --allowWeightStreaming --profilingVerbosity=detailed"
+    )
+    plain = trtexec(Path("a b.onnx"), Path("p"), limits(None, TensorRTOptions()), "same_gpu")
+    assert plain.endswith("--skipInference --builderOptimizationLevel=3")
+    assert "'--onnx=a b.onnx'" in plain
+
+
+def test_graphs_are_kept_with_the_lines_and_plans_made_of_them_are_taken(
+    tensorrt: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether such a plan is the component shows when it is loaded, as with any other."""
+    kept, own = tmp_path / "kept", tmp_path / "own"
+    for number, name in enumerate(("vae_encoder", "unet", "unet")):  # twice: one line each
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        graph = graphs.toy(folder, TOYS[name])
+        build(folder, TOYS[name], graph, replace(FP16, extra={"graphs": str(kept)}))
+    lines = (kept / "trtexec.sh").read_text().splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["trtexec", f"--onnx={name}.onnx", f"--saveEngine={name}.plan"] for name in ("vae_encoder", "unet")
+    ]
+    assert "the same by TensorRT's own tool: trtexec --onnx=" in caplog.text
+    own.mkdir()
+    (own / "unet.plan").write_bytes(b"made by trtexec")
+    taking = replace(FP16, extra={"plans": str(own)})
+    (tmp_path / "set").mkdir()
+    plan, record = build(tmp_path / "set", TOYS["unet"], kept / "unet.onnx", taking)
+    assert plan.read_bytes() == b"made by trtexec"
+    assert PlanRecord.read(record).version == tensorrt.__version__
+    with pytest.raises(BuildError, match=r"vae_encoder\.plan cannot be read .*--option graphs=FOLDER writes"):
+        build(tmp_path / "set", TOYS["vae_encoder"], kept / "vae_encoder.onnx", taking)
+
+
+def test_tensorrt_for_rtx_has_no_trtexec(tensorrt_rtx: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="trtexec, the tool of TensorRT, not of TensorRT for RTX"):
+        TensorRTBackend().facts(replace(FP16, extra={"plans": str(tmp_path)}))

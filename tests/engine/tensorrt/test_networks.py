@@ -109,6 +109,28 @@ def test_the_reference_autoencoder_attends_without_iattention_and_norms_in_fp32(
     assert count(record, "NORMALIZATION", "FLOAT") > 20
 
 
+@pytest.mark.slow
+def test_the_reference_autoencoder_in_fp32_is_compiled_for_all_but_turing(
+    tensorrt_rtx: ModuleType, tmp_path: Path
+) -> None:
+    """Its attention is two products of matrices, which TensorRT for RTX has no FP32 kernels for on Turing."""
+    model = ModelConfig("narrow", autoencoder=AutoencoderConfig(width=32))
+    window = window_for(model, (64, 80), 1)
+    graph = graphs.export_component(
+        "vae_decoder", model, load_weights("random:0", model), window, "fp32", tmp_path
+    )
+    component = components(model, window, "fp32")["vae_decoder"]
+    wide = BuildOptions("fp32", "cuda")
+    plan, record = (
+        TensorRTBackend().build(source_of(component, graph.path), tmp_path, wide, lambda *_: None).files
+    )
+    assert plan.stat().st_size > 0
+    assert count(PlanRecord.read(record), "CONVOLUTION", "FLOAT") > 20
+    mixed = BuildOptions("fp16", "cuda", mixed=(("vae_decoder", "fp32"),))
+    capabilities = [TensorRTBackend().facts(each)["capabilities"] for each in (FP16, mixed)]
+    assert "7.5" in capabilities[0] and capabilities[1] == [each for each in capabilities[0] if each != "7.5"]
+
+
 # Full size ------------------------------------------------------------------------------------------------------
 
 ATTENTIONS = {"text_encoder": 23, "image_encoder": 32, "vae_encoder": 0, "unet": 66, "vae_decoder": 0}
