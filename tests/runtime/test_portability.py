@@ -14,8 +14,8 @@ import pytest
 from tests.runtime.clips import make_video
 from tests.stand_ins.command import Run
 
-# What Windows lacks and only our code might use; and it opens no folder, syncs no file that is open for reading alone, replaces no folder, and
-# tells of signals through sockets alone.
+# What Windows lacks and only our code might use; and it opens no folder, replaces no folder, and tells of signals
+# through sockets alone.
 WITHOUT = """
 import os, signal, socket, stat, sys
 
