@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import NoReturn
@@ -12,12 +13,14 @@ from typing import NoReturn
 import typer
 
 from v2v.benchmarks.compare import Change, Comparison, compare
+from v2v.benchmarks.layers import layer_times
 from v2v.benchmarks.options import BenchOptions
 from v2v.benchmarks.report import PAGE, check_output, size_text, spread_text, time_text, write
 from v2v.benchmarks.results import EVALUATE, Results
 from v2v.benchmarks.session import run_session
 from v2v.core import console
 from v2v.core.console import BuildDisplay, Table, messages, new_app, print_result, run_app, takes, warn
+from v2v.engine.store import EngineSet
 
 app = new_app()
 
@@ -38,6 +41,8 @@ def command(options: BenchOptions) -> None:
     if options.compare is not None:
         old, new = map(Results.read, options.compare)
         return show_comparison(compare(old, new), options.as_json)
+    if options.layers:
+        return show_layers(options.sets_for_layers(), options.as_json)
     folder = options.folder()
     if folder is not None:
         check_output(folder, overwrite=options.overwrite)
@@ -83,6 +88,27 @@ def show(results: Results) -> None:
         warn("the weights are random numbers: times and memory are the real networks', pictures mean nothing")
     for failed in results.failed:
         warn(f"{failed.name} was not measured: {failed.reason}")
+
+
+_LAYERS = 15  # of a component that a table shows
+
+
+def show_layers(sets: Sequence[tuple[EngineSet, str]], as_json: bool) -> None:
+    """Print the slowest layers of every component of the sets; as JSON all of them."""
+    document: dict[str, dict[str, dict[str, float]]] = {}
+    for engine_set, device in sets:
+        for times in layer_times(engine_set, device):
+            document.setdefault(engine_set.name, {})[times.component] = times.seconds
+            if as_json:
+                continue
+            table = Table(times.component, "time", "share")
+            for layer, seconds in [*times.seconds.items()][:_LAYERS]:
+                table.add_row(layer, time_text(seconds), f"{100 * seconds / max(times.total, 1e-12):.1f} %")
+            table.add_section()
+            table.add_row(f"all {len(times.seconds)}", time_text(times.total), "")
+            console.results.print(table)
+    if as_json:
+        print_result(document)
 
 
 def show_comparison(comparison: Comparison, as_json: bool) -> None:

@@ -89,6 +89,9 @@ class BenchOptions:
             "comes with the package.",
         ),
     ] = False
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Only tell how long each layer of the engine sets takes.")
+    ] = False
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the report; default: named by the date.")
     ] = None
@@ -106,6 +109,19 @@ class BenchOptions:
         if self.output is not None or self.as_json:
             return self.output
         return Path(f"v2v-bench-{datetime.now():%Y%m%d-%H%M%S}")
+
+    def sets_for_layers(self) -> list[tuple[EngineSet, str]]:
+        """The engine sets that ``--layers`` times, and on which device.
+
+        Raises:
+            UsageError: none is named.
+            EngineError: one cannot be opened.
+        """
+        named = [*(self.engines or []), *(self.more_engines or [])]
+        if not named:
+            raise UsageError("--layers needs the folder of an engine set")
+        device = one_of("--device", self.device, _DEVICES) if self.device else None
+        return [(opened, device or opened.device) for opened in map(EngineSet.open, named)]
 
     def plan(self) -> SessionPlan:
         """What the session measures. Engine sets that are missing are built.

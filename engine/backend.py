@@ -158,6 +158,16 @@ class Engine(Protocol):
         for inputs, outputs in prompts:
             self.run({**common, **inputs}, outputs, stream)
 
+    def layer_seconds(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0
+    ) -> dict[str, float]:
+        """As :meth:`run`, and wait for it; returns how long each layer took, by the library's names.
+
+        Raises:
+            EngineError: the library does not tell; or as :meth:`run`.
+        """
+        raise EngineError(f"the backend of {self.component.name} tells no times of layers")
+
     def close(self) -> None:
         """Free the memory that the engine holds. Calling it twice is harmless."""
         ...

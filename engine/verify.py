@@ -92,6 +92,11 @@ class Binding:
         """Queue one run."""
         self._engine.run(self._inputs, self._outputs, self._device.stream)
 
+    def layer_seconds(self) -> dict[str, float]:
+        """Run twice, and return how long each layer took the second time."""
+        self.run()
+        return self._engine.layer_seconds(self._inputs, self._outputs, self._device.stream)
+
     def result(self) -> Arrays:
         """The outputs of what was queued."""
         return {name: self._device.download(array).copy() for name, array in self._outputs.items()}

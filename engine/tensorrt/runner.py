@@ -168,19 +168,31 @@ class TensorRTEngine(Engine):
             EngineError: an array is missing or has another type or shape, the engine is closed, TensorRT fails, or it
                 cannot be captured though it is about to be.
         """
-        if self._engine is None:
-            raise EngineError(f"the engine {self.component.name} is closed")
-        addresses = tuple(
-            int(checked(self.component, tensor, arrays).pointer)
-            for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs))
-            for tensor in described
-        )
-        context = self._context(addresses)
+        context = self._context(self._addresses(inputs, outputs))
         if self._library.is_rtx:
             self._check_capture(context, stream)
         with self._library.capture() as messages:
             if not context.execute_async_v3(stream):
                 raise _failure(self.component, "failed", messages)
+
+    def layer_seconds(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0
+    ) -> dict[str, float]:
+        """See :class:`v2v.engine.backend.Engine`: layers as TensorRT joined them.
+
+        ``--option profiling=detailed`` at the build makes their names say more.
+        """
+        addresses = self._addresses(inputs, outputs)
+        context = self._bound(self._new_context(), addresses)
+        profiler = _profiler(self._library.api)
+        context.profiler = profiler
+        with self._library.capture() as messages:
+            for _ in range(2):  # the first sets itself up
+                profiler.seconds.clear()
+                if not context.execute_async_v3(stream):
+                    raise _failure(self.component, "failed", messages)
+        seconds: dict[str, float] = profiler.seconds
+        return seconds
 
     def close(self) -> None:
         """Free weights and contexts, and the scratch with the last engine, once queued runs are done."""
@@ -203,6 +215,15 @@ class TensorRTEngine(Engine):
                 f"TensorRT for RTX does not let {self.component.name} be captured in a CUDA graph"
             )
 
+    def _addresses(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> tuple[int, ...]:
+        if self._engine is None:
+            raise EngineError(f"the engine {self.component.name} is closed")
+        return tuple(
+            int(checked(self.component, tensor, arrays).pointer)
+            for described, arrays in ((self.component.inputs, inputs), (self.component.outputs, outputs))
+            for tensor in described
+        )
+
     def _context(self, addresses: tuple[int, ...]) -> Any:
         """The context of these arrays; of too many the one goes that was asked for longest ago."""
         context = self._contexts.pop(addresses, None)
@@ -212,14 +233,18 @@ class TensorRTEngine(Engine):
 
                 cu.cuCtxSynchronize()  # a queued run may still use it
                 del self._contexts[next(iter(self._contexts))]
-            context = self._unbound or self._new_context()
+            context = self._bound(self._unbound or self._new_context(), addresses)
             self._unbound = None
-            for tensor, address in zip(self._tensors, addresses, strict=True):
-                if not context.set_tensor_address(tensor.name, address):
-                    raise EngineError(
-                        f"TensorRT does not take the buffer for '{tensor.name}' of {self.component.name}"
-                    )
         self._contexts[addresses] = context
+        return context
+
+    def _bound(self, context: Any, addresses: tuple[int, ...]) -> Any:
+        """``context``, which from now on works on the arrays at ``addresses``."""
+        for tensor, address in zip(self._tensors, addresses, strict=True):
+            if not context.set_tensor_address(tensor.name, address):
+                raise EngineError(
+                    f"TensorRT does not take the buffer for '{tensor.name}' of {self.component.name}"
+                )
         return context
 
     @property
@@ -299,6 +324,13 @@ class SharingEngine(Engine):
         for inputs, outputs in prompts:
             self._rest.run({**common, **inputs, **self._handed}, outputs, stream)
 
+    def layer_seconds(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0
+    ) -> dict[str, float]:
+        """As :meth:`TensorRTEngine.layer_seconds`, of both parts."""
+        shared = self._shared.layer_seconds(inputs, self._handed, stream)
+        return shared | self._rest.layer_seconds({**inputs, **self._handed}, outputs, stream)
+
     def close(self) -> None:
         """Free both parts, and what lies between them, once queued runs are done."""
         from cuda.bindings import driver as cu
@@ -308,6 +340,20 @@ class SharingEngine(Engine):
         for handed in self._handed.values():
             cu.cuMemFree(handed.pointer)
         self._handed = {}
+
+
+def _profiler(api: Any) -> Any:
+    """What TensorRT tells the time of every layer; several of one name are added up."""
+
+    class Profiler(api.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.seconds: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.seconds[layer_name] = self.seconds.get(layer_name, 0.0) + ms / 1000
+
+    return Profiler()
 
 
 def deserialize(library: Library, component: Component, plan: Path) -> Any:

@@ -261,3 +261,14 @@ def test_on_cuda_raw_pointers_and_the_callers_stream_are_bound(
         [("CUDAExecutionProvider", settings)],
         [("CUDAExecutionProvider", {**settings, "user_compute_stream": "77"})],
     ]
+
+
+def test_layers_are_timed_and_the_engine_goes_on(stand_in: EngineSet) -> None:
+    engine = stand_in.load("unet", "cpu")
+    inputs = sample_inputs(engine.component, 100)
+    before = run(engine, **inputs)
+    (output,) = engine.component.outputs
+    seconds = engine.layer_seconds(inputs, {output.name: np.empty(output.shape, output.dtype)})
+    assert len(seconds) > 3 and all(0 <= each < 10 for each in seconds.values())
+    assert any(name.endswith(" ReduceMean") for name in seconds)
+    np.testing.assert_array_equal(run(engine, **inputs), before)

@@ -693,6 +693,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes :class:`TensorRTEngine` objects over fake engines whose records lie in one set."""
     api = SimpleNamespace(
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+        IProfiler=object,
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     )
 
@@ -953,3 +954,29 @@ def test_graphs_are_kept_with_the_lines_and_plans_made_of_them_are_taken(
 def test_tensorrt_for_rtx_has_no_trtexec(tensorrt_rtx: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="trtexec, the tool of TensorRT, not of TensorRT for RTX"):
         TensorRTBackend().facts(replace(FP16, extra={"plans": str(tmp_path)}))
+
+
+def test_the_second_run_tells_the_times_of_layers(engines: Any, memory: FakeMemory) -> None:
+    component = TOYS["unet"]
+    engines.record("unet", 1000)
+    fake = FakeEngine(component, 1000)
+    engine = engines(fake)
+
+    def create(strategy: Any) -> FakeContext:
+        context = FakeContext()
+
+        def execute(stream: int) -> bool:
+            context.streams.append(stream)
+            for layer, milliseconds in (("conv + silu", 2.0), ("attention", 3.0), ("conv + silu", 1.0)):
+                context.profiler.report_layer_time(layer, milliseconds * len(context.streams))  # type: ignore[attr-defined]
+            return True
+
+        context.execute_async_v3 = execute  # type: ignore[method-assign]
+        fake.contexts.append(context)
+        return context
+
+    fake.create_execution_context = create  # type: ignore[method-assign]
+    seconds = engine.layer_seconds(arrays(component.inputs, 100), arrays(component.outputs, 200), 7)
+    assert seconds == pytest.approx({"conv + silu": 0.006, "attention": 0.006})
+    assert fake.contexts[-1].streams == [7, 7]
+    assert set(fake.contexts[-1].addresses) == {t.name for t in (*component.inputs, *component.outputs)}
