@@ -35,6 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from v2v.core.components import ComponentName
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import V2VError, first_line
 from v2v.core.progress import PhaseProgress
@@ -46,6 +47,27 @@ from v2v.export.models.unet import FRAME_RATE_LAYERS, UNet, told_frame_rate
 
 Network = Literal["unet", "autoencoder", "text_encoder", "image_encoder"]
 Kind = Literal["random", "published", "trained"]
+
+NETWORK_OF: Mapping[ComponentName, Network] = {
+    "text_encoder": "text_encoder",
+    "image_encoder": "image_encoder",
+    "vae_encoder": "autoencoder",
+    "unet": "unet",
+    "unet_full": "unet",
+    "unet_outer": "unet",
+    "vae_decoder": "autoencoder",
+}
+
+METHOD_OF: Mapping[ComponentName, str] = {
+    "text_encoder": "forward",
+    "image_encoder": "forward",
+    "vae_encoder": "encode",
+    "unet": "forward",
+    "unet_full": "full",
+    "unet_outer": "outer",
+    "vae_decoder": "decode",
+}
+"""Which of its network's methods a component is."""
 
 
 def networks_of(model: ModelConfig) -> tuple[Network, ...]:

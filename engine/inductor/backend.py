@@ -110,7 +110,7 @@ class InductorBackend:
         Raises:
             BuildError: no such device here, the compiler fails, or its numbers are wrong.
         """
-        from v2v.export.graphs import METHOD_OF
+        from v2v.export.weights import METHOD_OF
 
         component, model = source.component, source.model
         if options.device not in self.devices:
