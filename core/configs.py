@@ -19,6 +19,9 @@ CLIP_VOCABULARY = 49408
 # Marks a field that models built by earlier versions did not have: see :func:`facts_of`.
 _ADDED = {"added": True}
 
+ControlName = Literal["none", "every frame", "key frames"]
+"""What steers a UNet besides its prompt: nothing, a hint for every frame, or hints for some frames."""
+
 ScheduleName = Literal["shifted cosine", "scaled linear"]
 """The noise levels that a model was trained with: ``v2v.runtime.diffusion.schedule`` knows their numbers."""
 
@@ -29,8 +32,10 @@ _LARGEST = 1 << 20  # no network has a larger number of anything
 def _check_numbers(config: UNetConfig | AutoencoderConfig | TextEncoderConfig) -> None:
     """Raises ValueError if a number is none that a network can have; it may come from a file that anybody made."""
     for name, value in vars(config).items():
+        if isinstance(value, str):
+            continue
         numbers = value if isinstance(value, tuple) else (value,)
-        least = 0 if name in ("groups", "attention") else 1
+        least = 0 if name in ("groups", "attention", "gated") else 1
         if not numbers or not all(least <= number <= _LARGEST for number in numbers):
             raise ValueError(f"no network has {name} {value}")
 
@@ -52,6 +57,10 @@ class UNetConfig:
     groups: int = 32  # of every group norm; 0: no group norms
     # Rows that halving adds above and below a map; doubling drops all but one of them again.
     row_padding: int = field(default=2, metadata=_ADDED)
+    # Whether gates, made of the strongest and the mean channel, weigh tokens before they attend (STAR).
+    gated: bool = field(default=False, metadata=_ADDED)
+    # A second encoder, which sees a hint and adds to the skip connections.
+    control: ControlName = field(default="none", metadata=_ADDED)
 
     @property
     def rows_remainder(self) -> int:
@@ -72,9 +81,16 @@ class AutoencoderConfig:
     latent_channels: int = 4
     groups: int = 32  # of every group norm; 0: no group norms
     attention: bool = True  # one attention over all positions in the middle of encoder and decoder
+    # Frames that the decoder takes at once and mixes (AutoencoderKLTemporalDecoder); 1: frames one by one.
+    decoder_frames: int = field(default=1, metadata=_ADDED)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+
+    @property
+    def temporal(self) -> bool:
+        """Whether the decoder mixes frames."""
+        return self.decoder_frames > 1
 
     @property
     def factor(self) -> int:
