@@ -40,6 +40,7 @@ from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
 from v2v.core.samples import relative_error, sample_inputs
+from v2v.export.models.layers import with_token_epsilons
 from v2v.export.weights import METHOD_OF, NETWORK_OF, Weights, make_network
 
 OPSET = 23
@@ -203,7 +204,7 @@ def trace(name: ComponentName, model: ModelConfig, window: Window, precision: Pr
 
 
 def _meta_module(name: ComponentName, model: ModelConfig, precision: Precision) -> nn.Module:
-    network = make_network(NETWORK_OF[name], model)
+    network = with_token_epsilons(make_network(NETWORK_OF[name], model))
     return _Traced(name, network.half() if precision == "fp16" else network).eval()
 
 
