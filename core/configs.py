@@ -147,7 +147,7 @@ class Defaults:
     grid: GridName = field(default="normal", metadata=_ADDED)
     color: ColorName = field(default="wavelet", metadata=_ADDED)
     hint_noise: int = field(default=0, metadata=_ADDED)  # noise levels of 1000 that the hint gets, 0: none
-    enlargement: int = field(default=8, metadata=_ADDED)  # that a UNet with key frames is told
+    up_scale: int = field(default=8, metadata=_ADDED)  # that a UNet with key frames is told
 
     def __post_init__(self) -> None:
         if not (

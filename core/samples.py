@@ -70,7 +70,7 @@ class Occurring:
             return np.full(shape, round(999 * model.defaults.strength))
         if tensor.name in ("hint_timestep", "enlargement"):
             told = {"hint_timestep": max(model.defaults.hint_noise - 1, 0)}
-            return np.full(shape, told.get(tensor.name, model.defaults.enlargement))
+            return np.full(shape, told.get(tensor.name, model.defaults.up_scale))
         if tensor.name == "keys":
             every_second: npt.NDArray[Any] = np.arange(shape[1])[None] % 2 == 0
             return every_second

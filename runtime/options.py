@@ -227,7 +227,7 @@ class RunOptions:
             grid=None if self.grid is None else one_of("--grid", self.grid, get_args(GridName)),
             interpolate=self.interpolate,
             hint_noise=self.hint_noise,
-            enlargement=self.up_scale,
+            up_scale=self.up_scale,
         )
 
     def animation(self) -> Animation:

@@ -246,12 +246,9 @@ class SpatialGate(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """``[B, F, N, C]``, ``size`` rows and columns of N -> ``[B, F, N, 1]`` in FP32."""
-        channels = F.conv2d(
-            torch.unflatten(_strongest_and_mean(x).flatten(0, 1), 1, size).permute(0, 3, 1, 2),
-            self.conv1.weight.float(),
-            padding=self.conv1.padding,
-        )
-        return torch.sigmoid(torch.unflatten(channels.permute(0, 2, 3, 1).flatten(1, 2), 0, x.shape[:2]))
+        maps = torch.unflatten(torch.cat(_strongest_and_mean(x), -1).flatten(0, 1), 1, size)
+        around = self.conv1(maps.permute(0, 3, 1, 2).to(x.dtype)).float()
+        return torch.sigmoid(torch.unflatten(around.permute(0, 2, 3, 1).flatten(1, 2), 0, x.shape[:2]))
 
 
 class TemporalGate(nn.Module):
@@ -263,13 +260,15 @@ class TemporalGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C] -> [..., 1]`` in FP32."""
-        return torch.sigmoid(F.linear(_strongest_and_mean(x), self.conv1.weight.float()))
+        strongest, mean = _strongest_and_mean(x)
+        weight = self.conv1.weight.float()
+        return torch.sigmoid(strongest * weight[0, 0] + mean * weight[0, 1])
 
 
-def _strongest_and_mean(x: Tensor) -> Tensor:
-    """``[..., C] -> [..., 2]`` in FP32."""
+def _strongest_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``[..., C] -> [..., 1]`` each, in FP32."""
     wide = x.float()
-    return torch.cat([wide.amax(-1, keepdim=True), wide.mean(-1, keepdim=True)], -1)
+    return wide.amax(-1, keepdim=True), wide.mean(-1, keepdim=True)
 
 
 class SpatialBlock(nn.Module):

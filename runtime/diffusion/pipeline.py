@@ -230,7 +230,7 @@ class VideoToVideo(LoadedEngines):
             elif level >= 0:
                 drawn = device.upload(source(frame_numbers[number], noise.HINT)[None])
                 device.combine([(alpha, latent), (s, drawn)], latent)
-        return Hint(shown, keys, max(level, 0), plan.enlargement or 1)
+        return Hint(shown, keys, max(level, 0), plan.up_scale or 1)
 
     def _fade_over(self, earlier: npt.NDArray[np.float32], latents: Array) -> None:
         """Cross-fade from the earlier segment's view of the first frames to this one's, as between windows."""

@@ -39,7 +39,7 @@ class Settings:
     rounding, its start, its colours and truncated bytes.
 
     Of a model that makes frames between those of its source: every frame of the source becomes ``interpolate`` frames,
-    ``hint_noise`` of 1000 levels are added to what it is shown of the source, and ``enlargement`` is how much it is
+    ``hint_noise`` of 1000 levels are added to what it is shown of the source, and ``up_scale`` is how much it is
     told that the source was enlarged.
     """
 
@@ -62,7 +62,7 @@ class Settings:
     grid: GridName | None = None
     interpolate: int | None = None
     hint_noise: int | None = None
-    enlargement: int | None = None
+    up_scale: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Plan:
     grid: GridName
     interpolate: int | None  # of this and what follows None where the model has no such thing
     hint_noise: int | None
-    enlargement: int | None
+    up_scale: int | None
 
     @property
     def schedule(self) -> Schedule:
@@ -167,7 +167,7 @@ def plan(settings: Settings, model: ModelConfig, source: tuple[int, int], reuse:
         filled = replace(filled, steps=len(filled.sigmas) - 1)
     _check(filled, model)
     if not model.interpolates:
-        filled = replace(filled, interpolate=None, hint_noise=None, enlargement=None)
+        filled = replace(filled, interpolate=None, hint_noise=None, up_scale=None)
     return filled
 
 
@@ -215,7 +215,7 @@ def _check(plan: Plan, model: ModelConfig) -> None:
         for flag, differs in (
             ("--interpolate", plan.between != 1),
             ("--hint-noise", plan.hint_noise != model.defaults.hint_noise),
-            ("--up-scale", plan.enlargement != model.defaults.enlargement),
+            ("--up-scale", plan.up_scale != model.defaults.up_scale),
         ):
             if differs:
                 raise V2VError(f"{flag}: model {model.name} makes no frames between frames; leave it out")
@@ -240,7 +240,7 @@ def _check(plan: Plan, model: ModelConfig) -> None:
         ("--seed", plan.seed, 0, 2**64 - 1),
         ("--interpolate", plan.between, 1, MOST_BETWEEN),
         ("--hint-noise", plan.hint_noise or 0, 0, 300),
-        ("--up-scale", plan.enlargement or 1, 1, 100),
+        ("--up-scale", plan.up_scale or 1, 1, 100),
         ("--depth", plan.depth or 8, 8, 16),
         ("--size", min(plan.size), 1, 2**15),
         ("--size", max(plan.size), 1, 2**15),

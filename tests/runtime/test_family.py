@@ -54,7 +54,7 @@ def test_a_video_is_enhanced(run: command.Run, sets: dict, clip: Path, tmp_path:
     assert made["frames"] == 25
     assert made["settings"]["size"] == "64x48"
     assert (made["settings"]["grid"], made["settings"]["steps"]) == ("fast", 14)
-    assert ("interpolate" in made["settings"]) == (name == "venhancer")
+    assert made["settings"]["interpolate"] == (1 if name == "venhancer" else None)
     assert times(output) == times(clip)
     assert sounds_of(output) == sounds_of(clip)
     again = tmp_path / "again.mp4"
@@ -147,7 +147,7 @@ def test_noise_and_enlargement_are_told(sets: dict) -> None:
     frames = [picture(n) for n in range(9)]
     with VideoToVideo.load(EngineSet.open(sets["venhancer"])) as v2v:
         usual = np.stack(list(v2v(frames, Settings(steps=3))))
-        for changes in ({"hint_noise": 0}, {"hint_noise": 100}, {"enlargement": 2}, {"interpolate": 2}):
+        for changes in ({"hint_noise": 0}, {"hint_noise": 100}, {"up_scale": 2}, {"interpolate": 2}):
             other = np.stack(list(v2v(frames, Settings(steps=3, **changes))))
             assert other.shape[0] == (17 if "interpolate" in changes else 9)
             assert (other[:9] != usual).any(), changes

@@ -286,7 +286,7 @@ def test_words_stand_apart_without_parity(tmp_path):
     [
         (STAR, {"interpolate": 2}, "--interpolate: model star-light makes no frames between frames"),
         (STAR, {"hint_noise": 100}, "--hint-noise: model star-light"),
-        (STAR, {"enlargement": 4}, "--up-scale: model star-light"),
+        (STAR, {"up_scale": 4}, "--up-scale: model star-light"),
         (VENHANCER, {"interpolate": 9}, "--interpolate 9: must lie between 1 and 8"),
         (VENHANCER, {"hint_noise": 301}, "--hint-noise 301: must lie between 0 and 300"),
         (VENHANCER, {"hint_noise": 0, "parity": True}, "--hint-noise 0: the authors' code takes this"),
@@ -300,7 +300,7 @@ def test_what_a_model_has_not_is_refused(model, settings, message):
 
 def test_what_a_model_has_not_is_not_part_of_its_plan():
     made = plan(Settings(), STAR, (180, 320))
-    assert (made.interpolate, made.hint_noise, made.enlargement, made.between) == (None, None, None, 1)
+    assert (made.interpolate, made.hint_noise, made.up_scale, made.between) == (None, None, None, 1)
     made = plan(Settings(interpolate=3), VENHANCER, (180, 320))
-    assert (made.between, made.hint_noise, made.enlargement) == (3, 200, 8)
+    assert (made.between, made.hint_noise, made.up_scale) == (3, 200, 8)
     assert replace(made, interpolate=1) == plan(Settings(), VENHANCER, (180, 320))
