@@ -201,6 +201,9 @@ class Parity:
     white_margin: bool = False  # padded with white, to 1280x720 at least and to sides that the UNet takes
     color: ColorName = "none"
     chunks: Literal["none", "cut", "fade"] = "none"  # how longer videos are taken apart and joined
+    rate: int | None = 8  # frames a second of what is written; None: the source's
+    crf: int = 17
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -316,7 +319,16 @@ MODELS = {
                 autoencoder=AutoencoderConfig(decoder_frames=3),
                 defaults=replace(_CONTROLLED, color="wavelet"),
                 words=_VENHANCER_WORDS,
-                parity=Parity(None, None, white_margin=True, color="adain", chunks="cut"),
+                parity=Parity(
+                    None,
+                    None,
+                    white_margin=True,
+                    color="adain",
+                    chunks="cut",
+                    rate=None,
+                    crf=0,
+                    preset="ultrafast",
+                ),
             )
             for name in ("star-light", "star-heavy")
         ),
@@ -333,6 +345,7 @@ MODELS = {
                 area=(720 * 1280 * 3 // 2, 1152 * 2048),
                 white_margin=True,
                 chunks="fade",
+                rate=None,
             ),
         ),
         # Shaped for two CPU cores: a shallow autoencoder whose latents keep detail (16 numbers for 4x4 pixels), a

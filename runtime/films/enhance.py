@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from v2v.core.configs import ModelConfig, Parity
 from v2v.core.version import __version__
 from v2v.engine.backend import Engines
 from v2v.engine.store import EngineSet
@@ -75,15 +76,17 @@ class Request:
         times = min(max(round(self.fps / reader.info.frame_rate), 1), MOST_BETWEEN)
         return replace(self.settings, interpolate=times)
 
-    def encoding(self, reader: VideoReader) -> Encoding:
-        """How the pictures of ``reader`` are written; raises as :func:`encoding_for` does."""
+    def encoding(self, reader: VideoReader, authors: Parity = ModelConfig.parity) -> Encoding:
+        """How the pictures of ``reader`` are written, with parity as ``authors`` do; raises as :func:`encoding_for`."""
+        parity = self.settings.parity
         return encoding_for(
             reader.info,
             codec=self.codec,
-            crf=self.crf,
-            preset=self.preset,
+            crf=authors.crf if parity and self.crf is None and self.codec == "h264" else self.crf,
+            preset=authors.preset if parity and self.preset is None and self.codec == "h264" else self.preset,
             depth=self.settings.depth,
-            parity=self.settings.parity,
+            parity=parity,
+            own_rate=authors.rate is None,
         )
 
 
@@ -180,7 +183,8 @@ def enhance(
         run_plan = plan_for(reader, request.settings_for(reader), crew.engine_set)
         if run_plan.between > 1:
             reader.leave_room(run_plan.between)
-            encoding = request.encoding(reader)
+        if run_plan.between > 1 or run_plan.parity:
+            encoding = request.encoding(reader, crew.engine_set.model.parity)
         paths.check(crew.engine_set.path)
         facts = describe(request, run_plan, crew.engine_set, encoding)
         work = _Work(request, paths, crew.engine_set.path, facts)

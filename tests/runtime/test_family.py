@@ -184,3 +184,17 @@ def test_parity_takes_pieces_that_the_engines_can_take(sets: dict) -> None:
             Exception, match="takes 9 frames apart into pieces of 9, and these engines take 8"
         ):
             list(v2v(frames, Settings(parity=True)))
+
+
+def test_parity_writes_as_the_authors_do(run: command.Run, sets: dict, tmp_path: Path) -> None:
+    source = make_video(tmp_path / "clip.mp4", frames=8, size=(64, 48), sounds=1)
+    output = tmp_path / "out.mp4"
+    made = report(run(source, "-o", output, "--engines", sets["star-light"], "--parity", "--json"))
+    assert times(output) == times(source), "at the source's rate"
+    assert (made["settings"]["crf"], made["settings"]["color"], made["settings"]["size"]) == (
+        0,
+        "adain",
+        "64x48",
+    )
+    with av.open(str(output)) as opened:
+        assert not opened.streams.audio
