@@ -160,7 +160,7 @@ def plan(settings: Settings, model: ModelConfig, source: tuple[int, int], reuse:
         size = parity_size(settings, model, source)
         filled = replace(filled, size=size, color=model.parity.color, depth=None)
     if filled.grid == "fast":
-        if settings.steps is not None:
+        if settings.steps not in (None, len(filled.sigmas) - 1):
             raise V2VError(
                 "--grid fast and --steps contradict each other: its steps are fixed; leave one of them out"
             )

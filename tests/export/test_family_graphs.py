@@ -59,16 +59,9 @@ def save(folder: Path, **networks: dict[str, torch.Tensor]) -> Path:
 )
 def test_unets_give_the_authors_numbers(config: UNetConfig, name: str, tmp_path: Path) -> None:
     case = next(cases(f"{FOLDER}/{name}"))
-    model = ModelConfig(
-        name, unet=config, autoencoder=golden.CLIP_AUTOENCODER, text_encoder=golden.TEXT_ENCODER
-    )
+    model = ModelConfig(name, unet=config, autoencoder=golden.CLIP_AUTOENCODER)
     _, _, frames, rows, columns = case["x"].shape
-    weights = save(
-        tmp_path,
-        unet=golden.weights(f"{FOLDER}/{name}"),
-        autoencoder=from_diffusers(golden.weights(SVD)),
-        text_encoder=golden.weights("text_small"),
-    )
+    weights = save(tmp_path, unet=golden.weights(f"{FOLDER}/{name}"))
     given = dict(
         zip(("hint", "keys", "hint_timestep", "enlargement"), hints(case), strict=False),
         latents=case["x"], timestep=case["t"], context=case["y"],

@@ -148,7 +148,9 @@ def test_steps_alone_choose_the_normal_grid():
     assert (made.grid, made.steps, made.evaluations) == ("normal", 15, (30, 0))
     assert plan(Settings(grid="normal"), STAR, (180, 320)).steps == 15
     with pytest.raises(V2VError, match="--grid fast and --steps contradict"):
-        plan(Settings(grid="fast", steps=14), STAR, (180, 320))
+        plan(Settings(grid="fast", steps=15), STAR, (180, 320))
+    told = plan(Settings(grid="fast", steps=14), STAR, (180, 320))  # as a film's comment says
+    assert told == plan(Settings(), STAR, (180, 320))
     lower = plan(Settings(strength=0.6), STAR, (180, 320))
     assert [lower.schedule.timestep(sigma) for sigma in lower.sigmas[:3]] == [600, 599, 500]
     assert plan(Settings(), MODELS["ms-vid2vid-xl"], (180, 320)).grid == "normal"
