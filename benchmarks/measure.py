@@ -278,7 +278,7 @@ class _Bench:
         with trace.wrap(VideoReader, VIDEO_DECODE, "host")(source) as reader:
             read_frames = reader.frames
             reader.frames = lambda: trace.each(read_frames(), VIDEO_DECODE)  # type: ignore[method-assign]
-            run_plan = plan(settings, self.model.defaults, (reader.info.height, reader.info.width))
+            run_plan = plan(settings, self.model, (reader.info.height, reader.info.width))
             target = Target(output, encoding_for(reader.info), {}, overwrite=True, restart=True)
             enhance_film(self._team, reader, target, run_plan, progress)
         return _Run(time.perf_counter() - started, first_step[0])

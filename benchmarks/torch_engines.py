@@ -26,18 +26,9 @@ from v2v.core.configs import ModelConfig
 from v2v.core.errors import EngineError
 from v2v.engine.backend import Engine, LooseEngines, Prompted
 from v2v.engine.store import TOKENIZER, packaged_tokenizer
-from v2v.export.weights import Network, Weights, make_network
+from v2v.export.weights import METHOD_OF, NETWORK_OF, Weights, make_network
 
 Baseline = Literal["eager", "compile"]
-
-_NETWORK: Mapping[ComponentName, Network] = {
-    "text_encoder": "text_encoder",
-    "vae_encoder": "autoencoder",
-    "unet": "unet",
-    "unet_full": "unet",
-    "unet_outer": "unet",
-    "vae_decoder": "autoencoder",
-}
 
 
 def baseline_engines(
@@ -56,7 +47,7 @@ def baseline_engines(
         dtype = torch.float16 if half else torch.float32
         return TorchEngine(
             component,
-            weights.load(_NETWORK[component.name], dtype).to(target),
+            weights.load(NETWORK_OF[component.name], dtype).to(target),
             target,
             dtype,
             autocast=target == "cuda" and baseline == "eager" and component.name in ("unet", "vae_decoder"),
@@ -90,7 +81,7 @@ def engines_of(
 
     def make(component: Component, device: str) -> Engine:
         name = component.name
-        return TorchEngine(component, networks[name if name in networks else _NETWORK[name]], device)
+        return TorchEngine(component, networks[name if name in networks else NETWORK_OF[name]], device)
 
     return LooseEngines(
         model,
@@ -180,8 +171,7 @@ def _tokenizer_in(folder: Path) -> Path:
 
 def _call(name: ComponentName, network: nn.Module) -> Callable[..., Tensor]:
     """What computes the component; a network made for one component alone is called itself."""
-    method = {"vae_encoder": "encode", "vae_decoder": "decode"}.get(name, "forward")
-    call: Callable[..., Tensor] = getattr(network, method, network)
+    call: Callable[..., Tensor] = getattr(network, METHOD_OF[name], network)
     return call
 
 
@@ -192,7 +182,7 @@ def work(model: ModelConfig, window: Window, precision: Precision) -> Iterator[W
     """
     dtype = torch.float16 if precision == "fp16" else torch.float32
     for name, component in components(model, window, precision).items():
-        network = make_network(_NETWORK[name], model).to(dtype).eval()
+        network = make_network(NETWORK_OF[name], model).to(dtype).eval()
         inputs = [
             torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for t in component.inputs
         ]

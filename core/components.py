@@ -110,6 +110,10 @@ def component_names(model: ModelConfig, reuse: bool = False) -> tuple[ComponentN
     return (*encoders, *unet, "vae_decoder")
 
 
+PROMPTED = ("context", "features")
+"""Inputs of a UNet that differ from one prompt to the next."""
+
+
 def is_unet(name: ComponentName) -> bool:
     """Whether a component is the UNet in one of its forms."""
     return name.startswith("unet")
@@ -132,9 +136,12 @@ def components(
     - ``image_encoder``: ``image [1, 3, S, S]``, standardised -> ``contexts [2, tokens, C]``, of it and of no picture
     - ``vae_encoder``: ``image [1, 3, H, W]`` in -1..1 -> ``moments [1, 2Z, h, w]`` (mean, log variance)
     - ``unet``: ``latents [1, Z, F, h, w]``, ``timestep [1]``, ``context`` -> ``velocity [1, Z, F, h, w]``
+    - ``unet`` of a model with a control branch: further inputs ``hint [1, Z, F, h, w]``, scaled; with key frames also
+      ``keys [1, F]``, 1 where a frame has a hint and else 0, ``hint_timestep [1]`` and ``enlargement [1]``
     - ``unet_full``: the same, and ``features [1, F, h, w, C]``, what enters its last block
     - ``unet_outer``: ``latents``, ``timestep``, ``context``, ``features`` -> ``velocity``; first and last block only
-    - ``vae_decoder``: ``latents [1, Z, h, w]`` (unscaled) -> ``image [1, 3, H, W]`` in about -1..1
+    - ``vae_decoder``: ``latents [N, Z, h, w]`` (unscaled) -> ``image [N, 3, H, W]`` in about -1..1, N frames of a clip
+      where the decoder mixes them and else 1
     """
     real = "float16" if precision == "fp16" else "float32"
     z, h, w = model.unet.latent_channels, window.latent_height, window.latent_width
@@ -143,8 +150,15 @@ def components(
     contexts = Tensor("contexts", real, (2, tokens, context_width))
     side = model.image_encoder.size if model.image_encoder else 0
     image = Tensor("image", real, (1, 3, window.height, window.width))
+    clip = model.autoencoder.decoder_frames
     video_latents = (1, z, window.frames, h, w)
-    to_unet = (Tensor("latents", real, video_latents), Tensor("timestep", "int64", (1,)), context)
+    hint: tuple[Tensor, ...] = ()
+    if model.unet.control != "none":
+        hint = (Tensor("hint", real, video_latents),)
+    if model.unet.control == "key frames":
+        keys = Tensor("keys", real, (1, window.frames))
+        hint = (*hint, keys, *(Tensor(name, "int64", (1,)) for name in ("hint_timestep", "enlargement")))
+    to_unet = (Tensor("latents", real, video_latents), Tensor("timestep", "int64", (1,)), context, *hint)
     velocity = Tensor("velocity", real, video_latents)
     width = model.unet.width * model.unet.multipliers[0]
     features = Tensor("features", real, (1, window.frames, h, w, width))
@@ -155,7 +169,11 @@ def components(
         Component("unet", to_unet, (velocity,)),
         Component("unet_full", to_unet, (velocity, features)),
         Component("unet_outer", (*to_unet, features), (velocity,)),
-        Component("vae_decoder", (Tensor("latents", real, (1, z, h, w)),), (image,)),
+        Component(
+            "vae_decoder",
+            (Tensor("latents", real, (clip, z, h, w)),),
+            (Tensor("image", real, (clip, *image.shape[1:])),),
+        ),
     )
     names = component_names(model, reuse)
     return {component.name: component for component in described if component.name in names}

@@ -7,7 +7,7 @@ library, so that building, loading and running can all read it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 CLIP_CONTEXT = 77
@@ -19,8 +19,16 @@ CLIP_VOCABULARY = 49408
 # Marks a field that models built by earlier versions did not have: see :func:`facts_of`.
 _ADDED = {"added": True}
 
+ControlName = Literal["none", "every frame", "key frames"]
+"""What steers a UNet besides its prompt: nothing, a hint for every frame, or hints for some frames."""
+
 ScheduleName = Literal["shifted cosine", "scaled linear"]
 """The noise levels that a model was trained with: ``v2v.runtime.diffusion.schedule`` knows their numbers."""
+
+GridName = Literal["fast", "normal"]
+"""The noise levels that a run goes through: far apart in the beginning, or as its solver spreads its steps."""
+
+ColorName = Literal["wavelet", "adain", "none"]
 
 
 _LARGEST = 1 << 20  # no network has a larger number of anything
@@ -29,8 +37,10 @@ _LARGEST = 1 << 20  # no network has a larger number of anything
 def _check_numbers(config: UNetConfig | AutoencoderConfig | TextEncoderConfig) -> None:
     """Raises ValueError if a number is none that a network can have; it may come from a file that anybody made."""
     for name, value in vars(config).items():
+        if isinstance(value, str):
+            continue
         numbers = value if isinstance(value, tuple) else (value,)
-        least = 0 if name in ("groups", "attention") else 1
+        least = 0 if name in ("groups", "attention", "gated") else 1
         if not numbers or not all(least <= number <= _LARGEST for number in numbers):
             raise ValueError(f"no network has {name} {value}")
 
@@ -52,6 +62,10 @@ class UNetConfig:
     groups: int = 32  # of every group norm; 0: no group norms
     # Rows that halving adds above and below a map; doubling drops all but one of them again.
     row_padding: int = field(default=2, metadata=_ADDED)
+    # Whether gates, made of the strongest and the mean channel, weigh tokens before they attend (STAR).
+    gated: bool = field(default=False, metadata=_ADDED)
+    # A second encoder, which sees a hint and adds to the skip connections.
+    control: ControlName = field(default="none", metadata=_ADDED)
 
     @property
     def rows_remainder(self) -> int:
@@ -72,9 +86,16 @@ class AutoencoderConfig:
     latent_channels: int = 4
     groups: int = 32  # of every group norm; 0: no group norms
     attention: bool = True  # one attention over all positions in the middle of encoder and decoder
+    # Frames that the decoder takes at once and mixes (AutoencoderKLTemporalDecoder); 1: frames one by one.
+    decoder_frames: int = field(default=1, metadata=_ADDED)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+
+    @property
+    def temporal(self) -> bool:
+        """Whether the decoder mixes frames."""
+        return self.decoder_frames > 1
 
     @property
     def factor(self) -> int:
@@ -123,12 +144,66 @@ class Defaults:
     short_side: int | None = 720  # output's short side in pixels; None: scale decides
     scale: float = 1.0  # output size over input size where short_side is None
     window: tuple[int, int, int] = (32, 720, 1280)  # frames, height, width in pixels
+    grid: GridName = field(default="normal", metadata=_ADDED)
+    color: ColorName = field(default="wavelet", metadata=_ADDED)
+    hint_noise: int = field(default=0, metadata=_ADDED)  # noise levels of 1000 that the hint gets, 0: none
+    up_scale: int = field(default=8, metadata=_ADDED)  # that a UNet with key frames is told
 
     def __post_init__(self) -> None:
         if not (
             0 < self.scale <= 100 and 1 <= (1 if self.short_side is None else self.short_side) <= 1 << 15
         ):
             raise ValueError(f"no model has scale {self.scale} and short_side {self.short_side}")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The constant words of a model's prompts, to the letter as its weights were tuned with.
+
+    ``usual`` is what the authors' code says of a video of which nothing is said; ``positive`` follows what is said.
+    """
+
+    positive: str
+    negative: str
+    usual: str = ""
+
+
+_MS_WORDS = Words(
+    ", cinematic, High Contrast, highly detailed, unreal engine, taken using a Canon EOS R camera, "
+    "hyper detailed photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme "
+    "meticulous detailing, skin pore detailing, hyper sharpness, perfect without deformations, "
+    "Unreal Engine 5, 4k render",
+    "worst quality, normal quality, low quality, low res, blurry, text, watermark, logo, banner, "
+    "extra digits, cropped, jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, "
+    "monochrome, horror, geometry, mutation, disgusting",
+)
+_VENHANCER_WORDS = Words(
+    "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera,   hyper detailed photo - "
+    "realistic maximum detail, 32k, Color Grading, ultra HD, extreme meticulous detailing,  skin pore detailing, "
+    "hyper sharpness, perfect without deformations.",
+    "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, 3D render, "
+    "unreal engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, signature, "
+    "jpeg artifacts, deformed, lowres, over-smooth",
+    usual="a good video",
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the authors' code makes of every video; ``--parity`` does the same."""
+
+    frames: int | None = 32  # of a video that are taken; None: all
+    size: tuple[int, int] | None = (
+        720,
+        1280,
+    )  # (height, width) that it is stretched to; None: the scale decides
+    area: tuple[int, int] | None = None  # pixels of a picture, least and most, between which the scale stays
+    white_margin: bool = False  # padded with white, to 1280x720 at least and to sides that the UNet takes
+    color: ColorName = "none"
+    chunks: Literal["none", "cut", "fade"] = "none"  # how longer videos are taken apart and joined
+    rate: int | None = 8  # frames a second of what is written; None: the source's
+    crf: int = 17
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +226,18 @@ class ModelConfig:
     offset_noise: float = field(default=0.0, metadata=_ADDED)
     # Frames per second that a UNet which is told of them is always told; part of its weights when they are read.
     fps: int | None = field(default=None, metadata=_ADDED)
+    words: Words = field(default=_MS_WORDS, metadata=_ADDED)
+    parity: Parity = field(default=Parity(), metadata=_ADDED)
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether it can make frames between those of its source."""
+        return self.unet.control == "key frames"
+
+    @property
+    def with_plain_decoder(self) -> ModelConfig:
+        """The same with a decoder that takes frames one by one, where weights of the other are not given."""
+        return replace(self, autoencoder=replace(self.autoencoder, decoder_frames=1))
 
     @property
     def takes_pictures(self) -> bool:
@@ -198,6 +285,8 @@ def facts_of(value: Any) -> Any:
     return value
 
 
+_CONTROLLED = Defaults(steps=15, strength=0.899, short_side=None, scale=4.0, grid="fast")
+
 MODELS = {
     config.name: config
     for config in (
@@ -221,6 +310,43 @@ MODELS = {
             schedule="scaled linear",
             offset_noise=0.1,
             fps=8,
+        ),
+        # STAR (Xie et al. 2025, https://arxiv.org/abs/2501.02976): restores videos from the world; trained twice.
+        *(
+            ModelConfig(
+                name,
+                unet=UNetConfig(gated=True, control="every frame"),
+                autoencoder=AutoencoderConfig(decoder_frames=3),
+                defaults=replace(_CONTROLLED, color="wavelet"),
+                words=_VENHANCER_WORDS,
+                parity=Parity(
+                    None,
+                    None,
+                    white_margin=True,
+                    color="adain",
+                    chunks="cut",
+                    rate=None,
+                    crf=0,
+                    preset="ultrafast",
+                ),
+            )
+            for name in ("star-light", "star-heavy")
+        ),
+        # VEnhancer (He et al. 2024, https://arxiv.org/abs/2407.07667): enlarges made-up videos in space and in time.
+        ModelConfig(
+            "venhancer",
+            unet=UNetConfig(control="key frames"),
+            autoencoder=AutoencoderConfig(decoder_frames=5),
+            defaults=replace(_CONTROLLED, color="none", hint_noise=200),
+            words=_VENHANCER_WORDS,
+            parity=Parity(
+                None,
+                None,
+                area=(720 * 1280 * 3 // 2, 1152 * 2048),
+                white_margin=True,
+                chunks="fade",
+                rate=None,
+            ),
         ),
         # Shaped for two CPU cores: a shallow autoencoder whose latents keep detail (16 numbers for 4x4 pixels), a
         # narrow UNet that attends on its coarsest level only, and one evaluation per window. No group norms: they

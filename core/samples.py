@@ -24,7 +24,9 @@ def sample_inputs(component: Component, vocabulary: int, seed: int = 0) -> Array
     for tensor in component.inputs:
         if tensor.name == "ids":
             samples[tensor.name] = generator.integers(0, vocabulary, tensor.shape)
-        elif tensor.name == "timestep":
+        elif tensor.name == "keys":
+            samples[tensor.name] = (np.arange(tensor.shape[1])[None] % 2 == 0).astype(tensor.dtype)
+        elif tensor.dtype == "int64":
             samples[tensor.name] = generator.integers(0, 1000, tensor.shape)
         elif tensor.name == "image":
             samples[tensor.name] = generator.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
@@ -66,19 +68,27 @@ class Occurring:
             return np.minimum(ids, model.vocabulary - 1)
         if tensor.name == "timestep":
             return np.full(shape, round(999 * model.defaults.strength))
+        if tensor.name in ("hint_timestep", "enlargement"):
+            told = {"hint_timestep": max(model.defaults.hint_noise - 1, 0)}
+            return np.full(shape, told.get(tensor.name, model.defaults.up_scale))
+        if tensor.name == "keys":
+            every_second: npt.NDArray[Any] = np.arange(shape[1])[None] % 2 == 0
+            return every_second
         if tensor.name == "image":
             return picture(shape[-2], shape[-1])
         if tensor.name == "context" and model.takes_pictures:
             return self._outputs["contexts"][:1]
-        if tensor.name != "latents":
+        if tensor.name not in ("latents", "hint"):
             return self._outputs[tensor.name]
         if model.takes_pictures:
             drawn = np.random.default_rng(1).standard_normal(shape)
             return drawn if len(shape) == 5 else drawn / model.latent_scale
         mean = self._outputs["moments"][:, : model.unet.latent_channels].astype(np.float32)
         if len(shape) == 4:
-            return mean
+            return np.concatenate([mean] * shape[0])
         moving = np.stack([np.roll(mean, frame, -1) for frame in range(shape[2])], 2) * model.latent_scale
+        if tensor.name == "hint":
+            return moving
         noise = np.random.default_rng(1).standard_normal(shape)
         angle = model.defaults.strength * math.pi / 2  # of a cosine schedule, whose variance stays
         noised: npt.NDArray[Any] = math.cos(angle) * moving + math.sin(angle) * noise

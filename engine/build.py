@@ -54,6 +54,11 @@ class Weights(Protocol):
     @property
     def identity(self) -> str: ...
 
+    @property
+    def model(self) -> ModelConfig:
+        """What they fit: the model asked for, or its form without what they lack."""
+        ...
+
 
 def _plain_network(name: ComponentName, model: ModelConfig, weights: Any) -> Any:
     from v2v.export.graphs import plain_network
@@ -151,7 +156,7 @@ def build_engine_set(
         exporter.save_safetensors(loaded, save_weights)
     progress("weights", "ready", 1.0)
     recipe = Recipe(
-        model,
+        loaded.model,
         WeightsRecord(loaded.source, loaded.kind, loaded.identity),
         window,
         options,

@@ -12,7 +12,7 @@ from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import BuildError, EngineError
 from v2v.core.progress import Listener
-from v2v.core.published import PUBLISHED
+from v2v.core.published import PUBLISHED, PURPOSES
 from v2v.device.gpus import cuda_devices
 from v2v.engine.backend import BACKENDS, BuildOptions, backend
 from v2v.engine.build import build_engine_set
@@ -20,6 +20,15 @@ from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
 from v2v.export import packaged
 
 Device = Literal["cpu", "cuda"]
+
+
+# Where no model is named, the first of these whose engines are there is used; one is built if need be.
+_PREFERENCE = sorted(
+    (n for n in PURPOSES if PURPOSES[n].rank is not None), key=lambda n: PURPOSES[n].rank or 0
+)
+
+
+_BUILT_ON_DEMAND = next(name for name, purpose in PURPOSES.items() if purpose.on_demand)
 
 
 def default_device() -> str:
@@ -67,19 +76,12 @@ def default_weights(model: ModelConfig) -> str:
     trained = packaged.FOLDER / f"{model.name}.safetensors"
     if trained.is_file():
         return str(trained)
-    if model.name == "small":
+    if model.name == _BUILT_ON_DEMAND:
         return "random:0"
     raise BuildError(
         f"the weights of {model.name} do not come with v2v: name them with --weights, a folder with the "
         "published files or of safetensors, or hf:ORG/NAME (random:0 makes some up, to try things out)"
     )
-
-
-# Where no model is named, the large one is used if its engines are there; the small one is built if need be.
-_PREFERENCE = ("ms-vid2vid-xl", "small")
-
-
-_BUILT_ON_DEMAND = "small"
 
 
 def choose_engines(
@@ -180,7 +182,7 @@ def _specialised(engine_set: EngineSet, wanted: Wanted, *, fast: bool, reuse: bo
 
 
 def _find_or_build(wanted: Wanted, listener: Listener) -> EngineSet:
-    models = _PREFERENCE if wanted.model is None else (wanted.model,)
+    models = _PREFERENCE if wanted.model is None else [wanted.model]
     for name in models:
         try:
             return find(Wanted(model=name, backend=wanted.backend, device=wanted.device))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 from rich.filesize import decimal
 
+from v2v.core.components import window_for
+from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import (
     BuildDisplay,
     Table,
@@ -21,6 +25,7 @@ from v2v.core.console import (
     warn,
 )
 from v2v.core.errors import EngineError, UsageError
+from v2v.core.published import PUBLISHED, PURPOSES
 from v2v.engine.backend import MIXABLE
 from v2v.engine.build import build_engine_set
 from v2v.engine.choose import default_weights
@@ -47,6 +52,8 @@ def command(arguments: BuildArguments) -> None:
     """
     if arguments.verbose:
         show_log()
+    if arguments.models:
+        return show_models()
     if arguments.list_sets:
         return show_sets()
     if arguments.layers:
@@ -60,7 +67,9 @@ def command(arguments: BuildArguments) -> None:
     weights = arguments.weights or default_weights(config)
     window = arguments.window(config)
     backend_name = arguments.backend_name(options.device)
-    with BuildDisplay() as display:
+    if not weights.startswith("random:"):
+        show_provenance(config)
+    with warnings_shown(), BuildDisplay() as display:
         built = build_engine_set(
             config,
             weights=weights,
@@ -101,6 +110,39 @@ def show_built(engine_set: EngineSet) -> None:
                 f"pictures may give NaN{advice}"
             )
     _say_if_random(engine_set)
+
+
+def show_models() -> None:
+    """What ``--models`` prints: for each model what it is for, what it takes, and whose its weights are."""
+    for name, purpose in PURPOSES.items():
+        model, published = MODELS[name], PUBLISHED.get(name)
+        results.print(name, style="bold", markup=False)
+        results.print(f"    {purpose.text}", markup=False)
+        results.print(f"    window {window_for(model)}; GPU memory: {purpose.memory}", markup=False)
+        if published is None:
+            results.print("    weights: come with v2v, under its licence", markup=False)
+        else:
+            files = ", ".join(file.name for file in published.files.values())
+            results.print(f"    weights: hf:{published.repository}, {published.size} ({files})", markup=False)
+            results.print(f"    licence of the weights: {published.licence}", markup=False)
+
+
+def show_provenance(model: ModelConfig) -> None:
+    """Before a build: the licence of the weights, and what is known of where they come from."""
+    published = PUBLISHED.get(model.name)
+    if published is not None:
+        messages.print(f"licence of the weights of {model.name}: {published.licence}", markup=False)
+        if published.provenance:
+            warn(published.provenance)
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Inside, warnings are printed as v2v's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: warn(str(message))
+        yield
 
 
 def show_sets() -> None:

@@ -58,6 +58,9 @@ class BuildArguments:
             help="KEY=VALUE for the backend, or a component's own precision, as vae_decoder=fp32; may be repeated."
         ),
     ] = None
+    models: Annotated[
+        bool, typer.Option("--models", help="List the models: what for, memory, licence, weights.")
+    ] = False
     list_sets: Annotated[bool, typer.Option("--list", help="List the engine sets in the store.")] = False
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the compiler warns of.")] = False
     verify: Annotated[

@@ -193,7 +193,8 @@ class EngineSet:
         ):
             if wants is not None and has != wants:
                 return Compatibility(False, f"it was built {'with' if has else 'without'} {flag}")
-        if wanted.model and recipe.model != MODELS.get(wanted.model, recipe.model):
+        known = MODELS.get(wanted.model, recipe.model) if wanted.model else recipe.model
+        if recipe.model not in (known, known.with_plain_decoder):
             return Compatibility(
                 False, f"model {wanted.model} has changed since v2v {self.manifest.v2v} built it"
             )

@@ -40,31 +40,11 @@ from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
 from v2v.core.samples import relative_error, sample_inputs
-from v2v.export.weights import Network, Weights, make_network
+from v2v.export.models.layers import with_token_epsilons
+from v2v.export.weights import METHOD_OF, NETWORK_OF, Weights, make_network
 
 OPSET = 23
 op: Any = opset23  # its annotations allow no use of one result as another's argument
-
-NETWORK_OF: Mapping[ComponentName, Network] = {
-    "text_encoder": "text_encoder",
-    "image_encoder": "image_encoder",
-    "vae_encoder": "autoencoder",
-    "unet": "unet",
-    "unet_full": "unet",
-    "unet_outer": "unet",
-    "vae_decoder": "autoencoder",
-}
-
-METHOD_OF: Mapping[ComponentName, str] = {
-    "text_encoder": "forward",
-    "image_encoder": "forward",
-    "vae_encoder": "encode",
-    "unet": "forward",
-    "unet_full": "full",
-    "unet_outer": "outer",
-    "vae_decoder": "decode",
-}
-"""Which of its network's methods a component is."""
 
 TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2}
 """Relative L2 error, against PyTorch in FP32 with the same weights, past which a graph is refused."""
@@ -224,7 +204,7 @@ def trace(name: ComponentName, model: ModelConfig, window: Window, precision: Pr
 
 
 def _meta_module(name: ComponentName, model: ModelConfig, precision: Precision) -> nn.Module:
-    network = make_network(NETWORK_OF[name], model)
+    network = with_token_epsilons(make_network(NETWORK_OF[name], model))
     return _Traced(name, network.half() if precision == "fp16" else network).eval()
 
 

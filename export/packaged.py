@@ -41,6 +41,7 @@ class PackagedWeights:
 
     source: str
     identity: str
+    model: ModelConfig
     kind: str = "trained"
 
 
@@ -73,7 +74,7 @@ def _is_packaged(weights: str, model: ModelConfig) -> bool:
 def load_weights(source: str, model: ModelConfig, progress: PhaseProgress | None = None) -> PackagedWeights:
     """Identify the packaged weights, as :func:`v2v.export.weights.load_weights` would."""
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    return PackagedWeights(source, hashlib.sha256(json.dumps([digest] * 3).encode()).hexdigest())
+    return PackagedWeights(source, hashlib.sha256(json.dumps([digest] * 3).encode()).hexdigest(), model)
 
 
 def export_component(

@@ -20,9 +20,9 @@ from v2v.core.components import Component, ComponentName, Window, component, com
 from v2v.core.configs import ModelConfig
 from v2v.core.progress import PhaseProgress
 from v2v.core.samples import Occurring
-from v2v.export.graphs import METHOD_OF, plain_network, small_window
+from v2v.export.graphs import plain_network, small_window
 from v2v.export.models.layers import GroupNorm, LayerNorm
-from v2v.export.weights import Weights
+from v2v.export.weights import METHOD_OF, Weights
 
 
 def largest_numbers(

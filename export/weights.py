@@ -4,6 +4,7 @@ Sources
     a folder with the published files          names from ``configuration.json`` if it is there
     a folder of safetensors                    ``unet.safetensors``, ``autoencoder.safetensors`` and
                                                ``text_encoder.safetensors``, or ``image_encoder.safetensors``
+                                               (published names in folders below it are found too)
     a ``.safetensors`` file                    all of them, each tensor's name after ``unet.``, ``autoencoder.``
                                                and so on
     ``hf:ORG/NAME`` or ``hf:ORG/NAME@REVISION``    a repository laid out as either of the folders
@@ -19,12 +20,13 @@ import hashlib
 import json
 import os
 import resource
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
@@ -35,17 +37,41 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from v2v.core.components import ComponentName
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import V2VError, first_line
 from v2v.core.progress import PhaseProgress
-from v2v.core.published import PUBLISHED
+from v2v.core.published import PUBLISHED, PublishedFile
 from v2v.export.models.autoencoder import Autoencoder
+from v2v.export.models.control import ControlledUNet
+from v2v.export.models.diffusers_names import are_diffusers, from_diffusers
 from v2v.export.models.image_encoder import CONTEXT_LAYERS, ImageEncoder
 from v2v.export.models.text_encoder import POOLING_HEAD, TextEncoder
 from v2v.export.models.unet import FRAME_RATE_LAYERS, UNet, told_frame_rate
 
 Network = Literal["unet", "autoencoder", "text_encoder", "image_encoder"]
 Kind = Literal["random", "published", "trained"]
+
+NETWORK_OF: Mapping[ComponentName, Network] = {
+    "text_encoder": "text_encoder",
+    "image_encoder": "image_encoder",
+    "vae_encoder": "autoencoder",
+    "unet": "unet",
+    "unet_full": "unet",
+    "unet_outer": "unet",
+    "vae_decoder": "autoencoder",
+}
+
+METHOD_OF: Mapping[ComponentName, str] = {
+    "text_encoder": "forward",
+    "image_encoder": "forward",
+    "vae_encoder": "encode",
+    "unet": "forward",
+    "unet_full": "full",
+    "unet_outer": "outer",
+    "vae_decoder": "decode",
+}
+"""Which of its network's methods a component is."""
 
 
 def networks_of(model: ModelConfig) -> tuple[Network, ...]:
@@ -89,6 +115,8 @@ class Weights:
             WeightsError: the file cannot be read, or a tensor is missing, unknown or has another shape.
         """
         tensors, origin = self.read(network)
+        if network == "autoencoder" and are_diffusers(tensors):
+            tensors = from_diffusers(tensors)
         return _checked(tensors, network, self.model, origin)
 
     def load(self, network: Network, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -106,7 +134,7 @@ def make_network(network: Network, model: ModelConfig) -> nn.Module:
     """Make one network without memory for its weights (on PyTorch's ``meta`` device)."""
     with torch.device("meta"):
         if network == "unet":
-            return UNet(model.unet)
+            return UNet(model.unet) if model.unet.control == "none" else ControlledUNet(model.unet)
         if network == "autoencoder":
             return Autoencoder(model.autoencoder)
         if network == "image_encoder":
@@ -123,6 +151,9 @@ def load_weights(
 
     Files are read once to compute their digests; tensors are read later, by :meth:`Weights.state_dict`.
 
+    Of a model whose decoder mixes frames an autoencoder may be given whose decoder does not; the result then fits the
+    model :attr:`~v2v.core.configs.ModelConfig.with_plain_decoder`.
+
     Args:
         source: where the weights come from.
         model: what they should fit.
@@ -132,6 +163,26 @@ def load_weights(
     Raises:
         WeightsError: nothing is there, or a file is not what its name promises.
     """
+    found = _find(source, model, progress, verify)
+    return _with_its_decoder(found) if model.autoencoder.temporal and found.kind != "random" else found
+
+
+def _with_its_decoder(weights: Weights) -> Weights:
+    """``weights``, fitting the model with the decoder that they are for."""
+    tensors, origin = weights.read("autoencoder")
+    if any("time_mix_conv" in name or "time_conv_out" in name for name in tensors):
+        return weights
+    model = weights.model
+    temporal = PUBLISHED[model.name].files["autoencoder"] if model.name in PUBLISHED else None
+    advice = f"; {temporal.name} of hf:{temporal.repository} holds one" if temporal else ""
+    warnings.warn(
+        f"{origin} holds no temporal decoder: {model.name} decodes frames one by one, which may flicker{advice}",
+        stacklevel=3,
+    )
+    return replace(weights, model=model.with_plain_decoder)
+
+
+def _find(source: str, model: ModelConfig, progress: PhaseProgress | None, verify: bool) -> Weights:
     scheme, _, argument = source.partition(":")
     if scheme == "random":
         return _random(argument, source, model)
@@ -268,7 +319,11 @@ class _LocalFolder:
         self._path = path
 
     def names(self) -> list[str]:
-        return [path.name for path in self._path.iterdir()]
+        return [
+            path.relative_to(self._path).as_posix()
+            for pattern in ("*", "*/*")
+            for path in self._path.glob(pattern)
+        ]
 
     def file(self, name: str) -> Path:
         return self._path / name
@@ -308,21 +363,19 @@ def _from_folder(
     """Weights in a folder: safetensors if all are there, else the published files."""
     names = set(folder.names())
     safetensors = {each: f"{each}.safetensors" for each in networks_of(model)}
-    published = _published_names(folder, names, model)
-    for layout in (safetensors, published):
-        if layout and names.issuperset(layout.values()):
-            break
-    else:
-        files = ", ".join(safetensors.values())
-        lacking = ", ".join(name for name in (published or safetensors).values() if name not in names)
-        has = (
-            f"has neither {files} nor the published files; of those" if published else f"should have {files};"
+    if names.issuperset(safetensors.values()):
+        return _from_files(
+            {n: folder.file(f) for n, f in safetensors.items()}, False, source, model, progress
         )
+    places = _published_places(folder, names, model)
+    lacking = ", ".join(usual for _, usual, place in places if place is None)
+    if lacking or not places:
+        files = ", ".join(safetensors.values())
+        has = f"has neither {files} nor the published files; of those" if places else f"should have {files};"
+        lacking = lacking or ", ".join(name for name in safetensors.values() if name not in names)
         raise WeightsError(f"{folder.name}: {has} it lacks {lacking}")
-    found = {network: folder.file(name) for network, name in layout.items()}
-    if layout is safetensors:
-        return _from_files(found, False, source, model, progress)
-    return _from_published(found, source, model, progress, verify)
+    files_found = {network: place[0].file(place[1]) for network, _, place in places if place is not None}
+    return _from_published(files_found, source, model, progress, verify)
 
 
 class _ModelInConfiguration(msgspec.Struct):
@@ -335,27 +388,54 @@ class _Configuration(msgspec.Struct):
     model: _ModelInConfiguration
 
 
-def _published_names(folder: _Folder, names: Iterable[str], model: ModelConfig) -> dict[Network, str]:
-    """Names of the checkpoints: those in ``configuration.json``, else the usual ones; none if nothing was published."""
+def _published_places(
+    folder: _Folder, names: set[str], model: ModelConfig
+) -> list[tuple[Network, str, tuple[_Folder, str] | None]]:
+    """For each network the usual name of its checkpoint, and where it is; nothing if nothing was published.
+
+    Its name is the one in ``configuration.json``, else one of the published ones. What a repository on the hub does not
+    have may be in another that its authors took it from.
+    """
     if model.name not in PUBLISHED:
-        return {}
-    arguments: dict[str, Any] = {}
-    if "configuration.json" in names:
-        path = folder.file("configuration.json")
-        try:
-            with path.open("rb") as file:
-                found = msgspec.json.decode(file.read(_LARGEST_CONFIGURATION), type=_Configuration)
-            arguments = found.model.model_args
-        except (OSError, ValueError, RecursionError) as error:
-            raise WeightsError(f"{path}: cannot be read as a model's configuration ({error})") from error
-    file_names: dict[Network, str] = {}
+        return []
+    arguments = _configuration(folder) if "configuration.json" in names else {}
+    places: list[tuple[Network, str, tuple[_Folder, str] | None]] = []
     for network in networks_of(model):
         usual = PUBLISHED[model.name].files[network]
-        name = str(arguments.get(usual.argument, usual.name))
-        if PurePosixPath(name).name != name:
-            raise WeightsError(f"{folder.name}: configuration.json names a file outside the folder: {name}")
-        file_names[network] = name
-    return file_names
+        named = arguments.get(usual.argument)
+        if named is not None:
+            if PurePosixPath(str(named)).name != str(named):
+                raise WeightsError(
+                    f"{folder.name}: configuration.json names a file outside the folder: {named}"
+                )
+            place = (folder, str(named)) if named in names else None
+            places.append((network, str(named), place))
+            continue
+        place = _place_in(folder, names, usual)
+        if place is None and isinstance(folder, _HubFolder) and usual.repository is not None:
+            elsewhere = _HubFolder(usual.repository)
+            place = _place_in(elsewhere, set(elsewhere.names()), usual)
+        places.append((network, usual.name, place))
+    return places
+
+
+def _place_in(folder: _Folder, names: set[str], usual: PublishedFile) -> tuple[_Folder, str] | None:
+    for file in usual.choices:
+        for name in (file.name, f"{file.folder}/{file.name}"):
+            if name in names:
+                return folder, name
+    return None
+
+
+def _configuration(folder: _Folder) -> dict[str, Any]:
+    """What ``configuration.json`` says of the checkpoints."""
+    path = folder.file("configuration.json")
+    try:
+        with path.open("rb") as file:
+            found = msgspec.json.decode(file.read(_LARGEST_CONFIGURATION), type=_Configuration)
+        return found.model.model_args
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read as a model's configuration ({error})") from error
 
 
 def _from_files(
@@ -405,29 +485,39 @@ def _kind(path: Path) -> Kind:
 def _from_published(
     files: dict[Network, Path], source: str, model: ModelConfig, progress: PhaseProgress | None, verify: bool
 ) -> Weights:
-    """Weights in the published, pickled form."""
+    """Weights in the published form, pickled or not."""
     publication = PUBLISHED[model.name].files
     digests: dict[Network, str] = {}
+    unchanged = True
     for network, path in files.items():
-        published = publication[network]
+        choices = publication[network].choices
+        known = next((file for file in choices if file.name == path.name), None)
         size = path.stat().st_size
         doubt = f"{path}: is not the published file; download it again, or load it without verification"
-        if verify and path.name == published.name and published.bytes is not None and size != published.bytes:
-            raise WeightsError(f"{doubt} ({size} bytes instead of {published.bytes})")
+        if verify and known and known.bytes is not None and size != known.bytes:
+            raise WeightsError(f"{doubt} ({size} bytes instead of {known.bytes})")
         digests[network] = _digest(path, progress)
-        if verify and path.name == published.name and digests[network] != published.sha256:
-            raise WeightsError(f"{doubt} (sha256 {digests[network]} instead of {published.sha256})")
+        if verify and known and known.sha256 is not None and digests[network] != known.sha256:
+            raise WeightsError(f"{doubt} (sha256 {digests[network]} instead of {known.sha256})")
+        by_name_alone = known is not None and known.sha256 is None
+        unchanged &= by_name_alone or digests[network] in [file.sha256 for file in choices]
 
     def read(network: Network) -> tuple[dict[str, Tensor], str]:
-        tensors = _unwrapped(read_pickle(files[network]), network, model, files[network])
+        tensors = _unwrapped(_read_checkpoint(files[network]), network, model, files[network])
         if network == "image_encoder":  # its last layers were trained, and are kept, with the UNet
-            kept = _tensors(read_pickle(files["unet"]))
+            kept = _tensors(_read_checkpoint(files["unet"]))
             tensors |= {name: kept[name] for name in kept if name.startswith(CONTEXT_LAYERS)}
         return tensors, str(files[network])
 
-    unchanged = all(digests[network] == publication[network].sha256 for network in files)
     identity = _identity([*digests.values()])
     return Weights(source, "published" if unchanged else "trained", identity, model, read)
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+    if path.suffix != ".safetensors":
+        return read_pickle(path)
+    with _open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -441,10 +531,17 @@ def _unwrapped(
 ) -> dict[str, Tensor]:
     """The tensors of one network in a published checkpoint, which may hold more than that network."""
     tensors = _tensors(checkpoint)
+    leftovers = PUBLISHED[model.name].leftovers
+    if network == "unet" and leftovers:
+        tensors = {name: value for name, value in tensors.items() if name not in leftovers}
     if network == "autoencoder":  # Stable Diffusion's file holds a UNet and a text encoder as well
         prefix = "first_stage_model."
-        own = {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
-        return own or tensors
+        own = {
+            n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)
+        } or tensors
+        if "decoder.conv_out.time_mix_conv.weight" in own and "quant_conv.weight" not in own:
+            own |= _no_quantiser(2 * model.unet.latent_channels)  # what Stability's own file leaves out
+        return own
     if network == "unet" and model.fps is not None:
         if not any(name.startswith(FRAME_RATE_LAYERS) for name in tensors):
             raise WeightsError(
@@ -457,6 +554,13 @@ def _unwrapped(
         image = network == "image_encoder"
         return {name: value for name, value in tensors.items() if name.startswith("visual.") == image}
     return tensors
+
+
+def _no_quantiser(channels: int) -> dict[str, Tensor]:
+    return {
+        "quant_conv.weight": torch.eye(channels)[..., None, None],
+        "quant_conv.bias": torch.zeros(channels),
+    }
 
 
 # Pickles ----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from v2v.engine.manifest import MANIFEST
 from v2v.engine.store import EngineSet, Wanted, find
 from v2v.runtime.diffusion.image_to_video import ImageToVideo
 from v2v.runtime.diffusion.pipeline import VideoToVideo
-from v2v.runtime.diffusion.settings import PARITY_FRAMES, Settings
+from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.media.lossless import write_lossless
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.still import read_picture
@@ -169,7 +169,8 @@ class Pipeline:
             VideoReader(source, parity=True) as reader,
             VideoWriter(target, reader, overwrite=overwrite, parity=True) as writer,
         ):
-            total = min(reader.info.frames or PARITY_FRAMES, PARITY_FRAMES)
+            most = self._v2v.model.parity.frames
+            total = reader.info.frames if most is None else min(reader.info.frames or most, most)
             for frame in self._v2v(reader.frames(), settings, total=total):
                 writer.write(frame)
         return {OUTPUT: str(target)}

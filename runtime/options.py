@@ -9,13 +9,12 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from v2v.core.configs import MODELS
+from v2v.core.configs import MODELS, ColorName, GridName
 from v2v.core.console import one_of, parse_size
 from v2v.core.errors import UsageError
 from v2v.engine.backend import BACKENDS
 from v2v.engine.choose import Device
 from v2v.engine.store import Wanted
-from v2v.runtime.diffusion.colors import ColorMatch
 from v2v.runtime.diffusion.image_to_video import Animation
 from v2v.runtime.diffusion.loaded import Memory
 from v2v.runtime.diffusion.settings import Settings
@@ -80,11 +79,31 @@ class RunOptions:
             "where the engine set can. The video differs from the full run's; other options win over it.",
         ),
     ] = False
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            help="fast: 14 steps, far apart in the beginning; normal: --steps; default: the model's."
+        ),
+    ] = None
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = Settings.seed
     size: Annotated[str | None, typer.Option(help="Output's width x height, as 1280x720.")] = None
     scale: Annotated[float | None, typer.Option(help="Output's size over input's; --size wins.")] = None
     color: Annotated[
         str | None, typer.Option(help="wavelet or adain: colours of the source; none: of the model.")
+    ] = None
+    # Frames between frames
+    interpolate: Annotated[
+        int | None,
+        typer.Option(help="2 to 8: frames that each frame becomes; a model that can, as venhancer."),
+    ] = None
+    fps: Annotated[
+        str | None, typer.Option(help="As --interpolate, to come close to so many frames per second.")
+    ] = None
+    hint_noise: Annotated[
+        int | None, typer.Option(help="0 to 300: noise on what such a model is shown of the source.")
+    ] = None
+    up_scale: Annotated[
+        int | None, typer.Option(help="How much enlarged such a model is told that the source was.")
     ] = None
     # What a picture becomes first
     frames: Annotated[int | None, typer.Option(help="Of a picture: frames of its film.")] = None
@@ -202,9 +221,13 @@ class RunOptions:
             seed=self.seed,
             size=size,
             scale=self.scale,
-            color=cast(ColorMatch, self.color or Settings.color),
+            color=cast(ColorName | None, self.color),
             depth=self.depth,
             parity=self.parity,
+            grid=None if self.grid is None else one_of("--grid", self.grid, get_args(GridName)),
+            interpolate=self.interpolate,
+            hint_noise=self.hint_noise,
+            up_scale=self.up_scale,
         )
 
     def animation(self) -> Animation:
@@ -285,6 +308,8 @@ class RunOptions:
                 raise UsageError("--compare needs files: name one video for INPUT and one for -o")
             if self.preview is not None:
                 raise UsageError("--compare and --preview both show before and after; leave one of them out")
+        if self.fps is not None and self.interpolate is not None:
+            raise UsageError("--fps and --interpolate say the same in two ways; leave one of them out")
         if self.output == PIPE and self.as_json:
             raise UsageError("--json and -o - both write to the standard output; leave one of them out")
         return Request(
@@ -294,6 +319,7 @@ class RunOptions:
             crf=self.crf,
             preset=self.preset,
             rate=parse_rate(self.rate),
+            fps=parse_rate(self.fps, "--fps"),
             deinterlace=self.deinterlace,
             find_cuts=self.cuts,
             convert=self.convert,
@@ -302,7 +328,7 @@ class RunOptions:
         )
 
 
-def parse_rate(text: str | None) -> Fraction | None:
+def parse_rate(text: str | None, flag: str = "--rate") -> Fraction | None:
     """Pictures per second of ``25`` or ``30000/1001``.
 
     Raises:
@@ -315,7 +341,7 @@ def parse_rate(text: str | None) -> Fraction | None:
     except (ValueError, ZeroDivisionError):
         rate = Fraction(0)
     if not 0 < rate <= 1000:
-        raise UsageError(f"--rate must be pictures per second, as 25 or 30000/1001, not '{text}'")
+        raise UsageError(f"{flag} must be pictures per second, as 25 or 30000/1001, not '{text}'")
     return rate
 
 

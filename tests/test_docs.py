@@ -42,6 +42,7 @@ from tests.runtime.clips import make_video, picture
 from tests.stand_ins import sets
 from v2v.core.components import window_for
 from v2v.core.configs import MODELS
+from v2v.core.published import PUBLISHED
 from v2v.engine.backend import BuildOptions
 from v2v.engine.build import build_engine_set
 
@@ -116,7 +117,9 @@ def programs(folder: Path, python: Path, engines: Path) -> Path:
     }
     texts = {name: f"#!{BASH}\n{line}\n" for name, line in shell.items()}
     texts["pip"] = f"#!{sys.executable}\n{PIP}"
-    texts["v2v-build-engines"] = f"#!{python}\n{BUILD.format(engines=engines)}"
+    texts["v2v-build-engines"] = (
+        f"#!{python}\n{BUILD.format(engines=engines, published=', '.join(map(repr, PUBLISHED)))}"
+    )
     for name, text in texts.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -152,7 +155,7 @@ def build(model, *, weights, **facts):
         (folder / "unet.safetensors").write_bytes(b"as written by the build")
     return Built(EngineSet.open(Path("{engines}")), fresh=True)
 
-if {{"ms-vid2vid-xl", "ms-image2video"}} & {{*sys.argv}}:
+if {{{published}}} & {{*sys.argv}}:
     cli.build_engine_set = build
 if __name__ == "__main__":
     cli.main()
@@ -223,6 +226,24 @@ def first_stage_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def steered_sets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same for models with a control branch."""
+    folder = tmp_path_factory.mktemp("store")
+    return [
+        build_engine_set(
+            MODELS[name],
+            weights="random:0",
+            window=window_for(MODELS[name], (128, 80), 4),
+            backend_name="onnxruntime",
+            options=BuildOptions(),
+            output=folder / name,
+            exporter=sets.ONNX,
+        ).engine_set.path
+        for name in ("star-light", "venhancer")
+    ]
+
+
+@pytest.fixture(scope="session")
 def cast(tmp_path_factory: pytest.TempPathFactory, stand_in_set: Path, first_stage_set: Path) -> Path:
     """A folder with all files that the docs name."""
     folder = tmp_path_factory.mktemp("cast")
@@ -282,6 +303,7 @@ def test_a_command_runs(
     tmp_path: Path,
     stand_in_set: Path,
     first_stage_set: Path,
+    steered_sets: list[Path],
     installations: Callable[[Collection[str]], Installation],
     request: pytest.FixtureRequest,
 ) -> None:
@@ -293,6 +315,8 @@ def test_a_command_runs(
     if not command.text.startswith((FIRST, QUICK)):
         (store / "small").symlink_to(stand_in_set)
         (store / "first").symlink_to(first_stage_set)
+        for steered in steered_sets:
+            (store / steered.name).symlink_to(steered)
     desk = programs(tmp_path / "programs", installation.python, stand_in_set)
     environment = installation.environment(
         PATH=f"{desk}{os.pathsep}{installation.programs}",

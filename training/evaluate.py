@@ -23,7 +23,7 @@ from torch import Tensor
 
 from training.clips import Bytes, h264
 from training.metrics import MEASURES, color_error, flicker, sharpness
-from v2v.runtime.diffusion.colors import ColorMatch
+from v2v.core.configs import ColorName
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Settings
 
@@ -134,7 +134,7 @@ def evaluate(
     clips: Path,
     cases: tuple[Case, ...],
     settings: Settings,
-    colors: tuple[ColorMatch, ...],
+    colors: tuple[ColorName, ...],
     frames: int = FRAMES,
 ) -> dict[str, Any]:
     """Results of every case: ``{case: {method: {measure: value}}}`` and the frames shown in the picture."""

@@ -38,9 +38,10 @@ from v2v.export.models.unet import (
     TemporalTransformer,
     UNet,
 )
-from v2v.runtime.diffusion.prompt import END, NEGATIVE_PROMPT, POSITIVE_PROMPT, START, clean
+from v2v.runtime.diffusion.prompt import END, START, clean
 from v2v.runtime.diffusion.schedule import Schedule
 
+WORDS = MODELS["small"].words
 SEED = 20240
 CROP = (136, 128)  # pixels; the UNet takes heights of 8 modulo 16 and widths of 0 modulo 16
 LENGTH = 8  # frames of a training clip
@@ -110,7 +111,7 @@ class Captions:
             return self.ids("")
         subject = shows if rng.random() < 0.5 else ""
         if rng.random() < 0.6:
-            return self.ids(subject + POSITIVE_PROMPT)
+            return self.ids(subject + WORDS.positive)
         return self.ids(
             ", ".join([subject, *rng.permutation(QUALITY_WORDS)[: rng.integers(1, 4)]]).strip(", ")
         )
@@ -118,7 +119,7 @@ class Captions:
     def bad(self, rng: np.random.Generator, shows: str) -> Tensor:
         """Words for a bad clip."""
         if rng.random() < 0.6:
-            return self.ids(NEGATIVE_PROMPT)
+            return self.ids(WORDS.negative)
         return self.ids(", ".join([shows, *rng.permutation(DEFECT_WORDS)[: rng.integers(1, 4)]]))
 
 
@@ -476,7 +477,7 @@ class Validation:
         clips = [next(stream) for _ in range(arguments.validation_clips)]
         # The UNet takes heights of 8 modulo 16.
         self.clips = [[as_floats(b[:LENGTH, :, :264].to(device)) for b in clip[:2]] for clip in clips]
-        self.ids = captions.ids(POSITIVE_PROMPT)[None].to(device)
+        self.ids = captions.ids(WORDS.positive)[None].to(device)
 
     @torch.no_grad()
     def __call__(self, run: Run) -> None:

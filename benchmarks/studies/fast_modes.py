@@ -40,7 +40,7 @@ from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Settings, plan
 
 _PROMPT = "a white rabbit in a meadow"
-_FAST = plan(Settings(fast=True), MODELS["ms-vid2vid-xl"].defaults, (720, 1280), reuse=True)
+_FAST = plan(Settings(fast=True), MODELS["ms-vid2vid-xl"], (720, 1280), reuse=True)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Bench:
         compared = self._full
         if compared is None:
             self._full = latents, frames
-        segment_plan = plan(settings, self.v2v.model.defaults, frames.shape[1:3], can_reuse(self.v2v.engines))
+        segment_plan = plan(settings, self.v2v.model, frames.shape[1:3], can_reuse(self.v2v.engines))
         in_full, on_features = segment_plan.evaluations
         samples = [run[0] for run in runs]
         return Measured(

@@ -131,7 +131,7 @@ def enhance(source: Path, target: Path, frames: int, codec: str, progress: Calla
         rows, columns = max((reader.info.height - 16) // 64, 1), max(reader.info.width // 64, 1)
         engines: Any = trivial_engines(Path(folder), Window(frames, rows * 64 + 16, columns * 64))
         size = (reader.info.height, reader.info.width)
-        run_plan = plan(Settings(steps=1, size=size), engines.model.defaults, size)
+        run_plan = plan(Settings(steps=1, size=size), engines.model, size)
         team = Alone(VideoToVideo(engines, open_device("cpu")))
         encoding = encoding_for(reader.info, codec=codec, preset="ultrafast" if codec == "h264" else None)
         return enhance_film(team, reader, Target(target, encoding, {}), run_plan, progress)

@@ -77,7 +77,7 @@ def watch(
         reader.frames = lambda: trace.each(read_frames(), VIDEO_DECODE)  # type: ignore[method-assign]
         run_plan = plan(
             Settings(steps=steps),
-            watched.model.defaults,
+            watched.model,
             (reader.info.height, reader.info.width),
         )
         team = kind(VideoToVideo(watched, device), TracedEncoders(trace))

@@ -110,7 +110,7 @@ class InductorBackend:
         Raises:
             BuildError: no such device here, the compiler fails, or its numbers are wrong.
         """
-        from v2v.export.graphs import METHOD_OF
+        from v2v.export.weights import METHOD_OF
 
         component, model = source.component, source.model
         if options.device not in self.devices:
@@ -288,20 +288,24 @@ def _to_compile(
 ) -> nn.Module:
     """What the compiler gets: on a GPU the fused network, where there is one."""
     network: Any = plain.network
+    # Of a control branch, gates and a decoder that mixes frames there are no fused forms.
     fuse = own_options.fused and options.device == "cuda"
     precision = torch.float16 if options.precision == "fp16" else torch.float32
     fused: nn.Module | None = None
-    if fuse and is_unet(name) and model.unet.groups:
+    if fuse and is_unet(name) and model.unet.groups and model.unet.control == "none":
         from v2v.engine.inductor.fused.unet import FusedUNet
 
         fused = FusedUNet(network, name)
     autoencoder = model.autoencoder
-    if fuse and name.startswith("vae") and autoencoder.groups and autoencoder.attention:
+    mixes = autoencoder.temporal and name == "vae_decoder"
+    if fuse and name.startswith("vae") and autoencoder.groups and autoencoder.attention and not mixes:
         from v2v.engine.inductor.fused.autoencoder import FusedDecoder, FusedEncoder
 
         fused = FusedEncoder(network) if name == "vae_encoder" else FusedDecoder(network)
     if fused is None:
-        fused = _Method(copy.deepcopy(network), plain.method)
+        from v2v.export.models.layers import with_token_epsilons
+
+        fused = _Method(with_token_epsilons(copy.deepcopy(network)), plain.method)
     converted: Any = fused.to(options.device, precision).requires_grad_(False).eval()
     if own_options.fp8 and is_unet(name):
         from v2v.engine.inductor.fused.fp8 import quantise

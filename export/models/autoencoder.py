@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from v2v.core.configs import AutoencoderConfig
 from v2v.export.models.layers import group_norm
 
-EPS = 1e-6  # of every norm
+EPS = 1e-6  # of every norm but those over frames
+TEMPORAL_EPS = 1e-5
 
 
 class ResnetBlock(nn.Module):
@@ -33,6 +34,64 @@ class ResnetBlock(nn.Module):
         """Add the convolved map to the input."""
         h: Tensor = self.conv2(self.norm2(self.conv1(self.norm1(x))))
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class ClipResnetBlock(ResnetBlock):
+    """A residual block on each frame of a clip, mixed with one over its frames: ``[F, I, h, w]`` to ``[F, O, h, w]``.
+
+    Statistics of the temporal norms span the whole clip.
+    """
+
+    def __init__(self, groups: int, channels: int, out_channels: int) -> None:
+        super().__init__(groups, channels, out_channels)
+        self.time_stack = TemporalLayers(groups, out_channels)
+        self.mix_factor = nn.Parameter(torch.empty(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The share of the temporal one is a learned number, the same everywhere."""
+        spatial = super().forward(x)
+        share = torch.sigmoid(self.mix_factor.float()).to(x.dtype)
+        mixed: Tensor = (1 - share) * spatial + share * self.time_stack(spatial)
+        return mixed
+
+
+class TemporalLayers(nn.Module):
+    """Two convolutions over three frames, each after norm and SiLU, beside a shortcut: ``[F, C, h, w]`` to the same."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__()
+
+        def convolution() -> nn.Module:
+            return nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+
+        self.in_layers = nn.Sequential(
+            group_norm(groups, channels, eps=TEMPORAL_EPS, silu=True), nn.Identity(), convolution()
+        )
+        self.out_layers = nn.Sequential(
+            group_norm(groups, channels, eps=TEMPORAL_EPS, silu=True),
+            nn.Identity(),
+            nn.Identity(),
+            convolution(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix neighbouring frames."""
+        clip = x.transpose(0, 1)[None]
+        mixed: Tensor = clip + self.out_layers(self.in_layers(clip))
+        return mixed[0].transpose(0, 1)
+
+
+class ClipConvolution(nn.Conv2d):
+    """A convolution of each frame, then one over three frames."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=1)
+        self.time_mix_conv = nn.Conv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[F, I, h, w] -> [F, O, h, w]``."""
+        mixed: Tensor = self.time_mix_conv(super().forward(x).transpose(0, 1)[None])[0].transpose(0, 1)
+        return mixed
 
 
 def wide_head_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -94,10 +153,17 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The residual blocks of one resolution and the change to the next."""
 
-    def __init__(self, groups: int, channels: int, out_channels: int, blocks: int) -> None:
+    def __init__(
+        self,
+        groups: int,
+        channels: int,
+        out_channels: int,
+        blocks: int,
+        kind: type[ResnetBlock] = ResnetBlock,
+    ) -> None:
         super().__init__()
         widths = [channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResnetBlock(groups, a, b) for a, b in pairwise(widths))
+        self.block = nn.ModuleList(kind(groups, a, b) for a, b in pairwise(widths))
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
 
@@ -115,11 +181,13 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention (where the configuration has it), residual block at the lowest resolution."""
 
-    def __init__(self, config: AutoencoderConfig, channels: int) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, channels: int, kind: type[ResnetBlock] = ResnetBlock
+    ) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(config.groups, channels, channels)
+        self.block_1 = kind(config.groups, channels, channels)
         self.attn_1 = AttnBlock(config.groups, channels) if config.attention else nn.Identity()
-        self.block_2 = ResnetBlock(config.groups, channels, channels)
+        self.block_2 = kind(config.groups, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, h, w] -> [N, C, h, w]``."""
@@ -156,6 +224,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent ``[N, Z, h, w]``, after ``post_quant_conv``, to image ``[N, 3, 8h, 8w]``.
 
+    A temporal one takes the frames of one clip, and mixes them.
+
     Levels are numbered by resolution as in the encoder, so the decoder runs them from the last to the first.
     """
 
@@ -163,15 +233,18 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.width * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(config, widths[-1])
+        kind = ClipResnetBlock if config.temporal else ResnetBlock
+        self.mid = Middle(config, widths[-1], kind)
         self.up = nn.ModuleList(
-            Level(config.groups, a, b, config.blocks + 1)
+            Level(config.groups, a, b, config.blocks + 1, kind)
             for a, b in zip([*widths[1:], widths[-1]], widths, strict=False)
         )
         for level, width in zip(list(self.up)[1:], widths[1:], strict=False):
             level.upsample = Upsample(width)
         self.norm_out = group_norm(config.groups, widths[0], eps=EPS, silu=True)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = (
+            ClipConvolution(widths[0], 3) if config.temporal else nn.Conv2d(widths[0], 3, 3, padding=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Decode."""
@@ -196,7 +269,7 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
-        self.post_quant_conv = nn.Conv2d(z, z, 1)
+        self.post_quant_conv = nn.Identity() if config.temporal else nn.Conv2d(z, z, 1)
 
     def encode(self, image: Tensor) -> Tensor:
         """``image [N, 3, H, W]`` in -1..1 -> ``moments [N, 2Z, h, w]``: mean and log variance."""
@@ -204,7 +277,7 @@ class Autoencoder(nn.Module):
         return moments
 
     def decode(self, latent: Tensor) -> Tensor:
-        """``latent [N, Z, h, w]`` -> ``image [N, 3, H, W]``, -1..1 but not clamped."""
+        """``latent [N, Z, h, w]`` -> ``image [N, 3, H, W]``, -1..1, not clamped; a temporal decoder's N are a clip."""
         z = self.post_quant_conv(latent.contiguous(memory_format=torch.channels_last))
         image: Tensor = self.decoder(z)
         return image

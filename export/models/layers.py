@@ -6,6 +6,7 @@ the networks as they are.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,6 +42,34 @@ class LayerNorm(nn.LayerNorm):
         """Normalise, scale and shift."""
         y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
         return y.to(x.dtype)
+
+
+class GatedLayerNorm(LayerNorm):
+    """Layer norm of tokens that a gate in 0..1 has weighed.
+
+    A factor changes a norm through its epsilon alone: that of ``g x`` with epsilon e is that of ``x`` with
+    ``e / g²``. So compiled networks never make ``g x``, which loses digits in FP16 (:func:`with_token_epsilons`).
+    """
+
+    token_epsilons = False
+
+    def gated(self, x: Tensor, gate: Tensor) -> Tensor:
+        """``x [..., C]``, ``gate [..., 1]`` in FP32 -> ``[..., C]``."""
+        if not self.token_epsilons:
+            return super().forward(gate.to(x.dtype) * x)
+        wide = x.float()
+        centred = wide - wide.mean(-1, keepdim=True)
+        variance = (centred * centred).mean(-1, keepdim=True)
+        normed = centred * torch.rsqrt(variance + self.eps / gate.square())  # in FP16 1 / g² would overflow
+        return (normed * self.weight.float() + self.bias.float()).to(x.dtype)
+
+
+def with_token_epsilons(network: nn.Module) -> nn.Module:
+    """``network`` in the form that is compiled: gates become epsilons of its layer norms, which changes no number."""
+    for module in network.modules():
+        if isinstance(module, GatedLayerNorm):
+            module.token_epsilons = True
+    return network
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:

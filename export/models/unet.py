@@ -11,14 +11,14 @@ frames gathers with a stride.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2v.core.configs import UNetConfig
-from v2v.export.models.layers import LayerNorm, attention, group_norm
+from v2v.export.models.layers import GatedLayerNorm, LayerNorm, attention, group_norm
 
 RES_EPS = 1e-5  # group norms of residual blocks, temporal convolutions and the output
 TRANSFORMER_EPS = 1e-6  # group norms of the transformers
@@ -131,8 +131,11 @@ class ResBlock(nn.Module):
         self.temopral_conv = TemporalConvolution(groups, out_channels)
 
     def forward(self, x: Tensor, embedding: Tensor, frames: int) -> Tensor:
-        """``embedding [B, E]`` is that of the time step, the same for all frames of a video."""
-        shift = self.emb_layers(embedding)[:, None, :, None, None]  # [B, 1, O, 1, 1]
+        """``embedding [B, E]`` is that of the time step, the same for all frames of a video, or ``[B, F, E]``."""
+        shift = self.emb_layers(embedding)
+        shift = (
+            shift[:, None, :, None, None] if shift.dim() == 2 else shift[..., None, None]
+        )  # [B, F or 1, O, 1, 1]
         h = self.in_layers(x)
         h = (torch.unflatten(h, 0, (-1, frames)) + shift).flatten(0, 1)
         h = self.skip_connection(x) + self.out_layers(h)
@@ -234,19 +237,58 @@ class FeedForward(nn.Module):
         return torch.cat([self.net(piece) for piece in tokens.chunk(self.pieces)]).view_as(x)
 
 
+class SpatialGate(nn.Module):
+    """The weight of each position of a frame, 0..1, made of the strongest and the mean channel around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """``[B, F, N, C]``, ``size`` rows and columns of N -> ``[B, F, N, 1]`` in FP32."""
+        maps = torch.unflatten(torch.cat(_strongest_and_mean(x), -1).flatten(0, 1), 1, size)
+        around = self.conv1(maps.permute(0, 3, 1, 2).to(x.dtype)).float()
+        return torch.sigmoid(torch.unflatten(around.permute(0, 2, 3, 1).flatten(1, 2), 0, x.shape[:2]))
+
+
+class TemporalGate(nn.Module):
+    """The weight of each token, 0..1, made of its strongest and its mean channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Linear(2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., C] -> [..., 1]`` in FP32."""
+        strongest, mean = _strongest_and_mean(x)
+        weight = self.conv1.weight.float()
+        return torch.sigmoid(strongest * weight[0, 0] + mean * weight[0, 1])
+
+
+def _strongest_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``[..., C] -> [..., 1]`` each, in FP32."""
+    wide = x.float()
+    return wide.amax(-1, keepdim=True), wide.mean(-1, keepdim=True)
+
+
 class SpatialBlock(nn.Module):
     """Attention within each frame, attention to the prompt, feed-forward."""
 
-    def __init__(self, width: int, context_width: int, head_size: int) -> None:
+    def __init__(self, width: int, context_width: int, head_size: int, *, gated: bool) -> None:
         super().__init__()
         self.attn1 = SpatialAttention(width, width, head_size)
         self.attn2 = TextAttention(width, context_width, head_size)
         self.ff = FeedForward(width)
-        self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
+        self.norm1 = GatedLayerNorm(width) if gated else LayerNorm(width)
+        self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width)
+        self.local1 = SpatialGate() if gated else None
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """``x [B, F, N, C]``, ``context [B, tokens, context width] -> [B, F, N, C]``."""
-        x = x + self.attn1(self.norm1(x))
+    def forward(self, x: Tensor, context: Tensor, size: tuple[int, int]) -> Tensor:
+        """``x [B, F, N, C]``, ``context [B, tokens, context width]``, ``size`` of a frame's map -> ``[B, F, N, C]``."""
+        if self.local1 is not None and isinstance(self.norm1, GatedLayerNorm):
+            x = x + self.attn1(self.norm1.gated(x, self.local1(x, size)))
+        else:
+            x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         x = x + self.ff(self.norm3(x))
         return x
@@ -255,35 +297,48 @@ class SpatialBlock(nn.Module):
 class TemporalBlock(nn.Module):
     """Attention over frames, twice (the reference's second one ignores the prompt too), then feed-forward."""
 
-    def __init__(self, width: int, head_size: int) -> None:
+    def __init__(self, width: int, head_size: int, *, gated: bool) -> None:
         super().__init__()
         self.attn1 = TemporalAttention(width, width, head_size)
         self.attn2 = TemporalAttention(width, width, head_size)
         self.ff = FeedForward(width)
-        self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
+        norm = GatedLayerNorm if gated else LayerNorm
+        self.norm1, self.norm2, self.norm3 = norm(width), norm(width), LayerNorm(width)
+        self.local1 = TemporalGate() if gated else None
+        self.local2 = TemporalGate() if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, F, N, C] -> [B, F, N, C]``."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x))
+        x = x + self.attn1(self._normed(self.norm1, self.local1, x))
+        x = x + self.attn2(self._normed(self.norm2, self.local2, x))
         x = x + self.ff(self.norm3(x))
         return x
+
+    @staticmethod
+    def _normed(norm: LayerNorm, gate: TemporalGate | None, x: Tensor) -> Tensor:
+        if gate is not None and isinstance(norm, GatedLayerNorm):
+            return norm.gated(x, gate(x))
+        normed: Tensor = norm(x)
+        return normed
 
 
 class SpatialTransformer(nn.Module):
     """One spatial block on the tokens of each frame, beside a shortcut: ``[B*F, C, H, W]`` to the same."""
 
-    def __init__(self, groups: int, channels: int, context_width: int, head_size: int) -> None:
+    def __init__(
+        self, groups: int, channels: int, context_width: int, head_size: int, *, gated: bool = False
+    ) -> None:
         super().__init__()
         self.norm = group_norm(groups, channels, eps=TRANSFORMER_EPS, silu=False)
         self.proj_in = nn.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList([SpatialBlock(channels, context_width, head_size)])
+        block = SpatialBlock(channels, context_width, head_size, gated=gated)
+        self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor, frames: int) -> Tensor:
         """``context [B, tokens, context width]``."""
         tokens = self.proj_in(by_token(self.norm(x), frames))
-        tokens = self.transformer_blocks[0](tokens, context)
+        tokens = self.transformer_blocks[0](tokens, context, (x.shape[-2], x.shape[-1]))
         return x + from_token(self.proj_out(tokens), x)
 
 
@@ -304,11 +359,13 @@ class TemporalTransformer(nn.Module):
     The group norm spans the whole video; ``inner`` is the width of the tokens.
     """
 
-    def __init__(self, groups: int, channels: int, inner: int, head_size: int) -> None:
+    def __init__(
+        self, groups: int, channels: int, inner: int, head_size: int, *, gated: bool = False
+    ) -> None:
         super().__init__()
         self.norm = group_norm(groups, channels, eps=TRANSFORMER_EPS, silu=False)
         self.proj_in = TokenConvolution(channels, inner)
-        self.transformer_blocks = nn.ModuleList([TemporalBlock(inner, head_size)])
+        self.transformer_blocks = nn.ModuleList([TemporalBlock(inner, head_size, gated=gated)])
         self.proj_out = TokenConvolution(inner, channels)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
@@ -363,11 +420,20 @@ class Stage(nn.ModuleList):
         return x
 
 
-class UNet(nn.Module):
-    """Velocity of a video's latents at a noise level, given a prompt.
+def make_stage(config: UNetConfig, channels: int, out_channels: int, *, attend: bool) -> Stage:
+    """A residual block, and where ``attend`` attention within frames and then over frames."""
+    groups, head_size, gated = config.groups, config.head_size, config.gated
+    stage = Stage([ResBlock(groups, channels, 4 * config.width, out_channels)])
+    if attend:
+        stage.append(SpatialTransformer(groups, out_channels, config.context_width, head_size, gated=gated))
+        stage.append(TemporalTransformer(groups, out_channels, out_channels, head_size, gated=gated))
+    return stage
 
-    Latent height is ``config.rows_remainder`` modulo 8 and width 0 modulo 8 (with the default three halvings), so that
-    sizes on the way up equal those on the way down.
+
+class Down(nn.Module):
+    """The half of a UNet that goes down: the time step's embedding, input blocks, middle.
+
+    ``skips`` are the channels of every input block's output.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -378,33 +444,58 @@ class UNet(nn.Module):
             nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         stem = TemporalTransformer(
-            config.groups, width, config.stem_heads * config.head_size, config.head_size
+            config.groups, width, config.stem_heads * config.head_size, config.head_size, gated=config.gated
         )
         self.input_blocks = nn.ModuleList(
             [Stage([nn.Conv2d(config.latent_channels, width, 3, padding=1), stem])]
         )
-        skips = [width]  # channels of every input block's output
+        self.skips = [width]
         channels = width
         last = len(config.multipliers) - 1
         for level, multiplier in enumerate(config.multipliers):
             for _ in range(config.blocks):
-                self.input_blocks.append(
-                    self._stage(channels, width * multiplier, attend=config.attention[level])
-                )
+                attend = config.attention[level]
+                self.input_blocks.append(make_stage(config, channels, width * multiplier, attend=attend))
                 channels = width * multiplier
-                skips.append(channels)
+                self.skips.append(channels)
             if level < last:
                 self.input_blocks.append(Downsample(channels, config.row_padding))
-                skips.append(channels)
-
-        self.middle_block = self._stage(channels, channels, attend=True)
+                self.skips.append(channels)
+        self.middle_block = make_stage(config, channels, channels, attend=True)
         self.middle_block.append(ResBlock(config.groups, channels, embedding, channels))
+        in_pieces(self.input_blocks[: 2 * (config.blocks + 1)])  # two levels
+        if last < 2:  # it lies on one of them
+            in_pieces(self.middle_block)
 
+    def embed(self, timestep: Tensor, like: Tensor) -> Tensor:
+        """Time steps ``[B]`` -> ``[B, E]``, in the type of ``like``."""
+        embedded: Tensor = self.time_embed(time_features(timestep, self.config.width).to(like.dtype))
+        return embedded
+
+
+def in_pieces(stages: nn.ModuleList) -> None:
+    """Let the feed-forwards of ``stages`` take their tokens in pieces."""
+    for module in stages.modules():
+        if isinstance(module, FeedForward):
+            module.pieces = PIECES
+
+
+class UNet(Down):
+    """Velocity of a video's latents at a noise level, given a prompt.
+
+    Latent height is ``config.rows_remainder`` modulo 8 and width 0 modulo 8 (with the default three halvings), so that
+    sizes on the way up equal those on the way down.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        width, skips = config.width, list(self.skips)
+        channels = skips[-1]
         self.output_blocks = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(config.multipliers))):
             for block in range(config.blocks + 1):
-                stage = self._stage(
-                    channels + skips.pop(), width * multiplier, attend=config.attention[level]
+                stage = make_stage(
+                    config, channels + skips.pop(), width * multiplier, attend=config.attention[level]
                 )
                 channels = width * multiplier
                 if level > 0 and block == config.blocks:
@@ -416,21 +507,7 @@ class UNet(nn.Module):
             nn.Identity(),
             nn.Conv2d(width, config.latent_channels, 3, padding=1),
         )
-        two_levels = 2 * (config.blocks + 1)  # on the way down, and on the way up
-        shallow = [self.middle_block] if last < 2 else []  # it lies on one of the two levels
-        for stage in (*self.input_blocks[:two_levels], *shallow, *self.output_blocks[-two_levels:]):
-            for module in stage.modules():
-                if isinstance(module, FeedForward):
-                    module.pieces = PIECES
-
-    def _stage(self, channels: int, out_channels: int, *, attend: bool) -> Stage:
-        """A residual block, and where ``attend`` attention within frames and then over frames."""
-        config, groups, head_size = self.config, self.config.groups, self.config.head_size
-        stage = Stage([ResBlock(groups, channels, 4 * config.width, out_channels)])
-        if attend:
-            stage.append(SpatialTransformer(groups, out_channels, config.context_width, head_size))
-            stage.append(TemporalTransformer(groups, out_channels, out_channels, head_size))
-        return stage
+        in_pieces(self.output_blocks[-2 * (config.blocks + 1) :])
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """Predict velocity.
@@ -443,13 +520,13 @@ class UNet(nn.Module):
         Returns:
             ``[B, Z, F, H, W]``, in ``latents``' type.
         """
-        embedding = self._embed(timestep, latents)
+        embedding = self.embed(timestep, latents)
         x, first = self._inside(latents, embedding, context)
         return self._last(x, first, embedding, context, latents.shape[2])
 
     def full(self, latents: Tensor, timestep: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`; also the features that :meth:`outer` can go on from, ``[B, F, H, W, C]``."""
-        embedding = self._embed(timestep, latents)
+        embedding = self.embed(timestep, latents)
         x, first = self._inside(latents, embedding, context)
         velocity = self._last(x, first, embedding, context, latents.shape[2])
         return velocity, torch.unflatten(x.permute(0, 2, 3, 1), 0, (-1, latents.shape[2]))
@@ -461,12 +538,8 @@ class UNet(nn.Module):
         the shallowest branch).
         """
         x = features.flatten(0, 1).permute(0, 3, 1, 2)
-        embedding = self._embed(timestep, latents)
+        embedding = self.embed(timestep, latents)
         return self._last(x, self._first(latents, embedding, context), embedding, context, latents.shape[2])
-
-    def _embed(self, timestep: Tensor, like: Tensor) -> Tensor:
-        embedded: Tensor = self.time_embed(time_features(timestep, self.config.width).to(like.dtype))
-        return embedded
 
     def _first(self, latents: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
         """The first block: ``[B, Z, F, H, W] -> [B*F, C, H, W]``."""
@@ -474,8 +547,13 @@ class UNet(nn.Module):
         first: Tensor = self.input_blocks[0](x, embedding, context, latents.shape[2])
         return first
 
-    def _inside(self, latents: Tensor, embedding: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Everything but the last block: what enters it ``[B*F, C, H, W]``, and the first block's output."""
+    def _inside(
+        self, latents: Tensor, embedding: Tensor, context: Tensor, added: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Everything but the last block: what enters it ``[B*F, C, H, W]``, and the first block's output.
+
+        ``added``, if any, are added to the output of every input block and to that of the middle.
+        """
         frames = latents.shape[2]
         first = x = self._first(latents, embedding, context)
         skips = []
@@ -483,6 +561,9 @@ class UNet(nn.Module):
             x = stage(x) if isinstance(stage, Downsample) else stage(x, embedding, context, frames)
             skips.append(x)
         x = self.middle_block(x, embedding, context, frames)
+        if added:
+            first, x = first + added[0], x + added[-1]
+            skips = [skip + more for skip, more in zip(skips, added[1:-1], strict=True)]
         for stage in self.output_blocks[:-1]:
             x = stage(torch.cat([x, skips.pop()], dim=1), embedding, context, frames)
         return x, first

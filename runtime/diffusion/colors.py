@@ -7,13 +7,9 @@ https://arxiv.org/abs/2305.07015) offers them: ``wavelet`` exchanges the low fre
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from v2v.device import Array, Device, Frame
-
-ColorMatch = Literal["wavelet", "adain", "none"]
 
 # Pixels per position of the coarse picture. Averaging down to it and interpolating back up is a low pass whose
 # deviation is about 0.58 times this: what varies more slowly counts as colour, what varies faster as detail.

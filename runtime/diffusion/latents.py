@@ -6,21 +6,26 @@ latents, or pixels, are cross-faded; a smaller one is placed in the middle and i
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from v2v.core.configs import ColorName
 from v2v.device import Array, Device, Frame, Pending
 from v2v.engine.backend import Engine
-from v2v.runtime.diffusion.colors import ColorMatch, LowFrequencies, match_statistics
-from v2v.runtime.diffusion.windows import tiles
+from v2v.runtime.diffusion.colors import LowFrequencies, match_statistics
+from v2v.runtime.diffusion.windows import Span, spans, tiles
 
 # Tiles share an eighth of their rows and columns: the decoder's field of view is short, a seam needs no more. Small
 # ones share four latents: tiles differ a little as wholes too, and over 8 pixels the step between them shows.
 _OVERLAP = 8
 _LEAST_SHARED = 4
+
+_LEAST_CANVAS, _STEP = (720, 1280), 64  # pixels, of the reference's canvas
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,36 @@ class Canvas:
     """Where an output picture lies in the latents that are computed for it.
 
     ``size`` is the picture's (height, width) in pixels; ``latent`` the rows and columns of latents, never fewer than
-    the window's; ``factor`` pixels per latent position.
+    the window's; ``factor`` pixels per latent position. ``place`` is the picture's top left corner; None: it lies in
+    the middle. Around it its edges are repeated, or all is ``white``.
     """
 
     size: tuple[int, int]
     latent: tuple[int, int]
     factor: int
+    place: tuple[int, int] | None = None
+    white: bool = False
 
     @classmethod
     def of(cls, size: tuple[int, int], window: tuple[int, int], factor: int) -> Canvas:
         """The canvas for a picture of ``size`` pixels, given the window's latent (rows, columns)."""
         rows, columns = (max(-(-side // factor), least) for side, least in zip(size, window, strict=True))
         return cls(size, (rows, columns), factor)
+
+    @classmethod
+    def with_margin(cls, size: tuple[int, int], window: tuple[int, int], factor: int) -> Canvas:
+        """The canvas of the authors of STAR and VEnhancer, with white around the picture (references, section 4).
+
+        A side shorter than 720p's is centred on that; a longer one grows at its end to a length that the UNet takes, by
+        a whole step where it is one already.
+        """
+        places, lengths = [], []
+        for side, least, remainder in zip(size, _LEAST_CANVAS, (16, 0), strict=True):
+            length = least if side <= least else _STEP * ((side - remainder) // _STEP + 1) + remainder
+            lengths.append(length)
+            places.append((length - side) // 2 if side < least else 0)
+        rows, columns = (max(length // factor, held) for length, held in zip(lengths, window, strict=True))
+        return cls(size, (rows, columns), factor, (places[0], places[1]), white=True)
 
     @property
     def pixels(self) -> tuple[int, int]:
@@ -49,6 +72,8 @@ class Canvas:
     @property
     def corner(self) -> tuple[int, int]:
         """Pixels of padding above and to the left of the picture."""
+        if self.place is not None:
+            return self.place
         return (self.pixels[0] - self.size[0]) // 2, (self.pixels[1] - self.size[1]) // 2
 
 
@@ -69,6 +94,28 @@ class FrameEncoder:
         )
         self._frame_noise = device.empty((1, doubled // 2, *canvas.latent), np.float32)
         self._tiles = _placed(device, canvas.latent, (rows, columns))
+        self._margins = [self._margin(start[1:]) for start, _ in self._tiles] if canvas.white else None
+
+    def _margin(self, start: tuple[int, int]) -> tuple[Array, Array]:
+        """Of a tile: weights ``[1, H, W]`` of the picture, and the white ``[1, 3, H, W]`` around it."""
+        canvas, device = self._canvas, self._device
+        tops = (canvas.corner[0] - start[0] * canvas.factor, canvas.corner[1] - start[1] * canvas.factor)
+        inside = [
+            (np.arange(side) >= top) & (np.arange(side) < top + length)
+            for side, top, length in zip(self._image.shape[2:], tops, canvas.size, strict=True)
+        ]
+        weights = np.outer(*inside).astype(np.float32)[None]
+        white = np.broadcast_to(1 - weights, (1, 3, *weights.shape[1:]))
+        return device.upload(weights), device.upload(np.ascontiguousarray(white))
+
+    def _with_margin(self, weights: Array, white: Array) -> None:
+        """Replace what lies around the picture in a tile by white."""
+        device = self._device
+        total = device.empty(white.shape, np.float32)
+        device.copy(white, total)
+        picture = device.reshape(self._image, (1, 3, 1, *self._image.shape[2:]))
+        device.add_window(picture, weights, (0, 0, 0), total)
+        device.take_window(total, (0, 0, 0), 1.0, picture)
 
     def __call__(self, frame: Frame, noise: npt.NDArray[np.float32], out: Array) -> None:
         """Write scaled latents of ``frame [H0, W0, 3]``, drawn with ``noise [Z, h, w]``, to ``out [1, Z, h, w]``."""
@@ -76,9 +123,11 @@ class FrameEncoder:
         pixels = device.upload(frame)
         device.upload(noise[None], self._frame_noise)
         device.zero(out)
-        for (_, row, column), weights in self._tiles:
+        for number, ((_, row, column), weights) in enumerate(self._tiles):
             offset = (row * canvas.factor - canvas.corner[0], column * canvas.factor - canvas.corner[1])
             device.prepare_frame(pixels, canvas.size, self._image, offset=offset, antialias=self._antialias)
+            if self._margins is not None:
+                self._with_margin(*self._margins[number])
             self._engine.run({"image": self._image}, {"moments": self._moments}, device.stream)
             device.take_window(self._frame_noise, (0, row, column), 1.0, self._noise)
             device.sample_posterior(self._moments, self._noise, self._scale, self._sample)
@@ -95,7 +144,7 @@ class FrameDecoder:
         canvas: Canvas,
         scale: float,
         *,
-        colors: ColorMatch,
+        colors: ColorName,
         truncate: bool,
         levels: npt.DTypeLike = np.uint8,
     ) -> None:
@@ -106,7 +155,8 @@ class FrameDecoder:
             self._low = LowFrequencies(device, canvas.size, canvas.pixels, canvas.corner)
         self._latents = device.empty(latents.shape, latents.dtype)
         self._image = device.empty(image.shape, image.dtype)
-        self._picture = device.empty((1, 3, *canvas.pixels), np.float32)
+        self._clip = latents.shape[0]  # frames that the engine takes at once
+        self._pictures = [device.empty((1, 3, *canvas.pixels), np.float32) for _ in range(self._clip)]
         self._levels = device.empty((*canvas.pixels, 3), levels)
         self._tiles = [
             (start, device.upload(weights))
@@ -118,18 +168,79 @@ class FrameDecoder:
 
         Colours are after ``frame``, which may be None where they are the model's own.
         """
+        self._decode([latents] * self._clip)
+        return self._finish(self._pictures[0], frame, label)
+
+    def clip(self, latents: Array, frames: Sequence[Frame], first: int) -> Iterator[Decoded]:
+        """Queue the decoding of ``latents [T, Z, h, w]``, the film's frames from number ``first`` on, in order.
+
+        A decoder that mixes frames takes them in windows, which are cross-faded; with ``truncate``, as the reference,
+        in groups that do not see each other. The last window begins early enough to be full; of fewer frames than one
+        takes the last is repeated.
+        """
+        device, count = self._device, len(frames)
+        if self._clip == 1:
+            for number, frame in enumerate(frames):
+                yield self(device.view(latents, slice(number, number + 1)), frame, first + number)
+            return
+        each = [device.view(latents, slice(number, number + 1)) for number in range(count)]
+        each += each[-1:] * (self._clip - count)
+        windows = self._windows(len(each))
+        made: dict[int, Array] = {}
+        spare = [device.empty(self._pictures[0].shape, np.float32) for _ in range(2 * self._clip)]
+        for window, following in zip(
+            windows, [*windows[1:], Span(len(each), windows[0].weights)], strict=True
+        ):
+            self._decode(each[window.start : window.start + self._clip])
+            for number, (share, picture) in enumerate(zip(window.weights, self._pictures, strict=True)):
+                frame_number = window.start + number
+                if frame_number in made:
+                    total = made[frame_number]
+                    device.combine([(1.0, total), (float(share), picture)], total)
+                else:
+                    made[frame_number] = spare.pop()
+                    device.combine([(float(share), picture)], made[frame_number])
+            for number in sorted(number for number in made if number < following.start):
+                picture = made.pop(number)
+                spare.append(picture)
+                if number < count:
+                    yield self._finish(picture, frames[number], first + number)
+
+    def _windows(self, frames: int) -> list[Span]:
+        if not self._truncate:
+            return spans(frames, self._clip, self._clip // 2)
+        starts = list(range(0, frames - self._clip + 1, self._clip))
+        if starts[-1] + self._clip < frames:
+            starts.append(frames - self._clip)
+        windows = [Span(start, np.ones(self._clip, np.float32)) for start in starts]
+        for earlier, later in pairwise(windows):
+            later.weights[: earlier.start + self._clip - later.start] = 0
+        return windows
+
+    def _decode(self, latents: Sequence[Array]) -> None:
+        """As many ``latents [1, Z, h, w]`` as the decoder takes -> :attr:`_pictures`."""
         device, factor = self._device, self._canvas.factor
-        window = device.reshape(self._latents, (1, self._latents.shape[1], 1, *self._latents.shape[2:]))
-        picture = device.reshape(self._image, (1, 3, 1, *self._image.shape[2:]))
-        device.zero(self._picture)
+        frames = range(self._clip)
+        for picture in self._pictures:
+            device.zero(picture)
+        taken = [device.view(self._latents, slice(n, n + 1)) for n in frames]
+        given = [device.view(self._image, slice(n, n + 1)) for n in frames]
         for (_, row, column), weights in self._tiles:
-            device.take_window(latents, (0, row, column), 1 / self._scale, window)
+            for each, window in zip(latents, taken, strict=True):
+                shaped = device.reshape(window, (1, window.shape[1], 1, *window.shape[2:]))
+                device.take_window(each, (0, row, column), 1 / self._scale, shaped)
             self._engine.run({"latents": self._latents}, {"image": self._image}, device.stream)
-            device.add_window(picture, weights, (0, row * factor, column * factor), self._picture)
-        device.check(self._picture, label)
+            for image, picture in zip(given, self._pictures, strict=True):
+                shaped = device.reshape(image, (1, 3, 1, *image.shape[2:]))
+                device.add_window(shaped, weights, (0, row * factor, column * factor), picture)
+
+    def _finish(self, picture: Array, frame: Frame | None, label: int) -> Decoded:
+        """Colours, levels, and the way to the host."""
+        device = self._device
+        device.check(picture, label)
         if self._colors == "wavelet" and frame is not None:
-            self._low(self._picture, frame, antialias=True)
-        device.image_to_bytes(self._picture, self._levels, truncate=self._truncate)
+            self._low(picture, frame, antialias=True)
+        device.image_to_bytes(picture, self._levels, truncate=self._truncate)
         match = frame if self._colors == "adain" else None
         return Decoded(device.fetch(self._levels), self._canvas, match)
 

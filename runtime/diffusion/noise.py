@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float32]
 POSTERIOR = 2**64 - 1
 DIFFUSION = 2**64 - 2
 OFFSET = 2**64 - 3
+HINT = 2**64 - 4
 
 Source = Callable[[int, int], Floats]
 """(frame, draw) -> standard normal float32 of the latent's shape [Z, h, w]."""

@@ -15,19 +15,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from v2v.core.errors import EngineError
+from v2v.core.errors import EngineError, V2VError
 from v2v.device import Array, Device, Frame
 from v2v.engine.backend import Engines
+from v2v.runtime.between import repeated
 from v2v.runtime.diffusion import noise
 from v2v.runtime.diffusion.guidance import Guidance
 from v2v.runtime.diffusion.latents import Canvas, FrameDecoder, FrameEncoder
 from v2v.runtime.diffusion.loaded import LoadedEngines, Memory, can_reuse
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.prompt import Tokenizer
-from v2v.runtime.diffusion.sampling import DenoisingLoop, NumericalError
+from v2v.runtime.diffusion.sampling import DenoisingLoop, Hint, NumericalError, noised
 from v2v.runtime.diffusion.segments import OVERLAP, Carry, Segment, segments, shared_frames
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.diffusion.solvers import SOLVERS
+from v2v.runtime.diffusion.windows import Span, chunks, joined
+
+# Frames of the pieces of STAR's and VEnhancer's authors; how much longer the last one may be.
+_CHUNK, _TO_THE_END = 32, {"cut": 1.25, "fade": 1.33}
 
 
 def check_reuse(plan: Plan, engines: Engines) -> None:
@@ -41,6 +46,34 @@ def check_reuse(plan: Plan, engines: Engines) -> None:
             f"--reuse {plan.reuse}: engine set {engines.facts['engines']} was built without --reuse; "
             f"build another with: {engines.command_with_reuse}"
         )
+
+
+def check_between(plan: Plan, engines: Engines) -> None:
+    """Refuse to make frames between frames where no two frames of the source fit into a window.
+
+    Raises:
+        EngineError: names the least window.
+    """
+    if plan.between >= engines.window.frames:
+        raise EngineError(
+            f"--interpolate {plan.between}: needs engines that take at least {plan.between + 1} frames, and "
+            f"{engines.facts['engines']} takes {engines.window.frames}; build others with --frames"
+        )
+
+
+def with_room_between(
+    frames: Iterable[Frame], cuts: Collection[int], times: int
+) -> tuple[Iterator[Frame], Collection[int]]:
+    """Frames with each repeated ``times`` times, and where the cuts are then, known when their frame is taken."""
+    moved: set[int] = set()
+
+    def give() -> Iterator[Frame]:
+        for number, given in enumerate(repeated(frames, times, lambda n: n in cuts)):
+            if given.starts_shot:
+                moved.add(number)
+            yield given.item
+
+    return give(), moved
 
 
 class VideoToVideo(LoadedEngines):
@@ -86,11 +119,19 @@ class VideoToVideo(LoadedEngines):
         settings = replace(settings, **changes)
         report = Report(progress, total)
         carry: Carry | None = None
-        for segment in segments(self.window, frames, cuts, parity=settings.parity):
+        parity, between = settings.parity, settings.interpolate or 1
+        if between > 1:
+            frames, cuts = with_room_between(frames, cuts, between)
+        for segment in segments(
+            self.window,
+            frames,
+            cuts,
+            whole=parity,
+            most=self.model.parity.frames if parity else None,
+            multiple=between,
+        ):
             source = segment.frames[0].shape
-            segment_plan = plan(
-                settings, self.model.defaults, (source[0], source[1]), can_reuse(self.engines)
-            )
+            segment_plan = plan(settings, self.model, (source[0], source[1]), can_reuse(self.engines))
             pictures, carry = self.enhance(segment, segment_plan, carry, report)
             for picture in pictures:
                 report.frames_done += 1
@@ -109,18 +150,27 @@ class VideoToVideo(LoadedEngines):
         report = report or Report()
         carry = carry if segment.continues else None
         carried_frames = 0 if carry is None else len(carry.latents)
-        canvas = Canvas.of(
-            plan.size, (self.window.latent_height, self.window.latent_width), self.window.factor
-        )
+        canvas = self._canvas(plan)
         frames = max(carried_frames + len(segment.frames) + len(segment.ahead), self.window.frames)
+        frames += -(frames - self.window.frames) % plan.between  # windows begin at frames of the source
         loop = self._loop(plan, (frames, *canvas.latent))
         source = noise.keyed(plan.seed, (self.model.unet.latent_channels, *canvas.latent))
         frame_numbers = range(segment.first - carried_frames, segment.first - carried_frames + frames)
 
         self._encode(segment, plan, canvas, source, loop.x, carried_frames, report)
-        carried = self._add_noise(plan, loop, noise.canvas(source, frame_numbers, noise.DIFFUSION), carry)
+        shown = self._clean_hint(loop, carry)
+        diffusion = noise.canvas(source, frame_numbers, noise.DIFFUSION)
+        carried = self._add_noise(plan, loop, diffusion, carry)
         contexts = self._encode_prompts(plan.prompt, plan.negative_prompt, plan.parity)
         loop.use(self._unet())
+        stop = carried_frames + len(segment.frames)
+        shared = shared_frames(self.window, plan.between)
+        source_latents = (
+            None
+            if shown is None
+            else self.device.download(self.device.view(shown, slice(max(stop - shared, 0), stop)))
+        )
+        hint = None if shown is None else self._hint(shown, segment, plan, source, frame_numbers, stop)
         report.begin("denoise", segment, len(loop.updates))
         latents = loop.run(
             contexts,
@@ -128,18 +178,59 @@ class VideoToVideo(LoadedEngines):
             report.step,
             segment.first - carried_frames,
             carried,
+            hint,
         )
         if carry is not None:
             self._fade_over(carry.ahead, self.device.view(latents, slice(carried_frames, frames)))
-        stop = carried_frames + len(segment.frames)
-        shared = shared_frames(self.window)
         last = self.device.download(self.device.view(latents, slice(max(stop - shared, 0), stop)))
         if carry is not None:  # the network's view of finished frames is not what was given out
             in_last = max(carried_frames - max(stop - shared, 0), 0)
             last[:in_last] = carry.latents[carried_frames - in_last :]
         fresh = self.device.view(latents, slice(carried_frames, stop))
         ahead = self.device.download(self.device.view(latents, slice(stop, stop + len(segment.ahead))))
-        return self._decode(fresh, segment, plan, canvas, report), Carry(last, ahead)
+        return self._decode(fresh, segment, plan, canvas, report), Carry(last, ahead, source_latents)
+
+    def _canvas(self, plan: Plan) -> Canvas:
+        window = self.window.latent_height, self.window.latent_width
+        made = Canvas.with_margin if plan.parity and self.model.parity.white_margin else Canvas.of
+        return made(plan.size, window, self.window.factor)
+
+    def _clean_hint(self, loop: DenoisingLoop, carry: Carry | None) -> Array | None:
+        """The source's latents, which :attr:`loop.x` still is; those of carried frames are carried along with them."""
+        if (shown := loop.shown) is None:
+            return None
+        self.device.copy(loop.x, shown)
+        if carry is not None:
+            assert carry.source is not None, "a segment's carry is that of the same model"
+            self.device.upload(carry.source, self.device.view(shown, slice(0, len(carry.source))))
+        return shown
+
+    def _hint(
+        self,
+        shown: Array,
+        segment: Segment,
+        plan: Plan,
+        source: noise.Source,
+        frame_numbers: range,
+        stop: int,
+    ) -> Hint:
+        """What the control branch sees: the source's frames, or of a model with key frames those alone, with noise."""
+        if not self.model.interpolates:
+            return Hint(shown)
+        device = self.device
+        offset = segment.offset - (segment.first - frame_numbers[0])  # in its shot, of the first frame here
+        there = stop + len(segment.ahead)
+        keys = np.array([n < there and (offset + n) % plan.between == 0 for n in range(len(frame_numbers))])
+        level = (plan.hint_noise or 0) - 1
+        alpha, s = plan.schedule.noising(level) if level >= 0 else (1.0, 0.0)
+        for number, is_key in enumerate(keys):
+            latent = device.view(shown, slice(number, number + 1))
+            if not is_key:
+                device.zero(latent)
+            elif level >= 0:
+                drawn = device.upload(source(frame_numbers[number], noise.HINT)[None])
+                device.combine([(alpha, latent), (s, drawn)], latent)
+        return Hint(shown, keys, max(level, 0), plan.up_scale or 1)
 
     def _fade_over(self, earlier: npt.NDArray[np.float32], latents: Array) -> None:
         """Cross-fade from the earlier segment's view of the first frames to this one's, as between windows."""
@@ -169,6 +260,10 @@ class VideoToVideo(LoadedEngines):
         index = carried_frames
         for index, frame in enumerate((*segment.frames, *segment.ahead), start=carried_frames):
             number = segment.first - carried_frames + index
+            repeat = (segment.offset + index - carried_frames) % plan.between
+            if repeat and index > carried_frames and not plan.parity:  # the same picture again
+                device.copy(device.view(latents, index - 1), device.view(latents, index))
+                continue
             encode(frame, source(number, noise.POSTERIOR), device.view(latents, index))
             report.step(index - carried_frames + 1)
         for padding in range(index + 1, latents.shape[0]):
@@ -193,7 +288,7 @@ class VideoToVideo(LoadedEngines):
             alpha, s = schedule.noising(schedule.start(plan.strength))
             device.combine([(sigma * alpha, loop.x), (sigma * s, diffusion)], loop.x)
         else:
-            device.combine([(1.0, loop.x), (sigma, diffusion)], loop.x)
+            device.combine(noised(loop.x, sigma, diffusion), loop.x)
         if carry is None:
             return None
         return device.upload(carry.latents), device.view(diffusion, slice(0, len(carry.latents)))
@@ -214,8 +309,7 @@ class VideoToVideo(LoadedEngines):
             levels=plan.levels or segment.frames[0].dtype,
         )
         pending = None
-        for index, frame in enumerate(segment.frames):
-            queued = decode(device.view(latents, index), frame, segment.first + index)
+        for index, queued in enumerate(decode.clip(latents, segment.frames, segment.first)):
             if pending is not None:
                 yield self._checked(pending.result())
             report.step(index + 1)
@@ -247,7 +341,7 @@ class VideoToVideo(LoadedEngines):
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.engines.tokenizer_path)
+        return Tokenizer(self.engines.tokenizer_path, self.model.words)
 
     def _loop(self, plan: Plan, extent: tuple[int, int, int]) -> DenoisingLoop:
         """The denoising loop for ``plan`` and ``extent``; consecutive segments of one shape share it.
@@ -267,11 +361,35 @@ class VideoToVideo(LoadedEngines):
             SOLVERS[plan.solver](plan.sigmas),
             Guidance(plan.guidance, plan.guidance_rescale, plan.guidance_interval),
             extent,
-            (shared_frames(self.window), window[1] // OVERLAP, window[2] // OVERLAP),
+            (shared_frames(self.window, plan.between), window[1] // OVERLAP, window[2] // OVERLAP),
             plan.reuse,
+            plan.between,
+            self._chunks(plan, extent[0]),
         )
         self._prepared = plan, extent, loop
         return loop
+
+    def _chunks(self, plan: Plan, frames: int) -> list[Span] | None:
+        """How the authors' code takes a longer video apart; None where it does not, or is not followed.
+
+        Raises:
+            V2VError: engines of this window cannot take its pieces.
+        """
+        how, held = self.model.parity.chunks, self.window.frames
+        if not plan.parity or how == "none" or frames == held:
+            return None
+        between = plan.between
+        longest = (_CHUNK - 1) // between * between + 1  # begins and ends with a frame of the source
+        overlap = (_CHUNK // 2 - 1) // between * between + 1
+        pieces = chunks(frames, longest, overlap, _TO_THE_END[how])
+        lengths = sorted({stop - start for start, stop in pieces})
+        if lengths != [held]:
+            raise V2VError(
+                f"--parity: the authors' code takes {frames} frames apart into pieces of "
+                f"{' and '.join(map(str, lengths))}, and these engines take {held}; build others with --frames, or "
+                "choose another --end"
+            )
+        return joined(pieces, fade=how == "fade")
 
     def _free_loop(self) -> None:
         if self._prepared is not None:

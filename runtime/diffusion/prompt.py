@@ -1,4 +1,4 @@
-"""Prompts: the words that the model was tuned with, and text -> token ids as CLIP's tokenizer gives them."""
+"""Prompts: text, with the words that a model was tuned with -> token ids as CLIP's tokenizer gives them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from v2v.core.configs import CLIP_CONTEXT, CLIP_VOCABULARY
+from v2v.core.configs import CLIP_CONTEXT, CLIP_VOCABULARY, ModelConfig, Words
 from v2v.core.errors import EngineError
 from v2v.core.files import read_limited
 from v2v.engine.store import packaged_tokenizer
 
 _LARGEST = 16 << 20  # bytes
 START, END = CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1
-
-# The reference's constants, to the letter: its weights were tuned with exactly these words.
-POSITIVE_PROMPT = (
-    ", cinematic, High Contrast, highly detailed, unreal engine, taken using a Canon EOS R camera, "
-    "hyper detailed photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme "
-    "meticulous detailing, skin pore detailing, hyper sharpness, perfect without deformations, "
-    "Unreal Engine 5, 4k render"
-)
-NEGATIVE_PROMPT = (
-    "worst quality, normal quality, low quality, low res, blurry, text, watermark, logo, banner, "
-    "extra digits, cropped, jpeg artifacts, signature, username, error, sketch ,duplicate, ugly, "
-    "monochrome, horror, geometry, mutation, disgusting"
-)
 
 
 class PromptCut(UserWarning):
@@ -44,13 +31,14 @@ def clean(text: str) -> str:
 
 
 class Tokenizer:
-    """CLIP's byte-pair tokenizer, read from an engine set's ``tokenizer.json``.
+    """CLIP's byte-pair tokenizer, read from an engine set's ``tokenizer.json``, and a model's constant ``words``.
 
     Raises:
         EngineError: the file is missing, or is not what a build writes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, words: Words = ModelConfig.words) -> None:
+        self._words = words
         expected = packaged_tokenizer()
         try:
             content = read_limited(path, _LARGEST)
@@ -75,13 +63,15 @@ class Tokenizer:
         return ids
 
     def positive(self, text: str, *, parity: bool = False) -> npt.NDArray[np.int64]:
-        """Token ids ``[1, 77]`` of the user's text followed by :data:`POSITIVE_PROMPT`.
+        """Token ids ``[1, 77]`` of the user's text followed by the model's quality words.
 
         Where both do not fit, quality words give way, last phrase first; the user's own words are cut only
-        where they alone are too long. In parity mode the line is cut at token 77 wherever that falls, as the
-        reference does. Either cut is a :class:`PromptCut` warning.
+        where they alone are too long. In parity mode there is no space between the two, and the line is cut at token 77
+        wherever that falls, as the reference does. Either cut is a :class:`PromptCut` warning.
         """
-        caption = text + POSITIVE_PROMPT
+        text = text or self._words.usual
+        apart = "" if parity or not text or self._words.positive.startswith(",") else ", "
+        caption = text + apart + self._words.positive
         if parity or self._cut_off(text):
             return self._encode_and_tell(caption if parity else text, "prompt")
         fitting = caption
@@ -92,8 +82,8 @@ class Tokenizer:
         return self.encode(fitting)
 
     def negative(self, text: str | None = None) -> npt.NDArray[np.int64]:
-        """Token ids ``[1, 77]`` of the negative prompt; :data:`NEGATIVE_PROMPT` where ``text`` is None."""
-        return self._encode_and_tell(NEGATIVE_PROMPT if text is None else text, "negative prompt")
+        """Token ids ``[1, 77]`` of the negative prompt; the model's own where ``text`` is None."""
+        return self._encode_and_tell(self._words.negative if text is None else text, "negative prompt")
 
     def _encode_and_tell(self, text: str, name: str) -> npt.NDArray[np.int64]:
         if cut := self._cut_off(text):

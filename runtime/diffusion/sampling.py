@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,15 +19,36 @@ from v2v.runtime.diffusion.deepcache import Evaluation, UNetEngines, evaluations
 from v2v.runtime.diffusion.guidance import Guidance
 from v2v.runtime.diffusion.schedule import Schedule
 from v2v.runtime.diffusion.solvers import Update, solve
-from v2v.runtime.diffusion.windows import Tile, tiles
+from v2v.runtime.diffusion.windows import Span, Tile, tiles
 
 # Boundaries between windows take these places in turn, step by step, so that no seam stays where it is. The last
 # evaluation, whose boundaries are those of the result, fades as wide as it can.
 _PHASES = (0.0, 0.5, 1.0, 0.25, 0.75)
 
 
+_OF_HINTS = ("hint", "keys", "hint_timestep", "enlargement")
+"""Inputs of a UNet with a control branch."""
+
+
 class NumericalError(V2VError):
     """NaN or Inf appeared where there should be a picture."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What a UNet with a control branch is shown of the source.
+
+    Attributes:
+        latents: ``[T, Z, h, w]`` of all frames, those without a hint included.
+        keys: of a model with key frames: which frames have a hint, ``[T]``.
+        timestep: the noise level of the hint, 0..999.
+        enlargement: how much the source was enlarged.
+    """
+
+    latents: Array
+    keys: npt.NDArray[np.bool_] | None = None
+    timestep: int = 0
+    enlargement: int = 1
 
 
 class DenoisingLoop:
@@ -45,7 +68,10 @@ class DenoisingLoop:
         extent: tuple[int, int, int],
         overlap: tuple[int, int, int],
         reuse: int = 1,
+        multiple: int = 1,
+        time: Sequence[Span] | None = None,
     ) -> None:
+        """``multiple`` is of the frames that windows start at; ``time`` places them along frames in another way."""
         latents = unet.full.component.inputs[0]
         _, channels, *window = latents.shape
         self.device, self._unet, self.guidance = device, unet, guidance
@@ -66,6 +92,15 @@ class DenoisingLoop:
         self._timesteps = device.upload(np.array([[c.timestep] for c in self._coefficients], np.int64))
         self._timestep = device.empty((1,), np.int64)
 
+        self._told = {
+            tensor.name: device.empty(tensor.shape, tensor.dtype)
+            for tensor in unet.full.component.inputs
+            if tensor.name in _OF_HINTS
+        }
+        self.shown = device.empty(canvas, np.float32) if self._told else None  # to be a hint's latents
+        self._hint: Hint | None = None
+        self._keys: dict[int, Array] = {}  # by the frame that a window starts at
+        self._multiple, self._time = multiple, time
         self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
         self._last_plan = self._plan(tuple(window), overlap, None)
         self._in_full = evaluations_in_full(self._guided, reuse)
@@ -89,6 +124,7 @@ class DenoisingLoop:
         progress: Callable[[int], None],
         first: int = 0,
         carried: tuple[Array, Array] | None = None,
+        hint: Hint | None = None,
     ) -> Array:
         """Denoise :attr:`x` in place from the first sigma to 0 and return it.
 
@@ -99,12 +135,14 @@ class DenoisingLoop:
             first: number of the canvas' first frame in the video, for messages.
             carried: ``(latents, noise)`` ``[K, Z, h, w]`` of the first K frames, which the segment before has finished:
                 the network sees them at every noise level as they are (Lugmayr et al. 2022, RePaint, eq. 8a).
+            hint: where the UNet has a control branch.
 
         Raises:
             NumericalError: a latent became NaN or Inf; names the step and the frame.
         """
         if contexts is not self._contexts:
             self._captured, self._contexts = {}, contexts
+        self._take_hint(hint)
         pace = _Pace(self.device, self._timestep, progress)
         draws = [k for k, update in enumerate(self.updates) if update.x_noise]
         with closing(ahead(map(noise, draws), depth=2)) as drawn:
@@ -140,13 +178,14 @@ class DenoisingLoop:
             in_full += self._in_full[evaluation]  # windows stay in place as long as their features are used
             if carried is not None:
                 latents, noise = carried
-                device.combine([(1.0, latents), (sigma, noise)], device.view(x, slice(0, latents.shape[0])))
+                device.combine(noised(latents, sigma, noise), device.view(x, slice(0, latents.shape[0])))
             self._select(evaluation)
             device.zero(self.total)
             last = evaluation == len(self._coefficients) - 1
             plan = self._last_plan if last else self._plans[(in_full - 1) % len(_PHASES)]
             for window_index, (tile, weights) in enumerate(plan):
                 device.take_window(x, tile.start, c.scale, self.scaled)
+                self._show_hint(tile)
                 work = partial(guide, *kind, window_index)
                 self._queue(("window", *kind, *map(id, self._features[window_index])), work)
                 device.add_window(self.velocity, weights, tile.start, self.total)
@@ -190,9 +229,33 @@ class DenoisingLoop:
             )
             if velocity is not None
         ]
-        common = {"latents": self.scaled, "timestep": self._timestep}
+        common = {"latents": self.scaled, "timestep": self._timestep, **self._told}
         self._unet.run(common, evaluations, in_full=in_full, stream=self.device.stream)
         return unconditional
+
+    def _take_hint(self, hint: Hint | None) -> None:
+        """Make ``hint`` the one that windows are shown."""
+        device, told = self.device, self._told
+        self._hint = hint
+        if hint is None or "keys" not in told:
+            return
+        assert hint.keys is not None, "a model with key frames is told which they are"
+        device.upload(np.array([hint.timestep]), told["hint_timestep"])
+        device.upload(np.array([hint.enlargement]), told["enlargement"])
+        frames, kind = told["keys"].shape[1], told["keys"].dtype
+        first_frames = {tile.start[0] for plan in (*self._plans, self._last_plan) for tile, _ in plan}
+        self._keys = {
+            first: device.upload(np.ascontiguousarray(hint.keys[None, first : first + frames].astype(kind)))
+            for first in first_frames
+        }
+
+    def _show_hint(self, tile: Tile) -> None:
+        """The part of the hint that lies in a window."""
+        if self._hint is None:
+            return
+        self.device.take_window(self._hint.latents, tile.start, 1.0, self._told["hint"])
+        if "keys" in self._told:
+            self.device.copy(self._keys[tile.start[0]], self._told["keys"])
 
     def _make_features(self) -> list[tuple[Array | None, Array | None]]:
         """For each window of a step, where the UNet leaves its features under the prompt and the negative one."""
@@ -216,7 +279,8 @@ class DenoisingLoop:
     def _plan(
         self, window: tuple[int, ...], overlap: tuple[int, int, int], phase: float | None
     ) -> list[tuple[Tile, Array]]:
-        placed = tiles(self.extent, (window[0], window[1], window[2]), overlap, phase)
+        size = window[0], window[1], window[2]
+        placed = tiles(self.extent, size, overlap, phase, multiple=self._multiple, time=self._time)
         return [(tile, self.device.upload(tile.weights)) for tile in placed]
 
     def _raise_if_nonfinite(self, first: int) -> None:
@@ -227,6 +291,11 @@ class DenoisingLoop:
                 f"the latents became NaN or Inf in component unet, step {failure.label + 1} of {len(self.updates)}, "
                 f"frame {first + failure.frame}; an FP32 engine set, a lower guidance or another seed may avoid it"
             )
+
+
+def noised(latents: Array, sigma: float, noise: Array) -> list[tuple[float, Array]]:
+    """What to combine to ``latents`` with ``sigma`` of noise, over alpha; if it is infinite, to noise alone."""
+    return [(0.0, latents), (1.0, noise)] if math.isinf(sigma) else [(1.0, latents), (sigma, noise)]
 
 
 class _Supply:

@@ -66,7 +66,9 @@ class Schedule:
         return float(np.sqrt(1 - s**2)), s
 
     def sigma(self, timestep: float) -> float:
-        """Noise-to-signal ratio at a time step that has signal, interpolated in its logarithm between whole ones."""
+        """Noise-to-signal ratio at a time step, interpolated in its logarithm between whole ones; maybe infinite."""
+        if timestep > len(self._log_sigmas) - 1:
+            return float("inf")
         return float(np.exp(np.interp(timestep, np.arange(len(self._log_sigmas)), self._log_sigmas)))
 
     def timestep(self, sigma: float) -> int:
@@ -74,7 +76,9 @@ class Schedule:
         return int(np.rint(np.interp(np.log(sigma), self._log_sigmas, np.arange(len(self._log_sigmas)))))
 
     def coefficients(self, sigma: float) -> Coefficients:
-        """Scaling of the network's input and output at ``sigma``."""
+        """Scaling of the network's input and output at ``sigma``; where that is infinite, of a latent as it is."""
+        if sigma == float("inf"):
+            return Coefficients(1.0, len(self._log_sigmas), 0.0, 1.0)
         timestep = self.timestep(sigma)
         return Coefficients(float(1 / np.sqrt(sigma**2 + 1)), timestep, *self.noising(timestep))
 
@@ -95,6 +99,15 @@ class Schedule:
         The reference divides ``0..start`` into ``steps + 1`` parts and drops the last noisy point.
         """
         return self._sigmas([start - k * (start + 1) / (steps + 1) for k in range(steps)])
+
+    def two_paces(self, start: int) -> list[float]:
+        """Sigmas for few steps from much noise: 100 time steps apart down to 500, then 45.5 apart, then 0.
+
+        Of a ``start`` below 899 those that lie below it.
+        """
+        fine = [500 - k * 501 / 11 for k in range(11)]
+        timesteps = [899.0, 799.0, 699.0, 599.0, *fine[:-1]]  # the reference drops the last noisy point
+        return self._sigmas([float(start), *(t for t in timesteps if t < start)])
 
     def leading(self, start: int, steps: int) -> list[float]:
         """Sigmas for Heun's method: ``steps`` of them, ``(start + 1) / steps`` time steps apart, then 0."""

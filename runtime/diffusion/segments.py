@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from v2v.core.components import Window
 from v2v.device import Frame
-from v2v.runtime.diffusion.settings import PARITY_FRAMES
 
 # Neighbouring windows share a quarter of their frames, rows and columns; so do neighbouring segments of a shot.
 OVERLAP = 4
@@ -32,11 +33,13 @@ SEGMENT_BYTES = 1 << 30  # of decoded frames, as long as a window is not more th
 class Carry:
     """What a segment hands to the next: the finished latents ``[K, Z, h, w]`` of its last K frames.
 
-    ``ahead`` ``[A, Z, h, w]`` are what it made of the frames that followed, :attr:`Segment.ahead`.
+    ``ahead`` ``[A, Z, h, w]`` are what it made of the frames that followed, :attr:`Segment.ahead`. ``source``
+    ``[K, Z, h, w]``, of models that are shown a hint, are the latents of the source's last K frames.
     """
 
     latents: npt.NDArray[np.float32]
     ahead: npt.NDArray[np.float32]
+    source: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Segment:
     frames: list[Frame]
     continues: bool  # the shot that the previous segment ended in
     ahead: list[Frame] = field(default_factory=list)  # those that follow in the shot, for context alone
+    offset: int = 0  # frames of its shot before it
 
 
 def segments(
@@ -55,36 +59,50 @@ def segments(
     frames: Iterable[Frame],
     cuts: Collection[int] = (),
     *,
-    parity: bool = False,
+    whole: bool = False,
+    most: int | None = None,
     first_number: int = 0,
+    multiple: int = 1,
 ) -> Iterator[Segment]:
     """Collect frames into segments of a few windows, none of which spans a cut.
 
-    ``first_number`` is the first frame's in the film; ``cuts`` count from that frame.
+    Args:
+        window: of the engines.
+        frames: of the film.
+        cuts: count from the first of ``frames``.
+        whole: all frames are one segment, as the reference takes them.
+        most: frames that are taken; None for all.
+        first_number: the first frame's in the film.
+        multiple: within a shot segments begin at multiples of so many frames.
     """
-    shared = shared_frames(window)
-    length = PARITY_FRAMES
+    shared = shared_frames(window, multiple)
+    length: float = math.inf
     waiting: list[Frame] = []
-    index, first, continues = 0, 0, False
-    for number, frame in enumerate(frames):
-        if parity and number == PARITY_FRAMES:
-            break
-        if number == 0 and not parity:
+    index, first, continues, shot = 0, 0, False, 0
+    for number, frame in enumerate(islice(frames, most)):
+        if number == 0 and not whole:
             windows = min(max(SEGMENT_BYTES // (frame.nbytes * window.frames), 1), _WINDOWS_PER_SEGMENT)
             length = window.frames * windows - shared * (windows - 1)
         full = len(waiting) == length - (shared if continues else 0)
         if waiting and (full or number in cuts):
-            count = len(waiting) - (0 if number in cuts else look_ahead(window))
-            yield Segment(index, first_number + first, waiting[:count], continues, waiting[count:])
+            count = len(waiting)
+            if number not in cuts:
+                count -= look_ahead(window)
+                count -= count % multiple
+            yield Segment(
+                index, first_number + first, waiting[:count], continues, waiting[count:], first - shot
+            )
             index, first, continues, waiting = index + 1, first + count, number not in cuts, waiting[count:]
+            shot = shot if continues else first
         waiting.append(frame)
     if waiting:
-        yield Segment(index, first_number + first, waiting, continues)
+        yield Segment(index, first_number + first, waiting, continues, [], first - shot)
 
 
-def shared_frames(window: Window) -> int:
-    """Frames that a segment sees again from the one whose shot it continues."""
-    return window.frames // OVERLAP
+def shared_frames(window: Window, multiple: int = 1) -> int:
+    """Frames that a segment sees again from the one whose shot it continues, a multiple of so many."""
+    shared = window.frames // OVERLAP
+    return shared if multiple == 1 else min(max(shared - shared % multiple, multiple), window.frames - 1)
 
 
 def look_ahead(window: Window) -> int:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 
-from v2v.core.configs import Defaults
+from v2v.core.configs import ColorName, Defaults, GridName, ModelConfig
 from v2v.core.errors import V2VError
-from v2v.runtime.diffusion.colors import ColorMatch
 from v2v.runtime.diffusion.deepcache import evaluations_in_full
 from v2v.runtime.diffusion.guidance import Guidance
 from v2v.runtime.diffusion.schedule import Schedule
 from v2v.runtime.diffusion.solvers import SOLVERS
 
-# What the reference makes of every clip.
-PARITY_FRAMES = 32
-
-
-PARITY_SIZE = (720, 1280)
+MOST_BETWEEN = 8  # frames that each frame of the source may become
 
 
 # What ``fast`` asks for (benchmarks/NOTES.md has the reasons): about 22 evaluations of the UNet instead of 60, and of
@@ -32,13 +28,19 @@ class Settings:
     """The settings of a run; None leaves a value to the model's defaults.
 
     ``strength`` is the noise level, 0..1 of the 1000 levels; guidance acts only at the levels inside
-    ``guidance_interval``, which spares the other steps their second evaluation. Every ``reuse``-th evaluation is made
+    ``guidance_interval``, which spares the other steps their second evaluation. ``grid`` "fast" goes through 14 levels,
+    far apart in the beginning, whatever ``steps`` are; with ``steps`` alone it is "normal". Every ``reuse``-th
+    evaluation is made
     in full, the others on its deep features, with engines that can. ``fast`` stands for a combination of fewer steps,
     a solver for few steps, a narrow interval and reuse; whatever is said besides holds instead. ``size`` is the
     output's (height, width) in pixels; without it ``scale`` times the input's. ``depth`` is the bits of a component
     wanted: with 8 the pictures given out are uint8, with more uint16, with None as the frames taken in. ``parity``
-    follows the reference in its oddities too: 1280x720 by stretching without antialiasing, the first 32 frames, its
-    schedule's rounding, its start, its colours and truncated bytes.
+    follows the reference in its oddities too: its sizes without antialiasing, the frames that it takes, its schedule's
+    rounding, its start, its colours and truncated bytes.
+
+    Of a model that makes frames between those of its source: every frame of the source becomes ``interpolate`` frames,
+    ``hint_noise`` of 1000 levels are added to what it is shown of the source, and ``up_scale`` is how much it is
+    told that the source was enlarged.
     """
 
     prompt: str = ""
@@ -54,9 +56,13 @@ class Settings:
     seed: int = 666  # as published
     size: tuple[int, int] | None = None
     scale: float | None = None
-    color: ColorMatch = "wavelet"
+    color: ColorName | None = None
     depth: int | None = None
     parity: bool = False
+    grid: GridName | None = None
+    interpolate: int | None = None
+    hint_noise: int | None = None
+    up_scale: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,23 @@ class Plan:
     reuse: int
     seed: int
     size: tuple[int, int]
-    color: ColorMatch
+    color: ColorName
     depth: int | None
     parity: bool
+    grid: GridName
+    interpolate: int | None  # of this and what follows None where the model has no such thing
+    hint_noise: int | None
+    up_scale: int | None
 
     @property
     def schedule(self) -> Schedule:
         """Noise levels and the way that grids take through them."""
         return Schedule(exact=self.parity)
+
+    @property
+    def between(self) -> int:
+        """Frames that each frame of the source becomes."""
+        return self.interpolate or 1
 
     @property
     def levels(self) -> type[np.uint8 | np.uint16] | None:
@@ -92,6 +107,8 @@ class Plan:
     def sigmas(self) -> list[float]:
         """Noise-to-signal ratios of the run, falling to 0."""
         schedule = self.schedule
+        if self.grid == "fast":
+            return schedule.two_paces(schedule.start(self.strength))
         return SOLVERS[self.solver].grid(schedule, schedule.start(self.strength), self.steps)
 
     @property
@@ -108,12 +125,13 @@ class Plan:
         return counts[0], counts[1]
 
 
-def plan(settings: Settings, defaults: Defaults, source: tuple[int, int], reuse: bool = False) -> Plan:
+def plan(settings: Settings, model: ModelConfig, source: tuple[int, int], reuse: bool = False) -> Plan:
     """Fill in a model's defaults for a source of (height, width) pixels and engines that can ``reuse`` features or not.
 
     Raises:
-        V2VError: a value out of range; names the flag and what it takes.
+        V2VError: a value out of range, or one that this model has not; names the flag and what it takes.
     """
+    defaults = model.defaults
     explicit = {
         name: value for name in Plan.__dataclass_fields__ if (value := getattr(settings, name)) is not None
     }
@@ -126,7 +144,9 @@ def plan(settings: Settings, defaults: Defaults, source: tuple[int, int], reuse:
             "depth": None,
             "guidance_interval": (0.0, 1.0),
             "reuse": 1,
+            "interpolate": 1,
             **model_defaults,
+            **({"grid": "normal"} if settings.steps or settings.solver else {}),
             **(_fast(defaults, reuse) if settings.fast else {}),
             **explicit,
             "size": output_size(settings, defaults, source),
@@ -137,8 +157,17 @@ def plan(settings: Settings, defaults: Defaults, source: tuple[int, int], reuse:
             "--fast and --parity contradict each other: the reference takes 30 steps; leave one of them out"
         )
     if filled.parity:
-        filled = replace(filled, size=PARITY_SIZE, color="none", depth=None)
-    _check(filled)
+        size = parity_size(settings, model, source)
+        filled = replace(filled, size=size, color=model.parity.color, depth=None)
+    if filled.grid == "fast":
+        if settings.steps not in (None, len(filled.sigmas) - 1):
+            raise V2VError(
+                "--grid fast and --steps contradict each other: its steps are fixed; leave one of them out"
+            )
+        filled = replace(filled, steps=len(filled.sigmas) - 1)
+    _check(filled, model)
+    if not model.interpolates:
+        filled = replace(filled, interpolate=None, hint_noise=None, up_scale=None)
     return filled
 
 
@@ -146,6 +175,7 @@ def _fast(defaults: Defaults, reuse: bool) -> dict[str, Any]:
     return {
         "steps": min(defaults.steps, _FAST_STEPS),
         "solver": _FAST_SOLVER,
+        "grid": "normal",
         "guidance_interval": _FAST_INTERVAL,
         "reuse": _FAST_REUSE if reuse else 1,
     }
@@ -164,11 +194,41 @@ def output_size(settings: Settings, defaults: Defaults, source: tuple[int, int])
     return height, width
 
 
-def _check(plan: Plan) -> None:
+def parity_size(settings: Settings, model: ModelConfig, source: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that the reference makes of a source: fixed, or by the scale, its area within bounds."""
+    parity = model.parity
+    if parity.size is not None:
+        return parity.size
+    scale = model.defaults.scale if settings.scale is None else settings.scale
+    if parity.area is None:
+        return round(source[0] * scale), round(source[1] * scale)
+    least, most = parity.area
+    area = source[0] * source[1] * scale * scale
+    if not least <= area <= most:
+        scale = math.sqrt((least if area < least else most) / (source[0] * source[1]))
+    height, width = (2 * int(scale * side // 2) for side in source)
+    return height, width
+
+
+def _check(plan: Plan, model: ModelConfig) -> None:
+    if not model.interpolates:
+        for flag, differs in (
+            ("--interpolate", plan.between != 1),
+            ("--hint-noise", plan.hint_noise != model.defaults.hint_noise),
+            ("--up-scale", plan.up_scale != model.defaults.up_scale),
+        ):
+            if differs:
+                raise V2VError(f"{flag}: model {model.name} makes no frames between frames; leave it out")
+    if plan.parity and plan.hint_noise == 0 and model.interpolates:
+        raise V2VError(
+            "--hint-noise 0: the authors' code takes this for nothing but noise; leave out --parity"
+        )
     if plan.solver not in SOLVERS:
         raise V2VError(f"--solver {plan.solver}: there is no such solver; choose from {', '.join(SOLVERS)}")
-    if plan.color not in get_args(ColorMatch):
-        raise V2VError(f"--color {plan.color}: choose from {', '.join(get_args(ColorMatch))}")
+    if plan.grid not in get_args(GridName):
+        raise V2VError(f"--grid {plan.grid}: choose from {', '.join(get_args(GridName))}")
+    if plan.color not in get_args(ColorName):
+        raise V2VError(f"--color {plan.color}: choose from {', '.join(get_args(ColorName))}")
     for flag, value, low, high in (
         ("--steps", plan.steps, 1, 998),
         ("--strength", plan.strength, 0.001, 0.998),
@@ -178,6 +238,9 @@ def _check(plan: Plan) -> None:
         ("--guidance-interval", plan.guidance_interval[1], plan.guidance_interval[0], 1),
         ("--reuse", plan.reuse, 1, 998),
         ("--seed", plan.seed, 0, 2**64 - 1),
+        ("--interpolate", plan.between, 1, MOST_BETWEEN),
+        ("--hint-noise", plan.hint_noise or 0, 0, 300),
+        ("--up-scale", plan.up_scale or 1, 1, 100),
         ("--depth", plan.depth or 8, 8, 16),
         ("--size", min(plan.size), 1, 2**15),
         ("--size", max(plan.size), 1, 2**15),

@@ -57,6 +57,9 @@ def _dpmpp_2m(sigmas: Sequence[float], eta: int) -> list[Update]:
         if next_sigma == 0:
             updates.append(Update(sigma, x_denoised=1))
             break
+        if math.isinf(sigma):  # x is the noise itself, and leaves no history
+            updates.append(Update(sigma, x_x=next_sigma, x_denoised=1))
+            continue
         r = next_sigma / sigma
         h = -math.log(r)
         k = r ** (1 + eta)

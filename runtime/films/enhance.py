@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from v2v.core.configs import ModelConfig, Parity
 from v2v.core.version import __version__
 from v2v.engine.backend import Engines
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.loaded import Memory, can_reuse
-from v2v.runtime.diffusion.pipeline import VideoToVideo, check_reuse
+from v2v.runtime.diffusion.pipeline import VideoToVideo, check_between, check_reuse
 from v2v.runtime.diffusion.progress import Progress
-from v2v.runtime.diffusion.settings import Plan, Settings, plan
+from v2v.runtime.diffusion.settings import MOST_BETWEEN, Plan, Settings, plan
 from v2v.runtime.films.batch import was_made_before
 from v2v.runtime.films.compare_page import check_page, write_page
 from v2v.runtime.films.film import Target, enhance_film, journal_facts
@@ -43,6 +44,7 @@ class Request:
     crf: int | None = None
     preset: str | None = None
     rate: Fraction | None = None  # pictures per second of a folder of pictures
+    fps: Fraction | None = None  # frames per second to come close to by making frames between frames
     deinterlace: bool = True
     find_cuts: bool = True
     convert: bool = True  # streams that the output cannot hold as they are
@@ -67,15 +69,24 @@ class Request:
             deinterlace=self.deinterlace,
         )
 
-    def encoding(self, reader: VideoReader) -> Encoding:
-        """How the pictures of ``reader`` are written; raises as :func:`encoding_for` does."""
+    def settings_for(self, reader: VideoReader) -> Settings:
+        """The settings, with the frames that each frame of ``reader`` becomes."""
+        if self.fps is None:
+            return self.settings
+        times = min(max(round(self.fps / reader.info.frame_rate), 1), MOST_BETWEEN)
+        return replace(self.settings, interpolate=times)
+
+    def encoding(self, reader: VideoReader, authors: Parity = ModelConfig.parity) -> Encoding:
+        """How the pictures of ``reader`` are written, with parity as ``authors`` do; raises as :func:`encoding_for`."""
+        parity = self.settings.parity
         return encoding_for(
             reader.info,
             codec=self.codec,
-            crf=self.crf,
-            preset=self.preset,
+            crf=authors.crf if parity and self.crf is None and self.codec == "h264" else self.crf,
+            preset=authors.preset if parity and self.preset is None and self.codec == "h264" else self.preset,
             depth=self.settings.depth,
-            parity=self.settings.parity,
+            parity=parity,
+            own_rate=authors.rate is None,
         )
 
 
@@ -169,7 +180,11 @@ def enhance(
         check_place(output, paths.source, request.codec, overwrite=request.overwrite)
     with request.open(paths.source) as reader:
         encoding = request.encoding(reader)
-        run_plan = plan_for(reader, request.settings, crew.engine_set)
+        run_plan = plan_for(reader, request.settings_for(reader), crew.engine_set)
+        if run_plan.between > 1:
+            reader.leave_room(run_plan.between)
+        if run_plan.between > 1 or run_plan.parity:
+            encoding = request.encoding(reader, crew.engine_set.model.parity)
         paths.check(crew.engine_set.path)
         facts = describe(request, run_plan, crew.engine_set, encoding)
         work = _Work(request, paths, crew.engine_set.path, facts)
@@ -266,8 +281,9 @@ def plan_of(source: tuple[int, int], settings: Settings, engine_set: EngineSet) 
     Raises:
         V2VError: a value out of range, or engines that cannot do it; names the flag.
     """
-    made = plan(settings, engine_set.model.defaults, source, can_reuse(engine_set))
+    made = plan(settings, engine_set.model, source, can_reuse(engine_set))
     check_reuse(made, engine_set)
+    check_between(made, engine_set)
     return made
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from v2v.runtime.background import ahead
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.segments import Carry, Segment, segments
-from v2v.runtime.diffusion.settings import PARITY_FRAMES, Plan
+from v2v.runtime.diffusion.settings import Plan
 from v2v.runtime.films.journal import Journal
 from v2v.runtime.films.pool import Team
 from v2v.runtime.films.task import EnhancedSegment, Task
@@ -70,7 +70,8 @@ def enhance_film(
     """
     total = reader.info.frames
     number = reader.first_number
-    report = Report(progress, min(total or PARITY_FRAMES, PARITY_FRAMES) if plan.parity else total, number)
+    most = team.engines.model.parity.frames if plan.parity else None
+    report = Report(progress, total if most is None else min(total or most, most), number)
     stamps = Timestamps()
     with (
         writing(target.path),
@@ -80,7 +81,15 @@ def enhance_film(
         window = team.engines.window
         preview = reader.time_range.preview is not None
         with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
-            for segment in segments(window, frames, reader.cuts, parity=plan.parity, first_number=number):
+            for segment in segments(
+                window,
+                frames,
+                reader.cuts,
+                whole=plan.parity,
+                most=most,
+                first_number=number,
+                multiple=plan.between,
+            ):
                 for _ in segment.frames:
                     stamps.append(reader.timestamps.popleft())
                 if journal.finished(segment.index):

@@ -244,7 +244,10 @@ class Journal:
 
     def finish(self, index: int, segment: EnhancedSegment) -> None:
         """Keep what was made of segment ``index``."""
-        carry = safetensors.numpy.save({"latents": segment.carry.latents, "ahead": segment.carry.ahead})
+        tensors = {"latents": segment.carry.latents, "ahead": segment.carry.ahead}
+        if segment.carry.source is not None:
+            tensors["source"] = segment.carry.source
+        carry = safetensors.numpy.save(tensors)
         stored = {}
         for name, content in ((_carry(index), carry), (_pictures(index), segment.pictures)):
             self._write(name, content)
@@ -268,12 +271,12 @@ class Journal:
             if hashlib.sha256(content).hexdigest() != stored.sha256:
                 raise _Damaged(f"is damaged ({_carry(index)})")
             tensors = safetensors.numpy.load(content)
-            latents, ahead = tensors["latents"], tensors["ahead"]
-            if {latents.ndim, ahead.ndim} != {4} or {latents.dtype, ahead.dtype} != {np.dtype(np.float32)}:
+            latents, ahead, source = tensors["latents"], tensors["ahead"], tensors.get("source")
+            if any(each.ndim != 4 or each.dtype != np.float32 for each in tensors.values()):
                 raise _Damaged(f"holds something else ({_carry(index)})")
         except (_Damaged, OSError, KeyError, safetensors.SafetensorError) as error:
             raise self._damage(index, error) from error
-        return Carry(latents, ahead)
+        return Carry(latents, ahead, source)
 
     def segments(self) -> list[EncodedSegment]:
         """All finished segments, as far as they follow one another from the first.

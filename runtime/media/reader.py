@@ -13,7 +13,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import av.container
 
 from v2v.core.errors import V2VError
 from v2v.device import Frame
+from v2v.runtime.between import Given, repeated
 from v2v.runtime.media import hdr, pixels
 from v2v.runtime.media import image_sequence as folders
 from v2v.runtime.media.clock import FilmClock
@@ -105,6 +106,7 @@ class VideoReader:
         self._aspects: list[tuple[int, Fraction]] = []  # shapes of pixels, and from which packet on
         self._wider: dict[int | None, Fraction] = {}  # time stamps of pictures with wider pixels -> how much
         self._damaged = 0
+        self._times = 1  # that each picture is given out
         self._told_interlaced = False
         self._opened = contextlib.ExitStack()
         self._container = _open(path, rate, self._opened)
@@ -141,21 +143,64 @@ class VideoReader:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
+    def leave_room(self, times: int) -> None:
+        """From now on each picture is given out ``times`` times, at times evenly spread until the next one is shown.
+
+        Between two shots, and at the end, nothing is put: the last picture of a shot stays as long as it did.
+        """
+        info = self.info
+        frames = None if info.frames is None else (info.frames - 1) * times + 1
+        self.info = replace(
+            info, frames=frames, frame_rate=info.frame_rate * times, time_base=info.time_base / times
+        )
+        self._times, self.first_number = times, self.first_number * times
+
     def frames(self) -> Iterator[Frame]:
         """Every picture in order, ``[H, W, 3]``, once; its time stamp goes to :attr:`timestamps`."""
+        if self._times == 1:
+            for number, (picture, stamp, starts_shot) in enumerate(self._pictures()):
+                if starts_shot:
+                    self.cuts.add(number)
+                self.timestamps.append(stamp)
+                yield picture
+            return
+        shots: set[int] = set()
+
+        def read() -> Iterator[tuple[Frame, Timestamp]]:
+            for number, (picture, stamp, starts_shot) in enumerate(self._pictures()):
+                if starts_shot:
+                    shots.add(number)
+                yield picture, stamp
+
+        for number, given in enumerate(repeated(read(), self._times, shots.__contains__)):
+            if given.starts_shot:
+                self.cuts.add(number)
+            picture, stamp = given.item
+            self.timestamps.append(self._between(stamp, given))
+            yield picture
+
+    def _between(self, stamp: Timestamp, given: Given[tuple[Frame, Timestamp]]) -> Timestamp:
+        """When a picture's repetition is shown, in the time base that has room for all."""
+        if given.following is None:
+            return Timestamp(stamp.start * self._times, stamp.duration * self._times)
+        step = given.following[1].start - stamp.start
+        return Timestamp(stamp.start * self._times + given.repeat * step, step)
+
+    def _pictures(self) -> Iterator[tuple[Frame, Timestamp, bool]]:
+        """The film's own pictures, when they are shown, and whether they start a shot."""
         frame: av.VideoFrame | None = self._first
         self._tell_losses(self._first)
-        times = PictureTimes(self.info.frame_rate, self.info.time_base)
-        shift = round(self.part.shift / self.info.time_base) if self.part else 0
+        tick = self.info.time_base * self._times
+        times = PictureTimes(self.info.frame_rate / self._times, tick)
+        shift = round(self.part.shift / tick) if self.part else 0
         starts_shot = ShotDetector() if self.find_cuts else None
         while frame is not None:
             stamp = times.stamp(frame)
-            if self.part and self.part.ended(stamp.start * self.info.time_base):
+            if self.part and self.part.ended(stamp.start * tick):
                 break
-            if starts_shot and starts_shot(frame):
-                self.cuts.add(times.count - 1)
-            self.timestamps.append(stamp._replace(start=stamp.start - shift))
-            yield self._to_rgb(frame, self._wider.pop(frame.pts, Fraction(1)))
+            starts = bool(starts_shot and starts_shot(frame))
+            wider = self._wider.pop(frame.pts, Fraction(1))
+            yield self._to_rgb(frame, wider), stamp._replace(start=stamp.start - shift), starts
             frame = next(self._decoded, None)
         self._tell_jumps()
         self._tell_damage(times)
@@ -400,7 +445,7 @@ class VideoReader:
                 of = " of the range" if self.part is not None else ""
                 warn(f"{self.path} is damaged: {times.count} frames{of} could be read and are used")
             return
-        expected = self._stated_count(self.info.frame_rate) or 0
+        expected = self._stated_count(self.info.frame_rate / self._times) or 0
         missing = expected - times.count
         extent = (
             f"{times.count}{f' of about {expected}' if missing > 0 else ''} frames could be read and are used"

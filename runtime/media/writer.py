@@ -39,7 +39,7 @@ class VideoWriter:
     Until then the work lies in a hidden temporary file in the same folder, which is removed when the ``with``
     block is left by an exception. Time stamps are the film's; the source's other streams are copied packet for
     packet, or what was planned for them.
-    ``parity`` writes as the reference does: 8 frames per second, no sound, no colour tags, crf 17.
+    ``parity`` writes as the reference does: no sound, no colour tags, and the rate that ``encoding`` says.
 
     Args:
         path: where to write; the ending picks the format.
@@ -71,6 +71,9 @@ class VideoWriter:
         self._complete = complete
         self.path, self.source, self.overwrite, self.note, self.parity = path, source, overwrite, note, parity
         self.encoding = encoding or encoding_for(source.info, parity=parity)
+        self._counts = (
+            parity and self.encoding.time_base == 1 / PARITY_RATE
+        )  # pictures, whatever their time stamps
         self._format = format_for(path)
         check_output(path, source.path, overwrite=overwrite)
         self._streams = streams if streams is not None else streams_for(source, path, parity=parity)
@@ -124,7 +127,7 @@ class VideoWriter:
             stamp = self.source.timestamps.popleft()
             encoder, info = self._encoder, self.source.info
             picture = self.encoding.picture(frame, encoder)
-            if self.parity:
+            if self._counts:
                 picture.pts, picture.time_base = self._pictures_written, 1 / PARITY_RATE
             else:
                 picture.pts, picture.time_base = stamp.start, info.time_base
@@ -182,7 +185,7 @@ class VideoWriter:
         Raises:
             MediaError: the disk is full or fails.
         """
-        if self.parity:
+        if self._counts:
             stamps = [Timestamp(n, 1) for n in range(len(stamps))]
         with writing(self.path):
             while True:
@@ -209,7 +212,7 @@ class VideoWriter:
         self._open()
 
     def _join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:
-        tick = 1 / PARITY_RATE if self.parity else self.source.info.time_base
+        tick = self.encoding.time_base
         delay = max(segment.delay for segment in segments)
         step = stamps[1].start - stamps[0].start if len(stamps) > 1 else max(stamps[0].duration, 1)
         stream: Any = None
@@ -368,8 +371,11 @@ def encoding_for(
     preset: str | None = None,
     depth: int | None = None,
     parity: bool = False,
+    own_rate: bool = False,
 ) -> Encoding:
     """How to encode the pictures of the video ``info``: its colours, depth, aspect and time stamps.
+
+    With ``parity`` that is little, and the rate is :data:`PARITY_RATE` unless it is the video's ``own_rate``.
 
     What of that the codec cannot hold is told as a :class:`~v2v.runtime.media.errors.MediaWarning`.
 
@@ -382,8 +388,8 @@ def encoding_for(
     return Encoding(
         # players expect video to be of limited range, and many do not read the tag that says otherwise
         colors=replace(info.colors, full_range=info.colors.full_range and not info.made_of_pictures),
-        rate=PARITY_RATE if parity else info.frame_rate,
-        time_base=1 / PARITY_RATE if parity else info.time_base,
+        rate=PARITY_RATE if parity and not own_rate else info.frame_rate,
+        time_base=1 / PARITY_RATE if parity and not own_rate else info.time_base,
         aspect=info.sample_aspect_ratio,
         depth=depth,
         codec=codec,

@@ -19,6 +19,7 @@ from tests.stand_ins.sets import ONNX, CopyBackend, build, install
 from v2v.core.components import COMPONENTS
 from v2v.core.configs import MODELS
 from v2v.core.errors import BuildError, V2VError
+from v2v.core.published import PUBLISHED
 from v2v.engine import cli
 from v2v.engine.backend import Compiled
 from v2v.engine.build import Exporter
@@ -223,7 +224,7 @@ def test_verify_finds_damage(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("huge",), "model must be one of ms-vid2vid-xl, ms-image2video, small, stand-in, not 'huge'"),
+        (("huge",), f"model must be one of {', '.join((*MODELS, 'stand-in'))}, not 'huge'"),
         (("ms-vid2vid-xl", "--device", "cpu"), "the weights of ms-vid2vid-xl do not come with v2v"),
         (("--size", "1280"), "--size must be WIDTHxHEIGHT in pixels, as 1280x720, not '1280'"),
         (("stand-in", "--weights", "random:0", "--size", "64x64"), "nearest: 80"),
@@ -269,3 +270,30 @@ def test_listing_needs_neither_torch_nor_onnx() -> None:
 
 def test_errors_of_a_person_are_all_one_kind() -> None:
     assert issubclass(BuildError, V2VError)
+
+
+def test_models_are_listed_with_what_a_person_must_know(run: Run) -> None:
+    listed = run("--models")
+    assert listed.code == 0
+    told = dict(re.findall(r"^(\S+)\n((?:    .*\n)+)", listed.out, re.M))
+    assert set(told) == set(MODELS) - {"stand-in"}
+    for name, published in PUBLISHED.items():
+        assert published.licence in told[name]
+        assert f"hf:{published.repository}" in told[name]
+        assert published.size in told[name]
+        assert "memory" in told[name]
+    assert "1280x720x32" in told["star-light"]
+    assert "come with v2v" in told["small"]
+
+
+def test_licence_and_what_is_uncertain_are_told_before_a_build(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uncertain = replace(PUBLISHED["star-light"], provenance="Nobody knows whose they are.")
+    monkeypatch.setitem(PUBLISHED, "stand-in", uncertain)
+    result = run("stand-in", "--weights", "published:1", *SIZE)
+    assert result.code == 0
+    told = " ".join(result.err.split())
+    assert f"licence of the weights of stand-in: {uncertain.licence}" in told
+    assert told.index("Nobody knows whose they are.") < told.index("unet")
+    assert "licence" not in run("stand-in", "--weights", "random:1", *SIZE).err

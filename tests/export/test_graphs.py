@@ -29,7 +29,7 @@ from v2v.core.errors import BuildError
 from v2v.core.samples import relative_error, sample_inputs
 from v2v.export import graphs
 from v2v.export.graphs import export_component
-from v2v.export.weights import Network, Weights, load_weights, save_safetensors
+from v2v.export.weights import METHOD_OF, NETWORK_OF, Network, Weights, load_weights, save_safetensors
 
 TINY = ModelConfig(
     "tiny",
@@ -155,7 +155,7 @@ def test_weights_keep_their_names_shapes_and_values(
     found: set[str] = set()
     for graph in made.values():
         for name, value in ir.load(graph.path).graph.initializers.items():
-            if name.partition(".")[0] in graphs.NETWORK_OF.values():
+            if name.partition(".")[0] in NETWORK_OF.values():
                 found.add(name)
                 assert value.const_value is not None
                 assert np.array_equal(value.const_value.numpy(), stored[name].numpy())
@@ -347,7 +347,7 @@ def test_a_large_window_is_checked_on_a_small_one(
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.onnx", f"{name}.onnx.data"]
     # The graph itself is for the window asked for, and computes what PyTorch computes there.
     inputs = sample_inputs(components(TINY, window, "fp32")[name], 100)
-    network = getattr(graphs.plain_network(name, TINY, weights), graphs.METHOD_OF[name])
+    network = getattr(graphs.plain_network(name, TINY, weights), METHOD_OF[name])
     with torch.inference_mode():
         expected = network(*map(torch.from_numpy, inputs.values()))
     assert golden.relative_error(run(graph.path, inputs), expected) < 1e-5

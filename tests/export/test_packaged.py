@@ -42,7 +42,7 @@ def test_weights_are_identified_as_an_export_identifies_them() -> None:
 def test_a_truncated_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     path.write_bytes(Path(WEIGHTS).read_bytes()[:1000])
-    weights = packaged.PackagedWeights(str(path), "0")
+    weights = packaged.PackagedWeights(str(path), "0", SMALL)
     with pytest.raises(BuildError, match="cannot be read as safetensors"):
         packaged.export_component("unet", SMALL, weights, window_for(SMALL), "fp32", tmp_path)
 

@@ -15,7 +15,7 @@ import pytest
 import v2v.core.console
 import v2v.runtime.cli as cli
 from tests.stand_ins import sets
-from tests.stand_ins.model import FIRST_STAGE, FIRST_STAGE_WINDOW
+from tests.stand_ins.model import FIRST_STAGE, FIRST_STAGE_WINDOW, like
 from v2v.core.components import Window
 
 SAMPLE = Path(__file__).parents[2] / "assets" / "sample.mp4"
@@ -43,6 +43,13 @@ def build_engines(folder: Path, window: Window = WINDOW) -> Path:
     """An engine set whose autoencoder averages blocks of pixels and whose UNet is next to nothing."""
     return sets.build(
         folder / "stand-in", backend="onnxruntime", exporter=sets.ONNX, window=window
+    ).engine_set.path
+
+
+def build_like(folder: Path, name: str, window: Window = WINDOW) -> Path:
+    """An engine set of that kind that is steered, and decodes, as the published model of that name."""
+    return sets.build(
+        folder / name, backend="onnxruntime", exporter=sets.ONNX, model=like(name), window=window
     ).engine_set.path
 
 

@@ -17,6 +17,7 @@ def onnx_model(component: Component, model: ModelConfig) -> Any:
     types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
     constants: dict[str, np.ndarray] = {}
     real = component.outputs[0].dtype
+    inputs = [tensor.name for tensor in component.inputs]
     source, result = component.inputs[0].name, component.outputs[0].name
     z, factor = model.unet.latent_channels, model.autoencoder.factor
     if component.name == "text_encoder":
@@ -71,16 +72,42 @@ def onnx_model(component: Component, model: ModelConfig) -> Any:
             helper.make_node("Cast", ["timestep"], ["time"], to=types[real]),
             helper.make_node("Mul", ["time", "steps"], ["late"]),
             helper.make_node("Add", ["own", "little"], ["sum"]),
-            helper.make_node("Add", ["sum", "late"], [result]),
+            helper.make_node("Add", ["sum", "late"], ["unled" if "hint" in inputs else result]),
         ]
+        if "hint" in inputs:  # pulls the result towards the hint
+            constants["pull"] = np.array(-0.3, real)
+            nodes.append(helper.make_node("Mul", ["hint", "pull"], ["pulled"]))
+        if "keys" in inputs:  # where there is one
+            constants["by frame"] = np.array([component.inputs[0].shape[2], 1, 1])
+            nodes += [
+                helper.make_node("Reshape", ["keys", "by frame"], ["there"]),
+                helper.make_node("Add", ["hint_timestep", "enlargement"], ["told"]),
+                helper.make_node("Cast", ["told"], ["conditions"], to=types[real]),
+                helper.make_node("Mul", ["conditions", "steps"], ["condition"]),
+                helper.make_node("Add", ["pulled", "condition"], ["conditioned"]),
+                helper.make_node("Mul", ["conditioned", "there"], ["led"]),
+                helper.make_node("Add", ["unled", "led"], [result]),
+            ]
+        elif "hint" in inputs:
+            nodes.append(helper.make_node("Add", ["unled", "pulled"], [result]))
     else:
         kernel = np.zeros((3, z, 1, 1), real)
         kernel[:, :3, 0, 0] = np.eye(3)
         constants = {"kernel": kernel, "scales": np.array([1, 1, factor, factor], np.float32)}
         nodes = [
             helper.make_node("Conv", [source, "kernel"], ["colours"]),
-            helper.make_node("Resize", ["colours", "", "scales"], [result], mode="nearest"),
+            helper.make_node("Resize", ["colours", "", "scales"], ["pixels"], mode="nearest"),
         ]
+        if component.inputs[0].shape[0] == 1:
+            nodes.append(helper.make_node("Identity", ["pixels"], [result]))
+        else:  # each frame of a clip shows a little of the others
+            constants["clip"], constants["little"] = np.array([0]), np.array(0.1, real)
+            nodes += [
+                helper.make_node("ReduceMean", ["pixels", "clip"], ["mean"]),
+                helper.make_node("Sub", ["mean", "pixels"], ["others"]),
+                helper.make_node("Mul", ["others", "little"], ["seen"]),
+                helper.make_node("Add", ["pixels", "seen"], [result]),
+            ]
     made = helper.make_model(
         helper.make_graph(
             nodes,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from v2v.core.components import Window, window_for
 from v2v.core.configs import (
+    MODELS,
     AutoencoderConfig,
     Defaults,
     ImageEncoderConfig,
@@ -21,6 +24,21 @@ MODEL = ModelConfig(
     defaults=Defaults(steps=3, short_side=None, scale=1.0, guidance=2.0, strength=0.3),
 )
 WINDOW = Window(4, 80, 64)
+
+
+def like(name: str) -> ModelConfig:
+    """The stand-in with all that makes a published model of that name another, but the size."""
+    row = MODELS[name]
+    return replace(
+        row,
+        name=f"stand-in-{name}",
+        unet=replace(MODEL.unet, gated=row.unet.gated, control=row.unet.control),
+        autoencoder=replace(MODEL.autoencoder, decoder_frames=row.autoencoder.decoder_frames),
+        text_encoder=MODEL.text_encoder,
+        latent_scale=MODEL.latent_scale,
+        defaults=replace(row.defaults, scale=1.0),
+    )
+
 
 FIRST_STAGE = ModelConfig(
     "stand-in-first",

@@ -27,6 +27,7 @@ class StandInWeights:
     """Weights that are nothing but their name."""
 
     source: str
+    model: ModelConfig = MODEL
 
     @property
     def kind(self) -> str:
@@ -46,7 +47,7 @@ class StandInGraph:
 
 
 def load_weights(source: str, model: ModelConfig, progress: Any = None) -> StandInWeights:
-    return StandInWeights(source)
+    return StandInWeights(source, model)
 
 
 def save_safetensors(weights: StandInWeights, folder: Path) -> None:

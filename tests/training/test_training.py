@@ -16,12 +16,13 @@ from training import clips, hdr, losses, metrics, train
 from v2v.core.configs import MODELS
 from v2v.export import packaged
 from v2v.export.weights import load_weights
-from v2v.runtime.diffusion.prompt import NEGATIVE_PROMPT, POSITIVE_PROMPT, Tokenizer
+from v2v.runtime.diffusion.prompt import Tokenizer
 from v2v.runtime.diffusion.schedule import Schedule
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "engine/data/tokenizer.json.xz"
 SMALL = MODELS["small"]
+WORDS = SMALL.words
 
 
 class OnePicture(clips.Album):
@@ -125,8 +126,8 @@ def test_captions_are_tokenized_as_the_runtime_does(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(prebuilt_tokenizer())
     tokenizer, captions = Tokenizer(path), train.Captions(TOKENIZER)
-    assert np.array_equal(captions.ids(POSITIVE_PROMPT)[None], tokenizer.positive(""))
-    assert np.array_equal(captions.ids(NEGATIVE_PROMPT)[None], tokenizer.negative())
+    assert np.array_equal(captions.ids(WORDS.positive)[None], tokenizer.positive(""))
+    assert np.array_equal(captions.ids(WORDS.negative)[None], tokenizer.negative())
 
 
 def test_noise_levels_cover_what_the_schedule_promises() -> None:
@@ -172,7 +173,7 @@ def test_the_shipped_model_sharpens_within_a_decibel_of_bicubic(sample: Tensor) 
     with torch.inference_mode():
         z = networks.autoencoder.encode(2 * bilinear - 1).chunk(2, 1)[0] * scale
         x = (alpha * z + s * torch.randn_like(z)).transpose(0, 1)[None]
-        context = networks.text_encoder(train.Captions(TOKENIZER).ids(POSITIVE_PROMPT)[None])
+        context = networks.text_encoder(train.Captions(TOKENIZER).ids(WORDS.positive)[None])
         estimate = (alpha * x - s * networks.unet(x, torch.tensor([t]), context))[0].transpose(0, 1)
         enhanced = (networks.autoencoder.decode(estimate / scale) / 2 + 0.5).clamp(0, 1)
     assert metrics.sharpness(enhanced) > metrics.sharpness(bicubic)

@@ -175,6 +175,7 @@ class FusedDecoder(nn.Module):
         net = autoencoder.decoder
         blocks = [block for level in reversed(list(net.up)) for block in _level(level)]
         middle = [net.mid.block_1, net.mid.attn_1, net.mid.block_2]
+        assert isinstance(autoencoder.post_quant_conv, nn.Conv2d), "a temporal decoder has none"
         self.quantise = Convolution(autoencoder.post_quant_conv)
         self.chain = Chain(net.conv_in, [*middle, *blocks], net.norm_out, net.conv_out)
 

@@ -49,14 +49,14 @@ def test_the_same_settings_differ_by_nothing(bench):
 
 
 def test_fast_is_what_v2v_run_makes_of_it():
-    defaults = MODELS["ms-vid2vid-xl"].defaults
+    model = MODELS["ms-vid2vid-xl"]
     by_name = {mode.flags: mode for mode in modes()}
     for flags, settings in (
         ("--fast", Settings(fast=True)),
         ("--fast --reuse 1", Settings(fast=True, reuse=1)),
     ):
-        assert plan(Settings(**by_name[flags].changes), defaults, (720, 1280), True) == plan(
-            settings, defaults, (720, 1280), True
+        assert plan(Settings(**by_name[flags].changes), model, (720, 1280), True) == plan(
+            settings, model, (720, 1280), True
         )
 
 

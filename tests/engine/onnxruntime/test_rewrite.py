@@ -25,7 +25,7 @@ from v2v.engine.onnxruntime.backend import OnnxRuntimeBackend
 from v2v.engine.onnxruntime.layout import dense, merged, refined, reshaped
 from v2v.engine.onnxruntime.rewrite import rewrite, rewrite_file
 from v2v.export import graphs
-from v2v.export.weights import Weights, load_weights
+from v2v.export.weights import METHOD_OF, Weights, load_weights
 
 TINY = ModelConfig(
     "tiny",
@@ -80,7 +80,7 @@ def test_it_computes_what_pytorch_does(
 ) -> None:
     inputs = sample_inputs(components(TINY, WINDOW, "fp16")[name], TINY.text_encoder.vocabulary)
     network = getattr(
-        graphs.plain_network(name, TINY, weights).half().float(), graphs.METHOD_OF[name]
+        graphs.plain_network(name, TINY, weights).half().float(), METHOD_OF[name]
     )  # half precision is in the weights alone
     tensors = map(torch.from_numpy, inputs.values())
     with torch.inference_mode():

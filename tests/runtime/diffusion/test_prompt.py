@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from v2v.core.configs import ModelConfig
 from v2v.core.errors import EngineError
 from v2v.engine.store import packaged_tokenizer
 from v2v.runtime.diffusion.prompt import (
     CLIP_CONTEXT,
     END,
-    NEGATIVE_PROMPT,
-    POSITIVE_PROMPT,
     PromptCut,
     Tokenizer,
 )
 
+WORDS = ModelConfig.words
 GOLDEN = json.loads(
     (Path(__file__).parents[2] / "data" / "golden" / "tokenizer.json").read_text(encoding="utf-8")
 )
@@ -38,7 +38,7 @@ def test_tokens_equal_the_reference(tokenizer: Tokenizer, case: dict) -> None:
 
 
 def test_the_prompts_of_the_reference_have_their_known_sums(tokenizer: Tokenizer) -> None:
-    assert (len(POSITIVE_PROMPT), len(NEGATIVE_PROMPT)) == (297, 234)
+    assert (len(WORDS.positive), len(WORDS.negative)) == (297, 234)
     assert tokenizer.positive("").sum() == 543517
     assert tokenizer.negative().sum() == 482490
 
@@ -47,14 +47,14 @@ def test_a_short_prompt_is_followed_by_all_quality_words_without_a_warning(token
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ids = tokenizer.positive("a rabbit")
-    assert ids.tolist() == tokenizer.encode("a rabbit" + POSITIVE_PROMPT).tolist()
+    assert ids.tolist() == tokenizer.encode("a rabbit" + WORDS.positive).tolist()
 
 
 def test_quality_words_give_way_to_the_users_words_phrase_by_phrase(tokenizer: Tokenizer) -> None:
     text = "a large grey rabbit wakes up in a meadow, stretches and yawns, birds pass by"
     with pytest.warns(PromptCut, match=r"'unreal engine 5, 4k render'|'Unreal Engine 5, 4k render'"):
         ids = tokenizer.positive(text)
-    kept = text + POSITIVE_PROMPT.removesuffix(", Unreal Engine 5, 4k render")
+    kept = text + WORDS.positive.removesuffix(", Unreal Engine 5, 4k render")
     assert ids.tolist() == tokenizer.encode(kept).tolist()
 
 
@@ -62,7 +62,7 @@ def test_in_parity_mode_the_line_is_cut_at_the_last_token(tokenizer: Tokenizer) 
     text = "a large grey rabbit wakes up in a meadow, stretches and yawns, birds pass by"
     with pytest.warns(PromptCut, match="render"):
         ids = tokenizer.positive(text, parity=True)
-    assert ids.tolist() == tokenizer.encode(text + POSITIVE_PROMPT).tolist()
+    assert ids.tolist() == tokenizer.encode(text + WORDS.positive).tolist()
     assert ids[0, -1] == END
 
 

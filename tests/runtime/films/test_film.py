@@ -60,7 +60,7 @@ def enhance(
 
     v2v = VideoToVideo(engines, CpuDevice())
     with VideoReader(source, find_cuts=True) as reader:
-        made = plan(Settings(steps=1, **settings), MODEL.defaults, (reader.info.height, reader.info.width))
+        made = plan(Settings(steps=1, **settings), MODEL, (reader.info.height, reader.info.width))
         encoding = encoding_for(reader.info, codec=codec)
         described = describe(Request(codec=codec), made, engines, encoding)
         target = Target(output, encoding, described, overwrite, restart)
@@ -196,7 +196,7 @@ def test_a_segment_is_encoded_while_the_next_is_denoised_and_those_after_are_rea
             in_segment_1.append(progress)
 
     with VideoReader(source) as reader:
-        made = plan(Settings(steps=1), MODEL.defaults, (reader.info.height, reader.info.width))
+        made = plan(Settings(steps=1), MODEL, (reader.info.height, reader.info.width))
         target = Target(tmp_path / "out.mkv", encoding_for(reader.info), {})
         team = Alone(VideoToVideo(NumpyEngines(folder, unet=denoises), CpuDevice()))
         assert enhance_film(team, reader, target, made, told) == FRAMES
@@ -267,7 +267,7 @@ def test_an_unwritable_folder_is_told(engines, source, tmp_path):
 
 def test_every_setting_is_a_fact_of_the_journal(engines, source, tmp_path):
     """A setting that a later version adds must not slip past the comparison."""
-    made = plan(Settings(), MODEL.defaults, (80, 64))
+    made = plan(Settings(), MODEL, (80, 64))
     with VideoReader(source) as reader:
         encoding = encoding_for(reader.info)
     facts = journal_facts(source, describe(Request(), made, engines, encoding))

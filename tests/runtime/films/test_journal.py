@@ -63,7 +63,7 @@ def enhance(place, output, *, stop_in=None, seed=666):
     with VideoReader(place / "in.mkv", find_cuts=True) as reader:
         made = plan(
             Settings(steps=1, strength=0.5, seed=seed),
-            MODEL.defaults,
+            MODEL,
             (reader.info.height, reader.info.width),
         )
         enhance_film(

@@ -64,7 +64,7 @@ def enhance(team, film: Path, output: Path, progress=lambda told: None) -> bytes
     with VideoReader(film, find_cuts=True) as reader:
         made = plan(
             Settings(prompt="a fox", steps=2, scale=1.0),
-            team.engines.model.defaults,
+            team.engines.model,
             (reader.info.height, reader.info.width),
         )
         enhance_film(team, reader, Target(output, encoding_for(reader.info), {}), made, progress)
@@ -222,7 +222,7 @@ def test_one_worker_less_is_told_and_the_others_go_on(engine_set, film, expected
 
 def test_an_error_in_a_worker_is_the_error_of_the_run(engine_set, film, tmp_path):
     with local_pool(engine_set, 1, "cpu", "high") as pool, VideoReader(film) as reader:
-        made = plan(Settings(steps=2, scale=1.0), engine_set.model.defaults, (48, 64))
+        made = plan(Settings(steps=2, scale=1.0), engine_set.model, (48, 64))
         encoding = dataclasses.replace(encoding_for(reader.info), codec="h264_nvenc")
         with pytest.raises(EncodingError, match=r"--codec h264_nvenc: .* machine"):
             enhance_film(pool, reader, Target(tmp_path / "out.mp4", encoding, {}), made)
