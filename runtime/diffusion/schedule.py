@@ -66,8 +66,11 @@ class Schedule:
         return float(np.sqrt(1 - s**2)), s
 
     def sigma(self, timestep: float) -> float:
-        """Noise-to-signal ratio at a time step, interpolated in its logarithm between whole ones; maybe infinite."""
-        if timestep > len(self._log_sigmas) - 1:
+        """Noise-to-signal ratio at a time step, interpolated in its logarithm between whole ones.
+
+        Infinite at a last level that has no signal; what lies beyond the last that has some counts as that one.
+        """
+        if self.levels[-1] == 1 and timestep >= len(self.levels) - 1:
             return float("inf")
         return float(np.exp(np.interp(timestep, np.arange(len(self._log_sigmas)), self._log_sigmas)))
 
