@@ -11,7 +11,7 @@ from typing import Literal
 from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import BuildError, EngineError
-from v2v.core.progress import Listener
+from v2v.core.progress import BuildProgress, Listener
 from v2v.core.published import PUBLISHED, PURPOSES
 from v2v.device.gpus import cuda_devices
 from v2v.engine.backend import BACKENDS, BuildOptions, backend
@@ -214,3 +214,33 @@ def build_default(
             options=BuildOptions(precision=wanted.precision or default_precision(device), device=device),
             progress=progress,
         ).engine_set
+
+
+def open_or_build(name: str, device: str | None, weights: str | None, progress: BuildProgress) -> EngineSet:
+    """The engine set of that name or in that folder, or the best of the model of that name; built where there is none.
+
+    Raises:
+        EngineError: there is no such model or set, or it does not run here.
+        BuildError: it cannot be built.
+    """
+    if name not in MODELS:
+        return _open(name)
+    wanted = Wanted(model=name, device=device)
+    if weights is None:
+        with contextlib.suppress(NoEngineSet):
+            return find(wanted)
+    return build_default(MODELS[name], wanted, _Builder(progress), weights)
+
+
+class _Builder:
+    """Listens to a build alone."""
+
+    def __init__(self, progress: BuildProgress) -> None:
+        self._progress = progress
+
+    def say(self, message: str) -> None:
+        """Nobody reads it."""
+
+    def build(self) -> contextlib.AbstractContextManager[BuildProgress]:
+        """The function that is told."""
+        return contextlib.nullcontext(self._progress)

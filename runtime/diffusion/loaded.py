@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from v2v.core.components import ComponentName, is_unet
 from v2v.core.errors import EngineError
+from v2v.core.progress import BuildProgress
 from v2v.device import Device, open_device
 from v2v.engine.backend import Engine, Engines
+from v2v.engine.choose import open_or_build
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.deepcache import UNetEngines
 
@@ -54,6 +57,32 @@ class LoadedEngines:
         if memory == "high":
             made.load_all()
         return made
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        name: str | os.PathLike[str],
+        *,
+        weights: str | None = None,
+        device: str | None = None,
+        memory: Memory = "high",
+        progress: BuildProgress = lambda component, phase, share: None,
+    ) -> Self:
+        """Open the engines of a model, which are built first if there are none.
+
+        Args:
+            name: a model, as "small" or "ms-vid2vid-xl", or an engine set: its folder, or its name in the store.
+            weights: where a build takes them from, as ``v2v-build-engines --weights``; "small" has its own.
+            device: "cpu" or "cuda"; None for the one that the engines were or would be built for.
+            memory: as :meth:`load`.
+            progress: told how far a build is: component, phase, and its share.
+
+        Raises:
+            EngineError: there is no such model or set, or it does not run here.
+            BuildError: there are no engines, and they cannot be built.
+        """
+        found = open_or_build(os.fspath(name), device, weights, progress)
+        return cls.load(found, device or "auto", memory)
 
     def load_all(self) -> None:
         """Load every engine now, so that nothing has to be waited for later."""

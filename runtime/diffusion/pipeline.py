@@ -23,12 +23,13 @@ from v2v.runtime.diffusion import noise
 from v2v.runtime.diffusion.guidance import Guidance
 from v2v.runtime.diffusion.latents import Canvas, FrameDecoder, FrameEncoder
 from v2v.runtime.diffusion.loaded import LoadedEngines, Memory, can_reuse
-from v2v.runtime.diffusion.progress import Progress, Report
+from v2v.runtime.diffusion.progress import Progress, Report, Step
 from v2v.runtime.diffusion.prompt import Tokenizer
 from v2v.runtime.diffusion.sampling import DenoisingLoop, Hint, NumericalError, noised
 from v2v.runtime.diffusion.segments import OVERLAP, Carry, Segment, segments, shared_frames
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.diffusion.solvers import SOLVERS
+from v2v.runtime.diffusion.tensors import Frames
 from v2v.runtime.diffusion.windows import Span, chunks, joined
 
 # Frames of the pieces of STAR's and VEnhancer's authors; how much longer the last one may be.
@@ -91,23 +92,26 @@ class VideoToVideo(LoadedEngines):
 
     def __call__(
         self,
-        frames: Iterable[Frame],
+        frames: Iterable[Any],
         settings: Settings | str = "",
         *,
         total: int | None = None,
         cuts: Collection[int] = (),
         progress: Callable[[Progress], None] = lambda now: None,
+        on_step: Callable[[Step], None] | None = None,
         **changes: Any,
-    ) -> Iterator[Frame]:
+    ) -> Iterator[Any]:
         """Enhance ``frames``, giving out one frame for each taken in; memory does not grow with their number.
 
         Args:
-            frames: [H, W, 3] RGB, all of one size, uint8 in 0..255 or uint16 in 0..65535.
+            frames: [H, W, 3] RGB, all of one size, uint8 in 0..255 or uint16 in 0..65535; arrays, or PyTorch's tensors
+                on any device, for which tensors on the CPU come out.
             settings: what to do, or just a prompt; what is not given is left to the model's defaults.
             total: number of frames, where known, for the estimate of time left.
             cuts: numbers of the frames that start a new shot. It may grow while frames are taken, as long as a
                 cut is known when its frame is.
             progress: called after every frame encoded or decoded and every evaluation of the UNet.
+            on_step: called with the latents after every step, for which the device is waited for.
             changes: single settings, by the names in :class:`Settings`: ``v2v(frames, "a red fox", steps=20)``.
 
         Raises:
@@ -117,8 +121,9 @@ class VideoToVideo(LoadedEngines):
         """
         settings = Settings(settings) if isinstance(settings, str) else settings
         settings = replace(settings, **changes)
-        report = Report(progress, total)
+        report = Report(progress, total, on_step=on_step)
         carry: Carry | None = None
+        taken = frames = Frames(frames)
         parity, between = settings.parity, settings.interpolate or 1
         if between > 1:
             frames, cuts = with_room_between(frames, cuts, between)
@@ -135,7 +140,7 @@ class VideoToVideo(LoadedEngines):
             pictures, carry = self.enhance(segment, segment_plan, carry, report)
             for picture in pictures:
                 report.frames_done += 1
-                yield picture
+                yield taken.like_given(picture)
 
     def enhance(
         self, segment: Segment, plan: Plan, carry: Carry | None = None, report: Report | None = None
@@ -179,6 +184,7 @@ class VideoToVideo(LoadedEngines):
             segment.first - carried_frames,
             carried,
             hint,
+            self._watching(report, segment, frame_numbers[0], loop),
         )
         if carry is not None:
             self._fade_over(carry.ahead, self.device.view(latents, slice(carried_frames, frames)))
@@ -189,6 +195,18 @@ class VideoToVideo(LoadedEngines):
         fresh = self.device.view(latents, slice(carried_frames, stop))
         ahead = self.device.download(self.device.view(latents, slice(stop, stop + len(segment.ahead))))
         return self._decode(fresh, segment, plan, canvas, report), Carry(last, ahead, source_latents)
+
+    @staticmethod
+    def _watching(
+        report: Report, segment: Segment, first: int, loop: DenoisingLoop
+    ) -> Callable[[int, npt.NDArray[np.float32]], None] | None:
+        """What tells ``report.on_step`` of the latents, if it is to be told."""
+        tell, updates = report.on_step, loop.updates
+        if tell is None:
+            return None
+        return lambda k, latents: tell(
+            Step(segment.index, first, k + 1, len(updates), updates[k].sigma, latents)
+        )
 
     def _canvas(self, plan: Plan) -> Canvas:
         window = self.window.latent_height, self.window.latent_width

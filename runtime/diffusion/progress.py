@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from v2v.runtime.diffusion.segments import Segment
 
 
@@ -28,6 +31,27 @@ class Progress:
     seconds: float  # since the run began
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a segment has become after a step.
+
+    Attributes:
+        segment: its number.
+        first: number of the film's frame that the first of the latents belongs to; frames that an earlier segment has
+            finished, and frames of the next one, are among them.
+        step: how many steps were taken, of ``steps``.
+        sigma: the noise-to-signal ratio that this step began at.
+        latents: the clean latents as the network sees them now, ``[T, 4, h, w]``, FP32, scaled.
+    """
+
+    segment: int
+    first: int
+    step: int
+    steps: int
+    sigma: float
+    latents: npt.NDArray[np.float32]
+
+
 # Rough shares of a segment's time, for an estimate of the whole: they matter until the first segment is done.
 _STAGES = {"encode": (0.0, 0.1), "denoise": (0.1, 0.7), "decode": (0.8, 0.2)}
 
@@ -40,8 +64,10 @@ class Report:
         progress: Callable[[Progress], None] = lambda now: None,
         total: int | None = None,
         first_number: int = 0,
+        on_step: Callable[[Step], None] | None = None,
     ) -> None:
         self._progress, self._total, self._first = progress, total, first_number
+        self.on_step = on_step
         self._began = time.monotonic()
         self.frames_done = 0
         self._now = Progress("encode", 0, 0, 1, 0, total, None, 0.0)

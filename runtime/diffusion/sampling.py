@@ -125,6 +125,7 @@ class DenoisingLoop:
         first: int = 0,
         carried: tuple[Array, Array] | None = None,
         hint: Hint | None = None,
+        watch: Callable[[int, npt.NDArray[np.float32]], None] | None = None,
     ) -> Array:
         """Denoise :attr:`x` in place from the first sigma to 0 and return it.
 
@@ -136,6 +137,8 @@ class DenoisingLoop:
             carried: ``(latents, noise)`` ``[K, Z, h, w]`` of the first K frames, which the segment before has finished:
                 the network sees them at every noise level as they are (Lugmayr et al. 2022, RePaint, eq. 8a).
             hint: where the UNet has a control branch.
+            watch: called after each evaluation with the row of the table and the estimate of the clean latents, for
+                which the device is waited for.
 
         Raises:
             NumericalError: a latent became NaN or Inf; names the step and the frame.
@@ -147,7 +150,7 @@ class DenoisingLoop:
         draws = [k for k, update in enumerate(self.updates) if update.x_noise]
         with closing(ahead(map(noise, draws), depth=2)) as drawn:
             supply = _Supply(self._feed, self.noise, drawn)
-            self._solve(contexts, supply, pace, carried)
+            self._solve(contexts, supply, pace, carried, watch)
             pace.finish()
         self._raise_if_nonfinite(first)
         return self.x
@@ -158,6 +161,7 @@ class DenoisingLoop:
         supply: _Supply,
         pace: _Pace,
         carried: tuple[Array, Array] | None,
+        watch: Callable[[int, npt.NDArray[np.float32]], None] | None,
     ) -> None:
         """Follow the solver's table; in every step the windows' velocities add up to one velocity of the whole segment.
 
@@ -201,6 +205,8 @@ class DenoisingLoop:
 
         def after(k: int, denoised: Array) -> None:
             pace.mark(k)
+            if watch is not None:
+                watch(k, device.download(denoised))
 
         buffers = self._denoised, self.history, self._other
         solve(denoise, self.x, self.updates, next_noise, device, after, buffers)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from v2v.core.version import __version__
     from v2v.runtime.diffusion.image_to_video import Animation, ImageToVideo
     from v2v.runtime.diffusion.pipeline import VideoToVideo
+    from v2v.runtime.diffusion.progress import Progress, Step
     from v2v.runtime.diffusion.settings import Settings
     from v2v.runtime.run import Cancelled
     from v2v.runtime.run import enhance_file as enhance
@@ -43,7 +44,9 @@ __all__ = [
     "Animation",
     "Cancelled",
     "ImageToVideo",
+    "Progress",
     "Settings",
+    "Step",
     "V2VError",
     "VideoToVideo",
     "__version__",
@@ -54,7 +57,9 @@ _HOMES = {
     "Animation": "v2v.runtime.diffusion.image_to_video",
     "Cancelled": "v2v.runtime.run",
     "ImageToVideo": "v2v.runtime.diffusion.image_to_video",
+    "Progress": "v2v.runtime.diffusion.progress",
     "Settings": "v2v.runtime.diffusion.settings",
+    "Step": "v2v.runtime.diffusion.progress",
     "V2VError": "v2v.core.errors",
     "VideoToVideo": "v2v.runtime.diffusion.pipeline",
     "__version__": "v2v.core.version",

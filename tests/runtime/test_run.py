@@ -105,3 +105,56 @@ def test_mistakes_are_those_of_the_command(stand_in_engines: Path, film: Path, t
     with pytest.raises(v2v.V2VError, match="several videos"):
         enhance(tmp_path / "films")
     assert not (tmp_path / "out.mp4").exists()
+
+
+# Frames -----------------------------------------------------------------------------------------------------
+
+
+def frames_of(count: int, kind: type[np.generic] = np.uint8) -> list[np.ndarray]:
+    drawn = np.random.default_rng(0)
+    return [drawn.integers(0, np.iinfo(kind).max, (40, 64, 3), kind) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_tensors_come_out_for_tensors(stand_in_engines: Path, kind: type[np.generic]) -> None:
+    torch = pytest.importorskip("torch")
+    enhancer = v2v.VideoToVideo.load(stand_in_engines)
+    asked = {"steps": 1, "scale": 2.0}
+    expected = list(enhancer(frames_of(5, kind), **asked))
+    made = list(enhancer(map(torch.from_numpy, frames_of(5, kind)), **asked))
+    assert all(isinstance(frame, torch.Tensor) for frame in made)
+    np.testing.assert_array_equal(np.stack([frame.numpy() for frame in made]), np.stack(expected))
+
+
+def test_the_latents_of_every_step_are_told_and_change_nothing(stand_in_engines: Path) -> None:
+    enhancer = v2v.VideoToVideo.load(stand_in_engines)
+    asked = {"steps": 4, "scale": 2.0, "seed": 3}
+    told: list[v2v.Step] = []
+    made = list(enhancer(frames_of(60), on_step=told.append, **asked))
+    np.testing.assert_array_equal(np.stack(made), np.stack(list(enhancer(frames_of(60), **asked))))
+    segments = sorted({step.segment for step in told})
+    assert len(segments) > 1
+    for segment in segments:
+        steps = [step for step in told if step.segment == segment]
+        assert [step.step for step in steps] == [*range(1, steps[0].steps + 1)]
+        sigmas = [step.sigma for step in steps]
+        assert sigmas == sorted(sigmas, reverse=True)
+        assert {step.latents.shape[1:] for step in steps} == {(4, 10, 16)}
+        assert all((a.latents != b.latents).any() for a, b in zip(steps, steps[1:], strict=False))
+
+
+def test_a_model_is_opened_by_its_name_and_built_once(own_store: Path) -> None:
+    told: list[tuple[str, str, float]] = []
+    with v2v.VideoToVideo.from_pretrained("small", progress=lambda *now: told.append(now)) as enhancer:
+        name = enhancer.engines.facts["engines"]
+    assert {component for component, _, _ in told} >= {"unet", "vae_encoder", "vae_decoder"}
+    told.clear()
+    with v2v.VideoToVideo.from_pretrained(name, device="cpu", progress=lambda *now: told.append(now)):
+        pass
+    with v2v.VideoToVideo.from_pretrained("small", progress=lambda *now: told.append(now)):
+        pass
+    assert told == []
+    with pytest.raises(v2v.V2VError, match="--weights"):
+        v2v.VideoToVideo.from_pretrained("ms-vid2vid-xl")
+    with pytest.raises(v2v.V2VError, match="no-such"):
+        v2v.VideoToVideo.from_pretrained("no-such-model")
