@@ -221,7 +221,7 @@ VARIANTS: dict[str, tuple[ComponentName, Precision, dict[str, str]]] = {
     "vae_encoder in FP32": ("vae_encoder", "fp32", {}),
     "vae_decoder in FP32": ("vae_decoder", "fp32", {}),
     "unet with weight_streaming=yes": ("unet", "fp16", {"weight_streaming": "yes"}),
-    "unet with shared=yes": ("unet", "fp16", {"shared": "yes"}),
+    "unet": ("unet", "fp16", {}),  # for all compute capabilities, which above is left to the compiler
 }
 
 
