@@ -31,6 +31,7 @@ _MORE = {
     "guidance": 3.0,
     "strength": 0.2,
 }  # of a small window: both halves of guidance, two steps
+_FRAMES = 4
 _MODEL = MODELS["small"]
 _WITHOUT_PYTORCH = window_for(_MODEL)  # the package has graphs for it
 
@@ -84,10 +85,10 @@ def clip(name: str, device: str, window: Window, folder: Path, step: Step) -> Fa
 
 
 def frames(window: Window) -> list[npt.NDArray[np.uint8]]:
-    """A picture that moves, half the window's size."""
+    """A picture that moves, half the window's size, for a few frames."""
     still = picture(window.height // 2, window.width // 2)[0]
     levels = np.moveaxis(np.rint((still + 1) * 127.5), 0, 2).astype(np.uint8)
-    return [np.ascontiguousarray(np.roll(levels, 2 * number, 1)) for number in range(window.frames)]
+    return [np.ascontiguousarray(np.roll(levels, 2 * number, 1)) for number in range(min(window.frames, _FRAMES))]
 
 
 def decibels(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:

@@ -38,6 +38,7 @@ from v2v.engine.store import timing_cache_folder
 from v2v.engine.tensorrt.builder import Limits, TensorRTOptions, build_plan, limits, trtexec
 from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, Portability, load_library, runs_on
 from v2v.engine.tensorrt.parts import split
+from v2v.engine.tensorrt.rewrites import flatten_frames
 from v2v.engine.tensorrt.runner import PlanRecord, SharingEngine, TensorRTEngine, record_path
 
 _logger = logging.getLogger(__name__)
@@ -74,11 +75,10 @@ class TensorRTBackend:
         compiler = self._compiler(library, own_options, options, progress)
         if own_options.graphs is not None:
             _keep_graph(graph.path, Path(own_options.graphs).expanduser(), compiler.line)
+        path = _in_two_dimensions(graph.path)
         if not (own_options.shared and component.name == "unet"):
-            return Compiled(
-                compiler.compile(component, graph.path, folder / f"{component.name}.plan"), graph.error
-            )
-        shared, rest = split(component, graph.path)
+            return Compiled(compiler.compile(component, path, folder / f"{component.name}.plan"), graph.error)
+        shared, rest = split(component, path)
         return Compiled(
             [
                 *compiler.compile(rest.component, rest.path, folder / f"{component.name}.plan"),
@@ -236,6 +236,15 @@ class _Compiler:
     def line(self, graph: Path, plan: Path) -> str:
         """What compiles ``graph`` with TensorRT's own tool."""
         return trtexec(graph, plan, self.limit, self.portability)
+
+
+def _in_two_dimensions(graph: Path) -> Path:
+    """``graph``, or one beside it whose convolutions over frames are two-dimensional."""
+    flat = graph.with_name(f"{graph.stem}_flat.onnx")
+    try:
+        return flat if flatten_frames(graph, flat) else graph
+    except Exception:  # of a damaged graph: TensorRT's parser says what is wrong with it
+        return graph
 
 
 def _keep_graph(graph: Path, folder: Path, line: Callable[[Path, Path], str]) -> None:

@@ -61,14 +61,19 @@ def split(component: Component, path: Path) -> tuple[Part, Part]:
 def _border(model: Any) -> list[Any]:
     """Values that nodes out of the prompt's reach make and nodes within it use."""
     reached: set[Any] = {value for value in model.graph.inputs if value.name == PROMPT}
+    other: set[Any] = {
+        *model.graph.inputs
+    } - reached  # and what is made of other inputs, not of weights alone
     border: dict[Any, None] = {}
     for node in model.graph:  # in an order in which values are made before they are used
         inputs = [value for value in node.inputs if value is not None]
         if not reached.isdisjoint(inputs):
             reached.update(node.outputs)
             border |= dict.fromkeys(
-                value for value in inputs if value not in reached and value.producer() is not None
+                value for value in inputs if value in other and value.producer() is not None
             )
+        elif not other.isdisjoint(inputs):
+            other.update(node.outputs)
     return [*border]
 
 

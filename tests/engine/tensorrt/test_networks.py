@@ -14,7 +14,15 @@ import pytest
 
 from tests.conftest import SMALL_WINDOW
 from tests.stand_ins.sets import source_of
-from v2v.core.components import COMPONENTS, Component, ComponentName, Window, components, window_for
+from v2v.core.components import (
+    COMPONENTS,
+    Component,
+    ComponentName,
+    Precision,
+    Window,
+    components,
+    window_for,
+)
 from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig
 from v2v.engine.backend import BuildOptions
 from v2v.engine.tensorrt.backend import TensorRTBackend
@@ -162,8 +170,8 @@ def full_size(tmp_path: Path) -> Iterator[Any]:
 
         return ir.LazyTensor(draw, dtype=value.dtype, shape=value.shape, name=value.name)
 
-    def make(name: ComponentName, model: ModelConfig, window: Window) -> Path:
-        graph = graphs.trace(name, model, window, "fp16")
+    def make(name: ComponentName, model: ModelConfig, window: Window, precision: Precision = "fp16") -> Path:
+        graph = graphs.trace(name, model, window, precision)
         for value in graph.graph.initializers.values():
             if value.const_value is None:
                 value.const_value = values(value)
@@ -207,3 +215,41 @@ def test_the_full_size_set_builds_and_fits_a_card(
     for name, sizes in found.items():
         for kind, size in sizes.items():
             assert size == pytest.approx(recorded[name][kind], rel=0.02), (name, kind)
+
+
+VARIANTS: dict[str, tuple[ComponentName, Precision, dict[str, str]]] = {
+    "vae_encoder in FP32": ("vae_encoder", "fp32", {}),
+    "vae_decoder in FP32": ("vae_decoder", "fp32", {}),
+    "unet with weight_streaming=yes": ("unet", "fp16", {"weight_streaming": "yes"}),
+    "unet": ("unet", "fp16", {}),  # for all compute capabilities, which above is left to the compiler
+}
+
+
+@pytest.mark.full_size
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_forms_of_the_full_size_networks_build(
+    tensorrt_rtx: ModuleType, tmp_path: Path, full_size: Any, variant: str
+) -> None:
+    """Sizes are compared with the recorded ones; ``V2V_RECORD_MEMORY=1`` records them anew."""
+    if (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) < 15 * GB:
+        pytest.skip(f"compiling at full size takes 12 GB of memory, here are {memory / GB:.0f} in all")
+    (name, precision, extra), model = VARIANTS[variant], MODELS["ms-vid2vid-xl"]
+    window = window_for(model)
+    graph = full_size(name, model, window, precision)
+    source = source_of(components(model, window, precision)[name], graph)
+    options = BuildOptions(precision, "cuda", extra)
+    files = TensorRTBackend().build(source, tmp_path, options, lambda *_: None).files
+    found = {}
+    for plan, record in zip(files[::2], files[1::2], strict=True):
+        plan.unlink()
+        read = PlanRecord.read(record)
+        found[plan.stem] = {"activations": read.scratch_bytes, "weights": read.weight_bytes}
+    kept = DATA / "tensorrt_memory_variants.json"
+    recorded = json.loads(kept.read_text())
+    if os.environ.get("V2V_RECORD_MEMORY"):
+        recorded[variant] = found
+        kept.write_text(json.dumps(recorded, indent=2) + "\n")
+    for plan_name, sizes in found.items():
+        for kind, size in sizes.items():
+            assert size == pytest.approx(recorded[variant][plan_name][kind], rel=0.02), (plan_name, kind)
