@@ -21,7 +21,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from v2v.benchmarks.results import Work
-from v2v.core.components import Component, ComponentName, Precision, Window, components
+from v2v.core.components import (
+    Component,
+    ComponentName,
+    Precision,
+    Window,
+    components,
+    inputs_behind,
+    shared_inputs,
+)
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import EngineError
 from v2v.engine.backend import Engine, LooseEngines, Prompted
@@ -138,8 +146,9 @@ class TorchEngine(Engine):
                 arrays = {**common, **inputs}
                 tensors = [self._input(arrays[tensor.name]) for tensor in self.component.inputs]
                 if self._sharing is not None:
-                    shared = shared or self._sharing.unprompted(*tensors[:2])
-                    results = self._sharing.prompted(shared, *tensors[1:])
+                    common_places, own_places = shared_inputs(self.component), inputs_behind(self.component)
+                    shared = shared or self._sharing.unprompted(*(tensors[n] for n in common_places))
+                    results = self._sharing.prompted(shared, *(tensors[n] for n in own_places))
                 else:
                     results = self._call(*tensors)
                 results = results if isinstance(results, tuple) else (results,)

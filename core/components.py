@@ -114,6 +114,16 @@ PROMPTED = ("context", "features")
 """Inputs of a UNet that differ from one prompt to the next."""
 
 
+def shared_inputs(component: Component) -> list[int]:
+    """Places of the inputs of a UNet that are the same for all prompts."""
+    return [place for place, tensor in enumerate(component.inputs) if tensor.name not in PROMPTED]
+
+
+def inputs_behind(component: Component) -> list[int]:
+    """Places of the inputs of the part of a UNet that comes behind what all prompts share."""
+    return [place for place, tensor in enumerate(component.inputs) if tensor.name in ("timestep", *PROMPTED)]
+
+
 def is_unet(name: ComponentName) -> bool:
     """Whether a component is the UNet in one of its forms."""
     return name.startswith("unet")

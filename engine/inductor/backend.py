@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from v2v.core.components import Component, ComponentName, is_unet
+from v2v.core.components import Component, ComponentName, inputs_behind, is_unet, shared_inputs
 from v2v.core.configs import ModelConfig
 from v2v.core.errors import BuildError, first_line
 from v2v.core.progress import PhaseProgress
@@ -130,7 +130,7 @@ class InductorBackend:
                 in_packages(),
             ):
                 codes, constants = _compile(
-                    _pieces(component.name, module, inputs, folder), options.device, progress
+                    _pieces(component, module, inputs, folder), options.device, progress
                 )
         except Exception as error:  # a compiler's errors have no common class
             advice = "; --option fused=no compiles the plain network instead" if own_options.fused else ""
@@ -237,17 +237,16 @@ class _Piece:
     path: Path
 
 
-def _pieces(name: ComponentName, module: Any, inputs: tuple[Tensor, ...], folder: Path) -> list[_Piece]:
+def _pieces(component: Component, module: Any, inputs: tuple[Tensor, ...], folder: Path) -> list[_Piece]:
     """The pieces in the order in which they run; the prompt is an input of the last alone."""
+    name = component.name
     if not hasattr(module, "unprompted"):
         return [_Piece(module, inputs, folder / f"{name}.pt2")]
-    latents, timestep, *prompted = inputs
-    unprompted = module.unprompted(latents, timestep)
+    common = tuple(inputs[n] for n in shared_inputs(component))
+    behind = (module.unprompted(*common), *(inputs[n] for n in inputs_behind(component)))
     return [
-        _Piece(_Method(module, "unprompted"), (latents, timestep), folder / f"{name}.unprompted.pt2"),
-        _Piece(
-            _Method(module, "prompted"), (unprompted, timestep, *prompted), folder / f"{name}.prompted.pt2"
-        ),
+        _Piece(_Method(module, "unprompted"), common, folder / f"{name}.unprompted.pt2"),
+        _Piece(_Method(module, "prompted"), behind, folder / f"{name}.prompted.pt2"),
     ]
 
 
@@ -288,11 +287,11 @@ def _to_compile(
 ) -> nn.Module:
     """What the compiler gets: on a GPU the fused network, where there is one."""
     network: Any = plain.network
-    # Of a control branch, gates and a decoder that mixes frames there are no fused forms.
+    # Of a decoder that mixes frames there is no fused form.
     fuse = own_options.fused and options.device == "cuda"
     precision = torch.float16 if options.precision == "fp16" else torch.float32
     fused: nn.Module | None = None
-    if fuse and is_unet(name) and model.unet.groups and model.unet.control == "none":
+    if fuse and is_unet(name) and model.unet.groups:
         from v2v.engine.inductor.fused.unet import FusedUNet
 
         fused = FusedUNet(network, name)
@@ -318,6 +317,10 @@ def _to_compile(
 def _check_fp8_model(model: ModelConfig) -> None:
     from v2v.engine.inductor.fused.fp8 import MULTIPLE
 
+    if model.unet.control != "none":
+        raise BuildError(
+            f"model {model.name} has a control branch, which was never tried in FP8: leave out fp8=yes"
+        )
     if not model.unet.groups:
         raise BuildError(
             f"model {model.name} has no norms, which keep numbers within FP8's range: leave out --option fp8=yes"

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from v2v.core.components import Component
+from v2v.core.components import Component, inputs_behind, shared_inputs
 from v2v.core.errors import EngineError, first_line
 from v2v.engine.backend import Engine, Prompted, checked
 from v2v.engine.inductor.torch_internals import open_package, quiet
@@ -88,13 +88,16 @@ class InductorEngine(Engine):
         self._pool = None
 
     def _unprompted(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        """The first inputs of the last piece of code: what the piece before it returns, else the latents."""
-        return self._call(self._runners[0], [*tensors[:2]]) if len(self._runners) > 1 else [tensors[0]]
+        """The first inputs of the last piece of code: what the piece before it returns, if there is one."""
+        if len(self._runners) == 1:
+            return []
+        return self._call(self._runners[0], [tensors[n] for n in shared_inputs(self.component)])
 
     def _prompted(self, shared: list[Tensor], tensors: tuple[Tensor, ...]) -> list[Tensor]:
         if not self._runners:
             raise EngineError(f"the engine {self.component.name} is closed")
-        return self._call(self._runners[-1], [*shared, *tensors[1:]])
+        behind = [tensors[n] for n in inputs_behind(self.component)] if shared else tensors
+        return self._call(self._runners[-1], [*shared, *behind])
 
     @staticmethod
     def _call(runner: Any, tensors: list[Tensor]) -> list[Tensor]:

@@ -453,6 +453,25 @@ def layer_norm(
     return rounded(y, dtype or x.dtype)
 
 
+def gated_layer_norm(
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Layer norm of ``gate x``, whose gate is an epsilon of each token, in FP32; the compiler fuses it.
+
+    ``x [tokens, C]``, ``gate [tokens, 1]`` in FP32.
+    """
+    wide = x.float()
+    centred = wide - wide.mean(-1, keepdim=True)
+    variance = (centred * centred).mean(-1, keepdim=True)
+    y = centred * torch.rsqrt(variance + eps / gate.square()) * weight.float() + offset.float()
+    return rounded(y, dtype or x.dtype)
+
+
 def add_layer_norm(
     x: Tensor,
     delta: Tensor,

@@ -17,6 +17,7 @@ One video at a time (B is 1), as the engines run it. What differs from the plain
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from v2v.core.components import ComponentName
 from v2v.engine.inductor.fused import operations as ops
 from v2v.export.models import unet as plain
+from v2v.export.models.control import ControlBranch, ControlledUNet
 from v2v.export.models.layers import GroupNorm, LayerNorm
 
 
@@ -192,10 +194,12 @@ class ResBlock(Weights):
         self.stages = nn.ModuleList(TemporalStage(stage) for stage in (t.conv1, t.conv2, t.conv3, t.conv4))
 
     def forward(self, maps: list[Map], shift: Tensor) -> Map:
-        """``shift [O]``: time embedding and bias of the first convolution."""
+        """``shift [O]``, or ``[F, O]``: time embedding and bias of the first convolution."""
         xs, height = [x_map.x for x_map in maps], maps[0].height
         h = self.first(xs, [x_map.moments for x_map in maps], height, None)
-        h = self.second([h], [ops.moments(h)], height, shift)
+        if shift.dim() == 2:
+            h = h + shift[:, None]
+        h = self.second([h], [ops.moments(h)], height, shift if shift.dim() == 1 else None)
         others = [h]
         if self.has_shortcut:
             widths = [x.shape[-1] for x in xs]
@@ -269,6 +273,7 @@ class Transformer(Weights):
         for index, norm in ((1, inner.norm1), (2, inner.norm2)):
             assert isinstance(norm, LayerNorm)
             self.keep(f"norm{index}", torch.stack([norm.weight, norm.bias]))
+        self.gate1, self.gate2 = (copy.deepcopy(getattr(inner, f"local{n}", None)) for n in (1, 2))
         last, projection = inner.ff.net[2], block.proj_out.weight.flatten(1)
         self.feed_forward = FeedForward(inner.norm3, inner.ff, projection)
         bias = projection.float() @ last.bias.float() + block.proj_out.bias.float()
@@ -281,18 +286,26 @@ class Transformer(Weights):
     def begin(self, x_map: Map) -> tuple[Tensor, Tensor]:
         """The block up to the second attention, which may be to the prompt: tokens, and their norm."""
         tokens = self.proj_in(self.norm([x_map.x], [x_map.moments]))
-        normed = ops.layer_norm(
-            tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=self.qkv.input_dtype
-        )
-        mixed = self.first_attention(self.qkv(normed), x_map.x.shape[0])
-        return ops.add_layer_norm(
-            tokens,
-            F.linear(mixed, self.out1),
-            self.out1_bias,
-            self.norm2[0],
-            self.norm2[1],
-            dtype=self.second.input_dtype,
-        )
+        frames, height = x_map.x.shape[0], x_map.height
+        dtype = self.qkv.input_dtype
+        if self.gate1 is None:
+            normed = ops.layer_norm(tokens, self.proj_in_bias, self.norm1[0], self.norm1[1], dtype=dtype)
+        else:
+            whole = tokens + self.proj_in_bias
+            gate = self.gate(self.gate1, whole, frames, height)
+            normed = ops.gated_layer_norm(whole, gate, self.norm1[0], self.norm1[1], dtype=dtype)
+        mixed = F.linear(self.first_attention(self.qkv(normed), frames), self.out1)
+        second, dtype = (self.norm2[0], self.norm2[1]), self.second.input_dtype
+        if self.gate2 is None:
+            return ops.add_layer_norm(tokens, mixed, self.out1_bias, *second, dtype=dtype)
+        tokens = tokens + mixed + self.out1_bias
+        gate = self.gate(self.gate2, tokens, frames, height)
+        return tokens, ops.gated_layer_norm(tokens, gate, *second, dtype=dtype)
+
+    def gate(self, module: nn.Module, tokens: Tensor, frames: int, height: int) -> Tensor:
+        """The weights ``[F * R, 1]`` of tokens ``[F * R, C]``."""
+        weights: Tensor = module(tokens)
+        return weights
 
     def finish(self, x: Tensor, tokens: Tensor, normed: Tensor, context: Tensor | None, height: int) -> Map:
         """The rest of the block; ``x [F, R, C]`` is what it began with, the others what :meth:`begin` gave."""
@@ -318,6 +331,12 @@ class SpatialTransformer(Transformer):
 
     def __init__(self, block: Any) -> None:
         super().__init__(block, block.transformer_blocks[0].attn2.to_q.weight, over_clip=False)
+
+    def gate(self, module: nn.Module, tokens: Tensor, frames: int, height: int) -> Tensor:
+        """Of what is around each position of a frame."""
+        maps = torch.unflatten(tokens, 0, (1, frames, -1))
+        weights: Tensor = module(maps, (height, maps.shape[2] // height))
+        return weights.flatten(0, 2)
 
     def first_attention(self, qkv: Tensor, frames: int) -> Tensor:
         """Among the positions of a frame."""
@@ -405,11 +424,43 @@ class Upsample(Weights):
         return Map(y, ops.moments(y), 2 * (height - self.crop))
 
 
-class FusedUNet(Weights):
-    """Drop-in for :class:`~v2v.export.models.unet.UNet` at batch one, in the type its weights have.
+class _Collected:
+    """Weights of many blocks that become one product."""
 
-    As component ``unet_full`` it also gives the features that enter the last block; as ``unet_outer``, which holds the
-    first and the last block only, it takes them.
+    def __init__(self) -> None:
+        self.times: list[Tensor] = []
+        self.time_biases: list[Tensor] = []
+        self.prompts: list[Tensor] = []
+
+    def convert(self, module: nn.Module) -> nn.Module:
+        """The fused form of a block."""
+        weights: Any = module
+        if isinstance(module, plain.ResBlock):
+            projection = weights.emb_layers[1]
+            self.times.append(projection.weight.detach())
+            self.time_biases.append((projection.bias + weights.in_layers[2].bias).detach())
+            return ResBlock(module)
+        if isinstance(module, plain.SpatialTransformer):
+            attention = weights.transformer_blocks[0].attn2
+            self.prompts.append(torch.cat([attention.to_k.weight, attention.to_v.weight]).detach())
+            return SpatialTransformer(module)
+        if isinstance(module, plain.TemporalTransformer):
+            return TemporalTransformer(module)
+        if isinstance(module, plain.Downsample):
+            return Downsample(module)
+        assert isinstance(module, plain.Upsample), type(module)
+        return Upsample(module)
+
+    def convert_all(self, stage: Any) -> nn.ModuleList:
+        """The fused forms of a stage's blocks."""
+        children = [stage] if isinstance(stage, plain.Downsample) else list(stage.children())
+        return nn.ModuleList(self.convert(child) for child in children)
+
+
+class Half(Weights):
+    """The half of a UNet that goes down; takes its weights from :class:`v2v.export.models.unet.Down`.
+
+    With ``inside`` false only its first block.
     """
 
     times: Tensor
@@ -417,143 +468,269 @@ class FusedUNet(Weights):
     prompts: Tensor
     stem: Tensor
     stem_bias: Tensor
-    last: Tensor
-    last_bias: Tensor
 
-    def __init__(self, network: plain.UNet, name: ComponentName = "unet") -> None:
+    def __init__(self, network: plain.Down, collected: _Collected, *, inside: bool) -> None:
         super().__init__()
         unet: Any = network
-        self.name = name
         self.config = network.config
         self.time_embed = copy.deepcopy(unet.time_embed)
-        time_weights: list[Tensor] = []
-        time_biases: list[Tensor] = []
-        prompt_weights: list[Tensor] = []
-
-        def convert(module: nn.Module) -> nn.Module:
-            weights: Any = module
-            if isinstance(module, plain.ResBlock):
-                projection = weights.emb_layers[1]
-                time_weights.append(projection.weight.detach())
-                time_biases.append((projection.bias + weights.in_layers[2].bias).detach())
-                return ResBlock(module)
-            if isinstance(module, plain.SpatialTransformer):
-                attention = weights.transformer_blocks[0].attn2
-                prompt_weights.append(torch.cat([attention.to_k.weight, attention.to_v.weight]).detach())
-                return SpatialTransformer(module)
-            if isinstance(module, plain.TemporalTransformer):
-                return TemporalTransformer(module)
-            if isinstance(module, plain.Downsample):
-                return Downsample(module)
-            assert isinstance(module, plain.Upsample), type(module)
-            return Upsample(module)
-
-        def convert_all(stage: Any) -> nn.ModuleList:
-            children = [stage] if isinstance(stage, plain.Downsample) else list(stage.children())
-            return nn.ModuleList(convert(child) for child in children)
-
         first = unet.input_blocks[0][0]
         assert isinstance(first, nn.Conv2d)
         self.keep("stem", positions_first(first.weight))
         self.keep("stem_bias", first.bias)
         self.stem_transformer = TemporalTransformer(unet.input_blocks[0][1])
-        inside = name != "unet_outer"
-        self.down = nn.ModuleList(convert_all(stage) for stage in list(unet.input_blocks)[1:] if inside)
-        self.middle = convert_all(unet.middle_block if inside else nn.ModuleList())
-        self.up = nn.ModuleList(convert_all(stage) for stage in list(unet.output_blocks)[:-1] if inside)
-        self.up.append(convert_all(unet.output_blocks[-1]))
-        self.last_norm = Norm(unet.out[0], over_clip=False)
-        # [9 * Z, C]: what each position gives to itself and its eight neighbours.
-        self.keep("last", unet.out[2].weight.permute(2, 3, 0, 1).flatten(0, 2))
-        self.keep("last_bias", unet.out[2].bias)
-        self.keep("times", torch.cat(time_weights))
-        self.keep("times_bias", torch.cat(time_biases))
-        self.keep("prompts", torch.cat(prompt_weights))
-        self.time_widths = [len(w) for w in time_weights]
-        self.prompt_widths = [len(w) for w in prompt_weights]
-        # Whether unprompted() reaches into the second block.
+        stages = list(unet.input_blocks)[1:]
+        self.down = nn.ModuleList(collected.convert_all(stage) for stage in stages if inside)
+        self.middle = collected.convert_all(unet.middle_block if inside else nn.ModuleList())
+        # Whether what no prompt changes reaches into the second block.
         self.begins_second = inside and self.config.attention[0]
 
-    def forward(
-        self, latents: Tensor, timestep: Tensor, context: Tensor, features: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``.
+    def keep_collected(self, collected: _Collected) -> None:
+        """Keep what all blocks were made of; call it when all are."""
+        if collected.times:
+            self.keep("times", torch.cat(collected.times))
+            self.keep("times_bias", torch.cat(collected.time_biases))
+        if collected.prompts:
+            self.keep("prompts", torch.cat(collected.prompts))
+        self.time_widths = [len(w) for w in collected.times]
+        self.prompt_widths = [len(w) for w in collected.prompts]
 
-        ``features [1, F, H, W, C]`` are an output or an input or neither, as the component says.
-        """
-        return self.prompted(self.unprompted(latents, timestep), timestep, context, features)
-
-    def unprompted(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
-        """The part of an evaluation that no prompt changes; :meth:`prompted` continues from its result.
-
-        The first block's map ``[F, H, W, C]`` and its moments. Where the second block attends, also its map
-        ``[F, R, C]``, tokens and normed tokens ``[F * R, C]`` as they are before its attention to the prompt.
-        """
-        frames, height, width = latents.shape[2:]
-        x = latents[0].permute(1, 2, 3, 0).flatten(0, 2)
+    def start(self, latents: Tensor, shown: Tensor | None = None) -> Map:
+        """The first block's map; ``shown [F, R, C]`` is added behind its convolution."""
+        x = tokens_of_latents(latents)
+        frames, height = latents.shape[2:4]
         x, _ = ops.convolution(x, self.stem, frames, height, bias=self.stem_bias)
-        first = self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
-        shared = torch.unflatten(first.x, 1, (height, width)), first.moments
+        if shown is not None:
+            x = x + shown
+        return self.stem_transformer.transform(Map(x, ops.moments(x), height), None)
+
+    def begun(self, first: Map, embedding: Tensor) -> tuple[Tensor, ...]:
+        """The second block as far as its attention to the prompt; nothing where it does not attend.
+
+        Its map ``[F, R, C]``, tokens and normed tokens ``[F * R, C]``.
+        """
         if not self.begins_second:
-            return shared
+            return ()
         residual, attention, *_ = self._modules_of(self.down[0])
-        x_map = residual([first], self._shifts(timestep, latents.dtype)[0])
-        return (*shared, x_map.x, *attention.begin(x_map))
+        x_map = residual([first], self._shifts(embedding)[0])
+        return (x_map.x, *attention.begin(x_map))
 
-    def prompted(
-        self, shared: tuple[Tensor, ...], timestep: Tensor, context: Tensor, features: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The rest of an evaluation; :meth:`unprompted` gives ``shared``, :meth:`forward` has the other arguments."""
-        image, moments, *second = shared
-        frames, height, width = image.shape[:3]
-        first = Map(image.flatten(1, 2), moments, height)
-        shift = iter(self._shifts(timestep, image.dtype))
-        prompt = iter(torch.split(F.linear(context[0], self.prompts), self.prompt_widths, 1))
-
-        def run(modules: list[Any], maps: list[Map]) -> Map:
-            for module in modules:
-                if isinstance(module, ResBlock):
-                    maps = [module(maps, next(shift))]
-                elif isinstance(module, SpatialTransformer):
-                    maps = [module.transform(maps[0], next(prompt))]
-                elif isinstance(module, TemporalTransformer):
-                    maps = [module.transform(maps[0], None)]
-                else:
-                    maps = [module(maps[0])]
-            return maps[0]
-
+    def descend(
+        self, first: Map, begun: Sequence[Tensor], shift: Iterator[Tensor], prompt: Iterator[Tensor]
+    ) -> tuple[list[Map], Map]:
+        """From the first block's map on: the maps of all input blocks, and that of the middle."""
+        stages = [self._modules_of(stage) for stage in self.down]
         x_map, skips = first, [first]
-        if features is not None:
-            x = features[0].flatten(1, 2)
-            x_map = Map(x, ops.moments(x), height)
-        else:
-            stages = [self._modules_of(stage) for stage in self.down]
-            if self.begins_second:
-                _, attention, *rest = stages.pop(0)
-                next(shift)
-                x_map = run(rest, [attention.finish(*second, next(prompt), height)])
-                skips.append(x_map)
-            for stage in stages:
-                x_map = run(stage, [x_map])
-                skips.append(x_map)
-            x_map = run(self._modules_of(self.middle), [x_map])
-            for stage in map(self._modules_of, list(self.up)[:-1]):
-                x_map = run(stage, [x_map, skips.pop()])
-        deep = x_map.x
-        x_map = run(self._modules_of(self.up[-1]), [x_map, skips.pop()])
-        velocity = self._output(x_map, frames, height, width)
-        if self.name == "unet_full":
-            return velocity, torch.unflatten(deep, 1, (height, width))[None]
-        return velocity
+        if self.begins_second:
+            _, attention, *rest = stages.pop(0)
+            next(shift)
+            x_map = run(rest, [attention.finish(*begun, next(prompt), first.height)], shift, prompt)
+            skips.append(x_map)
+        for stage in stages:
+            x_map = run(stage, [x_map], shift, prompt)
+            skips.append(x_map)
+        return skips, run(self._modules_of(self.middle), [x_map], shift, prompt)
+
+    def embed(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """Time steps ``[B]`` -> ``[B, E]``."""
+        embedded: Tensor = self.time_embed(plain.time_features(timestep, self.config.width).to(dtype))
+        return embedded
+
+    def _prompts(self, context: Tensor) -> tuple[Tensor, ...]:
+        """The keys and values of the prompt for each attention to it, ``[tokens, 2C]``."""
+        if not self.prompt_widths:
+            return ()
+        return torch.split(F.linear(context[0], self.prompts), self.prompt_widths, 1)
+
+    def _shifts(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """What the time step adds in each residual block: ``[O]``, or where every frame has its own ``[F, O]``."""
+        shifts = F.linear(F.silu(embedding), self.times, self.times_bias)
+        return torch.split(shifts[0] if len(shifts) == 1 else shifts, self.time_widths, -1)
 
     @staticmethod
     def _modules_of(stage: nn.Module) -> list[Any]:
         return list(stage.children())
 
-    def _shifts(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """What the time step adds in each residual block, ``[O]``."""
-        embedding = self.time_embed(plain.time_features(timestep, self.config.width).to(dtype))
-        return torch.split(F.linear(F.silu(embedding), self.times, self.times_bias)[0], self.time_widths)
+
+def tokens_of_latents(latents: Tensor) -> Tensor:
+    """``[1, Z, F, H, W] -> [F * R, Z]``."""
+    return latents[0].permute(1, 2, 3, 0).flatten(0, 2)
+
+
+def run(modules: list[Any], maps: list[Map], shift: Iterator[Tensor], prompt: Iterator[Tensor]) -> Map:
+    """Blocks one after the other, each given what it takes."""
+    for module in modules:
+        if isinstance(module, ResBlock):
+            maps = [module(maps, next(shift))]
+        elif isinstance(module, SpatialTransformer):
+            maps = [module.transform(maps[0], next(prompt))]
+        elif isinstance(module, TemporalTransformer):
+            maps = [module.transform(maps[0], None)]
+        else:
+            maps = [module(maps[0])]
+    return maps[0]
+
+
+class Added(Weights):
+    """A convolution of one position whose result is added to a map."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: Any) -> None:
+        super().__init__()
+        self.keep("weight", conv[0].weight.flatten(1))
+        self.keep("bias", conv[0].bias)
+
+    def forward(self, x: Tensor, to: Map) -> Map:
+        """``x [F, R, C]``, convolved, added to a map of the same shape."""
+        return Map(*ops.add_moments(to.x, [F.linear(x, self.weight)], self.bias), to.height)
+
+
+class FusedControl(Half):
+    """The control branch; takes its weights from :class:`v2v.export.models.control.ControlBranch`."""
+
+    hint: Tensor
+    hint_bias: Tensor
+
+    def __init__(self, branch: ControlBranch, *, inside: bool) -> None:
+        collected = _Collected()
+        super().__init__(branch, collected, inside=inside)
+        self.keep_collected(collected)
+        plain_branch: Any = branch
+        self.keep("hint", positions_first(plain_branch.input_hint_block.weight))
+        self.keep("hint_bias", plain_branch.input_hint_block.bias)
+        convolutions = list(branch.zero_convs) if inside else list(branch.zero_convs)[:1]
+        self.added = nn.ModuleList(Added(convolution) for convolution in convolutions)
+        if inside:
+            self.added.append(Added(branch.middle_block_out))
+        self.has_keys = branch.has_keys
+        if self.has_keys and inside:
+            self.hint_time_zero_linear = copy.deepcopy(branch.hint_time_zero_linear)
+            self.scale_cond = copy.deepcopy(branch.scale_cond)
+        self.inside = inside
+
+    def unprompted(
+        self, latents: Tensor, timestep: Tensor, hint: Tensor, *keys: Tensor
+    ) -> tuple[Tensor, ...]:
+        """As :meth:`FusedUNet.unprompted`, the embedding of the time step, or of every frame, in the third place."""
+        frames, height, width = latents.shape[2:]
+        shown, _ = ops.convolution(tokens_of_latents(hint), self.hint, frames, height, bias=self.hint_bias)
+        if self.has_keys:
+            shown = shown * keys[0][0, :, None, None]
+        first = self.start(latents, shown)
+        embedding = self._embedding(timestep, latents.dtype, keys)
+        image = torch.unflatten(first.x, 1, (height, width))
+        return image, first.moments, embedding, *self.begun(first, embedding)
+
+    def _embedding(self, timestep: Tensor, dtype: torch.dtype, keys: tuple[Tensor, ...]) -> Tensor:
+        embedding = self.embed(timestep, dtype)
+        if not self.has_keys or not self.inside:
+            return embedding
+        is_key, hint_timestep, enlargement = keys
+        features = plain.time_features(enlargement, self.config.width).to(dtype)
+        told = self.hint_time_zero_linear(self.embed(hint_timestep, dtype)) + self.scale_cond(features)
+        by_frame: Tensor = embedding + is_key[0, :, None] * told
+        return by_frame
+
+    def steer(
+        self, shared: Sequence[Tensor], context: Tensor, skips: list[Map], middle: Map | None
+    ) -> tuple[list[Map], Map | None]:
+        """Add what the branch makes of ``shared`` to the maps of the input blocks and of the middle."""
+        image, moments, embedding, *begun = shared
+        first = Map(image.flatten(1, 2), moments, image.shape[1])
+        if middle is None:
+            return [self.added[0](first.x, skips[0])], None
+        shift, prompt = iter(self._shifts(embedding)), iter(self._prompts(context))
+        own, deepest = self.descend(first, begun, shift, prompt)
+        steered = [add(mine.x, skip) for add, mine, skip in zip(self.added, own, skips, strict=False)]
+        return steered, self.added[-1](deepest.x, middle)
+
+
+class FusedUNet(Half):
+    """Drop-in for :class:`~v2v.export.models.unet.UNet` at batch one, in the type its weights have.
+
+    As component ``unet_full`` it also gives the features that enter the last block; as ``unet_outer``, which holds the
+    first and the last block only, it takes them.
+    """
+
+    last: Tensor
+    last_bias: Tensor
+
+    def __init__(self, network: plain.UNet, name: ComponentName = "unet") -> None:
+        inside, collected = name != "unet_outer", _Collected()
+        super().__init__(network, collected, inside=inside)
+        unet: Any = network
+        self.name = name
+        ups = list(unet.output_blocks)
+        self.up = nn.ModuleList(collected.convert_all(stage) for stage in ups[:-1] if inside)
+        self.up.append(collected.convert_all(ups[-1]))
+        self.last_norm = Norm(unet.out[0], over_clip=False)
+        # [9 * Z, C]: what each position gives to itself and its eight neighbours.
+        self.keep("last", unet.out[2].weight.permute(2, 3, 0, 1).flatten(0, 2))
+        self.keep("last_bias", unet.out[2].bias)
+        self.keep_collected(collected)
+        self.control = (
+            FusedControl(network.VideoControlNet, inside=inside)
+            if isinstance(network, ControlledUNet)
+            else None
+        )
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, context: Tensor, *others: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``latents [1, Z, F, H, W]``, ``timestep [1]``, ``context [1, tokens, C]`` -> velocity like ``latents``.
+
+        ``others`` are a control branch's inputs, if there is one, and the features ``[1, F, H, W, C]`` of the component
+        ``unet_outer``; they are a second output of ``unet_full``.
+        """
+        hints = others[:-1] if self.name == "unet_outer" else others
+        shared = self.unprompted(latents, timestep, *hints)
+        return self.prompted(shared, timestep, context, *others[len(hints) :])
+
+    def unprompted(self, latents: Tensor, timestep: Tensor, *hints: Tensor) -> tuple[Tensor, ...]:
+        """The part of an evaluation that no prompt changes; :meth:`prompted` continues from its result.
+
+        The first block's map ``[F, H, W, C]`` and its moments. Where the second block attends, also its map
+        ``[F, R, C]``, tokens and normed tokens ``[F * R, C]`` as they are before its attention to the prompt. Then the
+        same of a control branch, with the embedding of the time step.
+        """
+        height, width = latents.shape[3:]
+        first = self.start(latents)
+        own = torch.unflatten(first.x, 1, (height, width)), first.moments
+        begun = self.begun(first, self.embed(timestep, latents.dtype))
+        steering = () if self.control is None else self.control.unprompted(latents, timestep, *hints)
+        return (*own, *begun, *steering)
+
+    def prompted(
+        self, shared: tuple[Tensor, ...], timestep: Tensor, context: Tensor, features: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The rest of an evaluation; :meth:`unprompted` gives ``shared``, :meth:`forward` has the other arguments."""
+        image, moments, *rest = shared
+        begun, steering = (rest[:3], rest[3:]) if self.begins_second else ([], rest)
+        frames, height, width = image.shape[:3]
+        first = Map(image.flatten(1, 2), moments, height)
+        shift = iter(self._shifts(self.embed(timestep, image.dtype)))
+        prompt = iter(self._prompts(context))
+        if features is not None:
+            x = features[0].flatten(1, 2)
+            skips, x_map = [first], Map(x, ops.moments(x), height)
+            if self.control is not None:
+                skips, _ = self.control.steer(steering, context, skips, None)
+        else:
+            skips, x_map = self.descend(first, begun, shift, prompt)
+            if self.control is not None:
+                skips, steered = self.control.steer(steering, context, skips, x_map)
+                assert steered is not None
+                x_map = steered
+            for stage in map(self._modules_of, list(self.up)[:-1]):
+                x_map = run(stage, [x_map, skips.pop()], shift, prompt)
+        deep = x_map.x
+        x_map = run(self._modules_of(self.up[-1]), [x_map, skips.pop()], shift, prompt)
+        velocity = self._output(x_map, frames, height, width)
+        if self.name == "unet_full":
+            return velocity, torch.unflatten(deep, 1, (height, width))[None]
+        return velocity
 
     def _output(self, x_map: Map, frames: int, height: int, width: int) -> Tensor:
         """The last norm and 3x3 convolution, as one product and nine sums.

@@ -15,11 +15,12 @@ pytest.importorskip("torch")
 
 import torch
 
-from v2v.core.configs import AutoencoderConfig, UNetConfig
+from v2v.core.configs import AutoencoderConfig, ControlName, UNetConfig
 from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.autoencoder import FusedDecoder, FusedEncoder
 from v2v.engine.inductor.fused.unet import FusedUNet
 from v2v.export.models.autoencoder import Autoencoder
+from v2v.export.models.control import ControlledUNet
 from v2v.export.models.unet import UNet
 
 
@@ -62,6 +63,35 @@ def test_the_fused_unet_is_the_unet(config: UNetConfig) -> None:
         torch.randn(1, tokens, config.context_width),
     )
     assert relative(FusedUNet(plain)(*inputs), plain(*inputs)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"multipliers": (1, 2), "attention": (False, True)}], ids=["usual", "other"]
+)
+@pytest.mark.parametrize(("control", "gated"), [("every frame", True), ("key frames", False)])
+def test_the_fused_control_branch_is_the_branch(control: ControlName, gated: bool, shape: dict) -> None:
+    config = UNetConfig(
+        **{"width": 32, "multipliers": (1, 2, 2), "head_size": 16, "context_width": 64, **shape},
+        control=control,
+        gated=gated,
+    )
+    plain = randomised(ControlledUNet(config))
+    latents, hint = torch.randn(2, 1, 4, 5, 18 if not shape else 10, 24)
+    keys = (torch.tensor([[1.0, 0, 0, 1, 0]]), torch.tensor([199]), torch.tensor([8]))
+    shown = (hint, *keys) if control == "key frames" else (hint,)
+    inputs = latents, torch.tensor([599]), torch.randn(1, 77, 64), *shown
+    expected = plain(*inputs)
+    fused = FusedUNet(plain)
+    assert relative(fused(*inputs), expected) < 1e-5
+    shared = fused.unprompted(latents, inputs[1], *shown)
+    other = -inputs[2]
+    assert relative(fused.prompted(shared, inputs[1], other), plain(*inputs[:2], other, *shown)) < 1e-5
+    velocity, features = FusedUNet(plain, "unet_full")(*inputs)
+    assert relative(velocity, expected) < 1e-5
+    outer = FusedUNet(plain, "unet_outer")
+    assert relative(outer(*inputs, features), expected) < 1e-5
+    without = 0 * hint, *shown[1:]
+    assert relative(fused(*inputs[:3], *without), expected) > 1e-3
 
 
 def test_the_fused_outer_blocks_take_the_features_of_the_whole() -> None:
