@@ -88,7 +88,9 @@ def frames(window: Window) -> list[npt.NDArray[np.uint8]]:
     """A picture that moves, half the window's size, for a few frames."""
     still = picture(window.height // 2, window.width // 2)[0]
     levels = np.moveaxis(np.rint((still + 1) * 127.5), 0, 2).astype(np.uint8)
-    return [np.ascontiguousarray(np.roll(levels, 2 * number, 1)) for number in range(min(window.frames, _FRAMES))]
+    return [
+        np.ascontiguousarray(np.roll(levels, 2 * number, 1)) for number in range(min(window.frames, _FRAMES))
+    ]
 
 
 def decibels(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
