@@ -26,13 +26,13 @@ T = TypeVar("T")
 UPLOAD = "/gradio_api/upload"
 _SHOWN = 50  # runs in the list
 _DAY = 86400
-_BEST = "the best that is here"
+_BEST = "automatic"
 _CHOSEN = (
     "element.addEventListener('click', (event) => { const run = event.target.closest('[data-run]'); "
     + ("if (run) trigger('click', {run: run.dataset.run}); });")
 )
 _STYLE = """
-.gradio-container { max-width: 75rem !important; margin: 0 auto !important }
+.gradio-container { width: 100%; max-width: 75rem !important; margin: 0 auto !important }
 .v2v-runs button { display: flex; gap: .75rem; width: 100%; padding: .6rem .75rem; border: 0; background: none;
   border-bottom: 1px solid var(--border-color-primary); font: inherit; color: inherit;
   text-align: left; cursor: pointer }
@@ -41,9 +41,10 @@ _STYLE = """
 .v2v-state progress { width: 100%; height: .75rem; accent-color: var(--color-accent) }
 .v2v-state p { margin: .25rem 0; overflow-wrap: anywhere }
 .v2v-result video { width: 100%; max-height: 70vh; border-radius: 8px; background: #000 }
-.v2v-result iframe { width: 100%; aspect-ratio: 4 / 3; border: 0; border-radius: 8px }
+.v2v-result div[style] { position: relative; padding-bottom: calc(100% * var(--shape) + 8.5rem) }
+.v2v-result iframe { position: absolute; inset: 0; width: 100%; height: 100%; border: 0; border-radius: 8px }
 .v2v-result a { color: var(--color-accent); font-weight: 600 }
-.v2v-quiet { color: var(--body-text-color-subdued) }
+.v2v-quiet { opacity: .75 }
 """
 
 
@@ -79,7 +80,9 @@ class _Page:
     def blocks(self) -> gr.Blocks:
         """The page's parts, and what happens when something is pressed."""
         page: gr.Blocks
-        with gr.Blocks(title="v2v", analytics_enabled=False, delete_cache=(3600, _DAY)) as page:
+        with gr.Blocks(
+            title="v2v", analytics_enabled=False, fill_width=True, delete_cache=(3600, _DAY)
+        ) as page:
             chosen, seen = gr.State(""), gr.State("")
             gr.Markdown("# v2v\nEnhances videos, guided by text. A picture becomes a film.")
             with gr.Row(equal_height=False):
@@ -94,31 +97,28 @@ class _Page:
                             *((m.name, m.name) for m in MODELS.values() if m.image_encoder is None),
                         ]
                         model = gr.Dropdown(models, value="", label="Model", min_width=140)
-                        strength = gr.Number(
+                        strength = gr.Textbox(
                             label="Strength, 0 to 1",
-                            minimum=0,
-                            maximum=1,
-                            step=0.05,
-                            value=None,
                             placeholder="the model's own",
+                            max_lines=1,
                             min_width=140,
                         )
                     fast = gr.Checkbox(label="Fast mode: fewer and cheaper steps")
                     with gr.Row():
                         preview = gr.Button(
-                            f"Preview {PREVIEW_SECONDS} seconds", variant="primary", min_width=140
+                            f"Preview {PREVIEW_SECONDS} s", variant="primary", min_width=140
                         )
-                        whole = gr.Button("Enhance all of it", min_width=140)
+                        whole = gr.Button("Enhance all", min_width=140)
                 with gr.Column(scale=3, min_width=320):
                     state = gr.HTML(elem_classes="v2v-state")
                     result = gr.HTML(elem_classes="v2v-result")
                     with gr.Row():
                         go_on = gr.Button(
-                            "Enhance all of it, like this preview", variant="primary", visible=False
+                            "Enhance all like this", variant="primary", visible=False
                         )
-                        cancel = gr.Button("Cancel", variant="stop", visible=False)
-                        resume = gr.Button("Go on with it", visible=False)
-                        delete = gr.Button("Delete", visible=False)
+                        cancel = gr.Button("Cancel", size="sm", visible=False)
+                        resume = gr.Button("Go on with it", size="sm", visible=False)
+                        delete = gr.Button("Delete", size="sm", visible=False)
             gr.Markdown("## Runs")
             runs = gr.HTML(elem_classes="v2v-runs", js_on_load=_CHOSEN)
             asked = [file, prompt, strength, model, fast]
@@ -150,10 +150,10 @@ class _Page:
 
     # What is pressed
 
-    def _preview(self, file: str | None, prompt: str, strength: float | None, model: str, fast: bool) -> str:
+    def _preview(self, file: str | None, prompt: str, strength: str, model: str, fast: bool) -> str:
         return self._submit(file, _options(prompt, strength, model, fast) | {"preview": str(PREVIEW_SECONDS)})
 
-    def _whole(self, file: str | None, prompt: str, strength: float | None, model: str, fast: bool) -> str:
+    def _whole(self, file: str | None, prompt: str, strength: str, model: str, fast: bool) -> str:
         return self._submit(file, _options(prompt, strength, model, fast))
 
     def _submit(self, file: str | None, options: dict[str, Any]) -> str:
@@ -240,7 +240,11 @@ class _Page:
         here = f"{JOBS[1:]}/{job.id}"
         name = html.escape(job.download_name)
         if self._queue.path_of(job, "compare").is_file():
-            player = f'<iframe src="{here}/compare" title="before and after" loading="lazy"></iframe>'
+            width, height = job.settings["size"].split("x")
+            player = (
+                f'<div style="--shape: {height} / {width}">'
+                f'<iframe src="{here}/compare" title="before and after"></iframe></div>'
+            )
         else:
             player = (
                 f'<video src="{here}/result?inline=true" controls loop muted autoplay playsinline></video>'
@@ -248,13 +252,14 @@ class _Page:
         return f'{player}<p><a href="{here}/result" download="{name}">Download {name}</a></p>'
 
 
-def _options(prompt: str, strength: float | None, model: str, fast: bool) -> dict[str, Any]:
-    given = {
-        "prompt": prompt,
-        "strength": None if strength is None else float(strength),
-        "model": model,
-        "fast": fast,
-    }
+def _options(prompt: str, strength: str, model: str, fast: bool) -> dict[str, Any]:
+    given: dict[str, Any] = {"prompt": prompt, "model": model, "fast": fast}
+    try:
+        given["strength"] = float(strength) if strength.strip() else None
+    except ValueError:
+        raise gr.Error(
+            "Strength is a number from 0 to 1, as 0.5, or nothing.", print_exception=False
+        ) from None
     return {name: value for name, value in given.items() if value not in (None, "", False)}
 
 
@@ -313,7 +318,7 @@ def _state(job: Job, ahead: int) -> str:
         lines.append("cancelled; what is finished of it is kept")
     if job.warnings:
         notes = "".join(f"<li>{html.escape(each)}</li>" for each in job.warnings)
-        lines.append(f"<details><summary>{len(job.warnings)} notes</summary><ul>{notes}</ul></details>")
+        lines.append(f"<details><summary>Notes</summary><ul>{notes}</ul></details>")
     return bar + "".join(f"<p>{line}</p>" for line in lines)
 
 
