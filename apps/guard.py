@@ -20,6 +20,7 @@ LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
 """Names by which a machine calls itself."""
 
 _COOKIE = "v2v_token"
+_FOR_ALL = ("/manifest.json",)  # the name of the page; browsers ask for it without cookies
 _SMALL = 1 << 20  # bytes of a request that uploads nothing
 _CONTENT = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -51,7 +52,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         refusal: JSONResponse | RedirectResponse | None = self._stranger(scope, headers)
-        if refusal is None and self._token is not None:
+        if refusal is None and self._token is not None and scope["path"] not in _FOR_ALL:
             refusal = self._unknown(scope, headers, self._token)
         if refusal is not None:
             await refusal(scope, receive, send)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
+from urllib.parse import quote
 
 import platformdirs
 import typer
@@ -114,7 +115,7 @@ def serve(options: ServeOptions, make: Callable[[JobQueue], Any], uploads: tuple
         )
         host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{host}:{listener.getsockname()[1]}/"
-        query = f"?token={token}" if token else ""
+        query = f"?token={quote(token)}" if token else ""
         messages.print(
             f"listening on {address}{query} (Ctrl-C ends it; jobs are kept in {queue.folder})", markup=False
         )

@@ -105,17 +105,13 @@ class _Page:
                         )
                     fast = gr.Checkbox(label="Fast mode: fewer and cheaper steps")
                     with gr.Row():
-                        preview = gr.Button(
-                            f"Preview {PREVIEW_SECONDS} s", variant="primary", min_width=140
-                        )
+                        preview = gr.Button(f"Preview {PREVIEW_SECONDS} s", variant="primary", min_width=140)
                         whole = gr.Button("Enhance all", min_width=140)
                 with gr.Column(scale=3, min_width=320):
                     state = gr.HTML(elem_classes="v2v-state")
                     result = gr.HTML(elem_classes="v2v-result")
                     with gr.Row():
-                        go_on = gr.Button(
-                            "Enhance all like this", variant="primary", visible=False
-                        )
+                        go_on = gr.Button("Enhance all like this", variant="primary", visible=False)
                         cancel = gr.Button("Cancel", size="sm", visible=False)
                         resume = gr.Button("Go on with it", size="sm", visible=False)
                         delete = gr.Button("Delete", size="sm", visible=False)

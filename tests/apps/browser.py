@@ -70,13 +70,13 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, script: str) -> Any:
-        """Wait until an expression is true, and return it."""
+    def wait_for(self, script: str) -> None:
+        """Wait until an expression is true."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             with suppress(AssertionError):  # the page is being opened
-                if value := self.ask(script):
-                    return value
+                if self.ask(f"!!({script})"):
+                    return
             time.sleep(0.1)
         raise AssertionError(
             f"{script} did not become true; the page says: {self.ask('document.body.innerText')}"
@@ -87,6 +87,15 @@ class Tab:
         find = f"[...document.querySelectorAll('button')].find((b) => b.innerText.trim() === {json.dumps(button)})"
         self.wait_for(f"!!{find} && {find}.offsetParent !== null")
         self.ask(f"{find}.click()")
+
+    def press_row(self, number: int) -> None:
+        """Click on a run in the list."""
+        self.ask(f"document.querySelectorAll('.v2v-runs button')[{number}].click()")
+
+    def type(self, selector: str, text: str) -> None:
+        """Type into a field, as a keyboard does."""
+        self.ask(f"document.querySelector({json.dumps(selector)}).focus()")
+        self.call("Input.insertText", text=text)
 
     def choose_file(self, path: Path) -> None:
         """As by dropping it on the page's first place for files."""
