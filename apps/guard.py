@@ -11,6 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse
 
+from v2v.core.errors import V2VError
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -37,10 +39,18 @@ class Guard:
             that no page from elsewhere can pass for it.
         uploads: the paths that take files.
         largest: bytes that an upload may have.
+        room: raises V2VError where an upload of so many bytes cannot be taken.
     """
 
-    def __init__(self, app: App, token: str | None, uploads: tuple[str, ...], largest: int) -> None:
-        self._app, self._token, self._uploads, self._largest = app, token, uploads, largest
+    def __init__(
+        self,
+        app: App,
+        token: str | None,
+        uploads: tuple[str, ...],
+        largest: int,
+        room: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._app, self._token, self._uploads, self._largest, self._room = app, token, uploads, largest, room
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on."""
@@ -57,7 +67,15 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        most = self._largest + _SMALL if scope["path"] in self._uploads else _SMALL
+        uploads = scope["method"] == "POST" and scope["path"] in self._uploads
+        if uploads:
+            told = headers.get("content-length", "0")
+            try:
+                self._room(min(int(told), self._largest) if told.isdecimal() else 0)
+            except V2VError as error:
+                await _error(507, str(error))(scope, receive, send)
+                return
+        most = self._largest + _SMALL if uploads else _SMALL
         await _Bounded(most, send).run(self._app, scope, receive, headers)
 
     def _stranger(self, scope: Message, headers: Headers) -> JSONResponse | None:
@@ -80,7 +98,7 @@ class Guard:
             if scope["method"] != "GET":
                 return None
             answer = RedirectResponse(scope["path"], 303)
-            answer.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
+            answer.set_cookie(_COOKIE, token, httponly=True, samesite="lax")
             return answer
         kind, _, given = headers.get("authorization", "").partition(" ")
         cookie = cookie_parser(headers.get("cookie", "")).get(_COOKIE, "")

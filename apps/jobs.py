@@ -32,50 +32,33 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import filelock
 import msgspec
 
+from v2v.apps.job import (
+    FIXED,
+    OVER,
+    Job,
+    Progress,
+    State,
+    Told,
+    check_content,
+    check_options,
+    container_for,
+    shown_name,
+)
 from v2v.core.errors import UsageError, V2VError
 from v2v.core.files import read_limited, sync
-from v2v.runtime.media.image_sequence import PICTURES
-from v2v.runtime.options import RunOptions
-
-State = Literal["queued", "running", "done", "failed", "cancelled"]
-OVER: tuple[State, ...] = ("done", "failed", "cancelled")
-CONTAINERS = ("mp4", "mkv", "mov")
-
-_NOT_OFFERED = {
-    # paths, which are the queue's; what the service decides for all; what is for a terminal
-    *(
-        "inputs",
-        "output",
-        "settings_file",
-        "compare",
-        "prompt_file",
-        "first_stage",
-        "engines",
-        "engines_first",
-    ),
-    *("device", "memory", "workers", "ray", "overwrite", "restart", "quiet", "as_json", "rate"),
-}
-OFFERED: dict[str, Any] = {
-    name: hint for name, hint in get_type_hints(RunOptions).items() if name not in _NOT_OFFERED
-}
-"""The options of ``v2v-run`` that a job may have, and their types."""
-
-FIXED = "V2V_JOB_OPTIONS"
-"""Environment variable of a job's process: the options that all jobs have, as JSON."""
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _ENDING = re.compile(r"\.[a-z0-9]{1,5}")
 _LARGEST_JSON = 1 << 20  # bytes; of job.json, and of a line that a job's process says
 _LOG_END = 1 << 16  # bytes of the log in which the error is looked for
-_STARTS = (
-    5  # a job that was begun so often and never ended may be what takes the whole service down each time
-)
+_STARTS = 5  # begun so often and never ended, a job may be what takes the whole service down
 _PATIENCE = 10.0  # seconds that a job's process may take to end
+_TOLD_TO_END = (129, 130, 143)  # exit codes: a signal that may have been meant for this process as well
 
 
 class NoSuchJob(V2VError):
@@ -90,45 +73,6 @@ class Conflict(V2VError):
     """The job is not in a state in which that can be done."""
 
 
-class Progress(msgspec.Struct):
-    """How far a running job is."""
-
-    stage: str = ""
-    fraction: float | None = None  # 0..1
-    seconds_left: float | None = None
-    frames_done: int = 0
-    frames_total: int | None = None
-
-
-class Job(msgspec.Struct):
-    """A job as it is kept in job.json; times are seconds since 1970."""
-
-    id: str
-    name: str  # of the source, as the person calls it: for display only
-    source: str  # file in the job's folder, or an absolute path on this machine
-    result: str  # file in the job's folder
-    options: dict[str, Any]
-    created: float
-    state: State = "queued"
-    started: float | None = None
-    ended: float | None = None
-    starts: int = 0
-    error: str = ""
-    warnings: list[str] = []
-    news: str = ""  # what is being prepared
-    progress: Progress = msgspec.field(default_factory=Progress)
-    frames: int = 0
-    settings: dict[str, Any] = {}  # all that decides what the result looks like
-    size: int = 0  # bytes on disk
-
-    @property
-    def download_name(self) -> str:
-        """What the result is called where somebody saves it."""
-        ending = Path(self.result).suffix
-        kind = "preview" if "preview" in self.options else "enhanced"
-        return f"{Path(self.name).stem or 'video'}-{kind}{ending}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What the queue takes in and keeps."""
@@ -136,6 +80,7 @@ class Limits:
     upload: int = 4 << 30  # bytes of a source
     disk: int = 100 << 30  # bytes of all jobs; the oldest that are over go first
     waiting: int = 100  # jobs
+    kept: int = 1000  # jobs, the oldest that are over go first
 
 
 class JobQueue:
@@ -235,9 +180,9 @@ class JobQueue:
         """
         name = shown_name(name)
         given = {key: value for key, value in options.items() if value not in (None, "")}
-        result = f"result.{_container(container, name, given)}"
+        result = f"result.{container_for(container, name, given)}"
         check_options(given, name, result)
-        self._check_room(size)
+        self.has_room(size)
         ending = Path(name).suffix.lower()
         job_id = secrets.token_hex(8)
         job = Job(
@@ -253,10 +198,14 @@ class JobQueue:
         try:
             if take is not None:
                 take(self.path_of(job, "source"))
-            _check_content(self.path_of(job, "source"), name)
+            check_content(self.path_of(job, "source"), name)
             job.size = _size_of(place)
+            if take is not None:
+                sync(self.path_of(job, "source"))
+            self._make_room(job.size)
             with self._changed:
                 self._save(job)
+                sync(self.folder)
                 self._jobs[job.id] = job
                 self._changed.notify_all()
         except BaseException:
@@ -318,10 +267,11 @@ class JobQueue:
         """End the processes; what they were at is queued when the folder is opened again."""
         with self._changed:
             self._closed = True
-            for job_id, process in self._processes.items():
-                job = self._jobs[job_id]
-                job.state, job.starts = "queued", job.starts - 1
-                self._save(job)
+            for job in self._jobs.values():
+                if job.state == "running":
+                    job.state, job.starts = "queued", job.starts - 1
+                    self._save(job)
+            for process in self._processes.values():
                 _ask_to_end(process)
             self._changed.notify_all()
         for thread in self._threads:
@@ -374,6 +324,7 @@ class JobQueue:
         fresh.write_bytes(msgspec.json.encode(job))
         sync(fresh)
         fresh.replace(path)
+        sync(path.parent)
 
     def _remove(self, job: Job) -> None:
         place = self.folder / job.id
@@ -381,23 +332,30 @@ class JobQueue:
         shutil.rmtree(place, ignore_errors=True)
         del self._jobs[job.id]
 
-    def _check_room(self, size: int) -> None:
-        """Refuse what is too much; the oldest jobs that are over make room."""
+    def has_room(self, size: int) -> None:
+        """Look before an upload whether it can be taken at all; nothing is removed for it yet.
+
+        Raises:
+            Refused: it cannot.
+        """
         if size > self.limits.upload:
             raise Refused(f"the file has {gib(size)}; at most {gib(self.limits.upload)} are taken")
         with self._changed:
-            if sum(job.state == "queued" for job in self._jobs.values()) >= self.limits.waiting:
-                raise Refused(f"{self.limits.waiting} jobs are waiting already; try again later")
+            going_on = [job for job in self._jobs.values() if job.state not in OVER]
+        if sum(job.state == "queued" for job in going_on) >= self.limits.waiting:
+            raise Refused(f"{self.limits.waiting} jobs are waiting already; try again later")
+        if sum(job.size for job in going_on) + _size_of(self.uploads) + size > self.limits.disk:
+            raise Refused(f"what waits fills the {gib(self.limits.disk)} of the service; try again later")
+
+    def _make_room(self, size: int) -> None:
+        """Remove the oldest jobs that are over, as many as must go for one of ``size`` more bytes."""
+        with self._changed:
             total = sum(job.size for job in self._jobs.values()) + size
             for job in [job for job in self._jobs.values() if job.state in OVER]:
-                if total <= self.limits.disk:
-                    break
+                if total <= self.limits.disk and len(self._jobs) < self.limits.kept:
+                    return
                 total -= job.size
                 self._remove(job)
-        if total > self.limits.disk:
-            raise Refused(
-                f"the jobs that wait fill the {gib(self.limits.disk)} of the service; try again later"
-            )
 
     # What is done
 
@@ -427,13 +385,12 @@ class JobQueue:
                 self._do(job, lane)
             except Exception as error:  # a full disk, say: the queue goes on
                 with self._changed:
+                    job.state, job.error = "failed", str(error)
                     with suppress(OSError):
                         self._end(job, "failed", str(error))
-                    job.state = "failed"
 
     def _do(self, job: Job, lane: dict[str, str]) -> None:
-        log = self.path_of(job, "log")
-        with log.open("wb") as said:
+        with self.path_of(job, "log").open("wb") as log:
             with self._changed:
                 self._save(job)
                 if self._closed:
@@ -442,27 +399,36 @@ class JobQueue:
                     [sys.executable, "-m", "v2v.apps.work", str(self.folder / job.id)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=said,
+                    stderr=log,
                     env={**os.environ, **lane, FIXED: json.dumps(self._fixed)},
+                    start_new_session=True,  # Ctrl-C is for this process, which passes it on
                 )
                 if job.id in self._cancelled:
                     _ask_to_end(process)
-            done = self._follow(job, process)
             try:
-                code = process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
+                done = self._follow(job, process)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_PATIENCE)
+            finally:
                 process.kill()
                 code = process.wait()
+                with self._changed:
+                    del self._processes[job.id]
+        self._judge(job, done, code)
+
+    def _judge(self, job: Job, done: bool, code: int) -> None:
+        """What has become of a job whose process has ended."""
         with self._changed:
-            del self._processes[job.id]
             cancelled = job.id in self._cancelled
             self._cancelled.discard(job.id)
             if done:
                 self._end(job, "done")
             elif cancelled:
                 self._end(job, "cancelled")
+            elif code in _TOLD_TO_END and self._changed.wait_for(lambda: self._closed, _PATIENCE / 2):
+                pass  # the whole service was told to end
             elif not self._closed:
-                self._end(job, "failed", _error_in(log) or _manner_of_death(code))
+                self._end(job, "failed", _error_in(self.path_of(job, "log")) or _manner_of_death(code))
 
     def _follow(self, job: Job, process: subprocess.Popen[bytes]) -> bool:
         """Take in what the process says until it ends; whether the job is done."""
@@ -483,88 +449,9 @@ class JobQueue:
         return done
 
 
-class Told(msgspec.Struct):
-    """What a job's process says on a line."""
-
-    warnings: list[str] = []
-    news: str = ""
-    progress: Progress = msgspec.field(default_factory=Progress)
-    done: bool = False
-    frames: int = 0
-    settings: dict[str, Any] = {}
-
-
-def run_options(job: Job, place: Path, fixed: Mapping[str, Any]) -> RunOptions:
-    """The options of ``v2v-run`` that do ``job`` in its folder ``place``."""
-    source = place / job.source
-    asked: dict[str, Any] = {**job.options, **fixed}
-    if source.suffix.lower() not in PICTURES:
-        asked.pop("engines_first", None)
-        if "preview" not in job.options:
-            asked["compare"] = place / "compare.html"
-    return RunOptions([str(source)], str(place / job.result), **asked, overwrite=True)
-
-
-def check_options(options: Mapping[str, Any], name: str, result: str) -> None:
-    """Refuse what ``v2v-run`` would refuse before it opens a file.
-
-    Raises:
-        UsageError: names the option.
-    """
-    for key, value in options.items():
-        if key not in OFFERED:
-            raise UsageError(f"{key} is no option of a job; there are {', '.join(OFFERED)}")
-        try:
-            msgspec.convert(value, OFFERED[key])
-        except msgspec.ValidationError as error:
-            raise UsageError(f"{key}: {error}") from None
-    asked = RunOptions([name], result, **options)
-    if asked.codec == "png":
-        raise UsageError(
-            "codec png makes a folder of pictures, and a job's result is one file; choose another"
-        )
-    asked.request(many=False)
-    asked.wanted()
-    asked.check_pictures(Path(name).suffix.lower() in PICTURES, many=False)
-
-
-def shown_name(name: str) -> str:
-    """A name as it is shown: its last part, without what cannot be printed."""
-    last = re.split(r"[/\\]", name)[-1]
-    return "".join(each for each in last if each.isprintable())[-200:] or "video"
-
-
 def gib(size: int) -> str:
     """Bytes for people."""
     return f"{size / (1 << 30):.3g} GiB"
-
-
-def _container(asked: str | None, name: str, options: Mapping[str, Any]) -> str:
-    """What the result is: as asked, else what holds everything that the source may have."""
-    if asked is None:
-        if "preview" in options or options.get("parity"):
-            return "mp4"  # for the eye alone
-        return {".mkv": "mkv", ".webm": "mkv", ".avi": "mkv", ".mov": "mov"}.get(
-            Path(name).suffix.lower(), "mp4"
-        )
-    if asked not in CONTAINERS:
-        raise UsageError(f"container must be one of {', '.join(CONTAINERS)}, not '{asked}'")
-    return asked
-
-
-def _check_content(path: Path, name: str) -> None:
-    """Refuse texts: a playlist would make FFmpeg open whatever files of this machine it names.
-
-    Raises:
-        UsageError: it is one, or empty.
-    """
-    with path.open("rb") as file:
-        head = file.read(1 << 16)
-    if not head:
-        raise UsageError(f"{name} is empty")
-    text = all(byte >= 32 or byte in b"\t\r\n\f" for byte in head[:512]) and not head.startswith(b"YUV4MPEG2")
-    if text or head.lstrip().startswith((b"#EXTM3U", b"ffconcat", b"<")) or b"<mpd" in head.lower():
-        raise UsageError(f"{name} is a text or a playlist; give a video or a picture")
 
 
 def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
@@ -598,7 +485,11 @@ def _manner_of_death(code: int) -> str:
 
 
 def _size_of(place: Path) -> int:
-    return sum(path.lstat().st_size for path in place.rglob("*") if path.is_file())
+    total = 0
+    for path in place.rglob("*"):
+        with suppress(FileNotFoundError):  # it has gone meanwhile
+            total += path.lstat().st_size
+    return total
 
 
 def _copy(job: Job) -> Job:

@@ -49,7 +49,7 @@ class ServeOptions:
     ] = None
     max_upload: Annotated[float, typer.Option(min=0.001, help="GiB that a source may have.")] = 4.0
     disk: Annotated[
-        float, typer.Option(min=0.01, help="GiB that all jobs may have; the oldest finished ones go first.")
+        float, typer.Option(min=0.01, help="GiB that all jobs may have; the oldest that are over go first.")
     ] = 100.0
     max_waiting: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 100
     workers: Annotated[
@@ -104,7 +104,7 @@ def serve(options: ServeOptions, make: Callable[[JobQueue], Any], uploads: tuple
 
     token = options.needed_token
     with _listening(options.host, options.port) as listener, options.queue() as queue:
-        guarded = Guard(make(queue), token, uploads, queue.limits.upload)
+        guarded = Guard(make(queue), token, uploads, queue.limits.upload, queue.has_room)
         config = uvicorn.Config(
             guarded,
             log_level="warning",

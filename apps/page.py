@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import gradio as gr
 from fastapi import FastAPI
 
-from v2v.apps.jobs import OVER, Job, JobQueue
+from v2v.apps.job import OVER, Job
+from v2v.apps.jobs import JobQueue
 from v2v.apps.service import JOBS
 from v2v.core.configs import MODELS
 from v2v.core.console import seconds_text

@@ -18,7 +18,8 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Streamin
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from v2v.apps.jobs import OFFERED, OVER, Conflict, Job, JobQueue, NoSuchJob, Refused
+from v2v.apps.job import OFFERED, OVER, Job
+from v2v.apps.jobs import Conflict, JobQueue, NoSuchJob, Refused
 from v2v.core.errors import UsageError, V2VError
 from v2v.core.version import __version__
 from v2v.runtime.options import RunOptions

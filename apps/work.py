@@ -1,6 +1,6 @@
 """The process of one job: does what ``job.json`` in its folder asks for, as ``v2v-run`` would.
 
-It says how far it is in lines of JSON (:class:`v2v.apps.jobs.Told`) on its standard output, and errors as every command
+It says how far it is in lines of JSON (:class:`v2v.apps.job.Told`) on its standard output, and errors as every command
 does. When its standard input ends, because whoever started it wants that or has died, it ends as by Ctrl-C.
 """
 
@@ -21,7 +21,7 @@ import filelock
 import msgspec
 import typer
 
-from v2v.apps.jobs import FIXED, Job, Progress, Told, run_options
+from v2v.apps.job import FIXED, Job, Progress, Told, run_options
 from v2v.core.console import new_app, run_app
 from v2v.core.errors import UsageError
 from v2v.core.progress import BuildProgress

@@ -70,9 +70,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_store(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Every test has an empty store, and a place for logs; no test sees or touches the user's."""
+    """Every test has an empty store, and places for logs and jobs; no test sees or touches the user's."""
     root = tmp_path / "store"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("V2V_ENGINES", str(root))
     return root
 

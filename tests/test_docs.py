@@ -12,6 +12,7 @@ until it is here. What stands in for something, and why:
   The wheel is really built and unpacked for the first command.
 - ``pytest`` is running already: tests are collected, not run.
 - ``make`` says what it would do.
+- ``v2v-serve`` and ``v2v-web`` are ended by Ctrl-C once they listen.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ import pytest
 import typer.main
 from PIL import Image
 
+import v2v.apps.serve
+import v2v.apps.web
 import v2v.benchmarks.cli
 import v2v.doctor.cli
 import v2v.engine.cli
@@ -117,6 +120,8 @@ def programs(folder: Path, python: Path, engines: Path) -> Path:
     }
     texts = {name: f"#!{BASH}\n{line}\n" for name, line in shell.items()}
     texts["pip"] = f"#!{sys.executable}\n{PIP}"
+    for name in ("v2v-serve", "v2v-web"):
+        texts[name] = f"#!{sys.executable}\n{SERVE.format(program=python.parent / name)}"
     texts["v2v-build-engines"] = (
         f"#!{python}\n{BUILD.format(engines=engines, published=', '.join(map(repr, PUBLISHED)))}"
     )
@@ -137,6 +142,15 @@ if extras is None:
 else:
     unknown = set((extras[1] or "").split(",")) - {{"", *{sorted(EXTRAS)}}}
     assert not unknown, unknown
+"""
+
+SERVE = """
+import signal, subprocess, sys
+server = subprocess.Popen(["{program}", *sys.argv[1:], "--port", "0"], stderr=subprocess.PIPE, text=True)
+said = server.stderr.readline()
+server.send_signal(signal.SIGINT)
+code = server.wait()
+assert "listening on http://127.0.0.1:" in said and code == 130, (said + server.stderr.read(), code)
 """
 
 BUILD = """
@@ -375,6 +389,8 @@ COMMANDS = {
     "v2v-build-engines": v2v.engine.cli.app,
     "v2v-bench": v2v.benchmarks.cli.app,
     "v2v-doctor": v2v.doctor.cli.app,
+    "v2v-serve": v2v.apps.serve.app,
+    "v2v-web": v2v.apps.web.app,
 }
 OPTIONS = {
     name: {
@@ -412,7 +428,7 @@ def test_options_that_are_mentioned_exist(file: Path) -> None:
 PATH = re.compile(r"(?:[\w.-]+/)+(?:[\w.-]+\.[a-z]+[0-9]*)?|[\w-]+\.(?:json|svg|md|py)")
 FILES = {
     path.name
-    for package in ("core", "device", "export", "engine", "runtime", "benchmarks", "training")
+    for package in ("core", "device", "export", "engine", "runtime", "apps", "benchmarks", "training")
     for path in (ROOT / package).rglob("*.py")
 }
 

@@ -32,7 +32,7 @@ def first_stage_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A film of several segments, with sound."""
-    return make_video(tmp_path_factory.mktemp("films") / "film.mp4", frames=60, sounds=1)
+    return make_video(tmp_path_factory.mktemp("films") / "film.mp4", frames=40, sounds=1)
 
 
 @pytest.fixture(scope="session")

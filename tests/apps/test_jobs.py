@@ -17,7 +17,8 @@ from PIL import Image
 import v2v
 from tests.apps.browser import PATIENCE
 from tests.runtime.clips import times
-from v2v.apps.jobs import OVER, Conflict, Job, JobQueue, Limits, NoSuchJob, Refused
+from v2v.apps.job import OVER, Job
+from v2v.apps.jobs import Conflict, JobQueue, Limits, NoSuchJob, Refused
 from v2v.core.errors import UsageError
 from v2v.runtime.films.journal import journal_folder
 
@@ -75,7 +76,7 @@ def test_a_job_makes_what_the_command_makes(
     job = submit(queue, film, prompt="a red fox", scale=2.0)
     seen: list[Job] = []
     done = wait(queue, job, lambda now: seen.append(now) or now.state in OVER)
-    assert (done.state, done.error, done.frames) == ("done", "", 60)
+    assert (done.state, done.error, done.frames) == ("done", "", 40)
     assert done.settings["prompt"] == "a red fox"
     v2v.enhance(film, tmp_path / "own.mp4", "a red fox", engines=stand_in_engines, steps=1, scale=2.0)
     assert queue.path_of(done, "result").read_bytes() == (tmp_path / "own.mp4").read_bytes()
@@ -108,14 +109,18 @@ def test_one_broken_film_and_one_killed_process_fail_alone(opened: Opened, film:
         submit(queue, clip),
     )
     wait(queue, killed, lambda job: job.progress.fraction is not None)
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and killed.id.encode() in _words(process):
-            os.kill(int(process.name), signal.SIGKILL)
+    _end_process_of(killed, signal.SIGKILL)
     assert "want of memory" in wait(queue, killed).error
     failed = queue.get(broken.id)
     assert failed.state == "failed"
     assert "source.mp4" in failed.error
     assert wait(queue, good).state == "done"
+
+
+def _end_process_of(job: Job, number: int) -> None:
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and job.id.encode() in _words(process):
+            os.kill(int(process.name), number)
 
 
 def _words(process: Path) -> bytes:
@@ -239,18 +244,39 @@ def test_texts_and_playlists_are_no_videos(idle: JobQueue, content: bytes) -> No
 
 def test_what_is_too_much_is_refused_and_the_oldest_makes_room(opened: Opened, clip: Path) -> None:
     size = clip.stat().st_size
-    queue = opened(lanes=(), limits=Limits(upload=2 * size, disk=4 * size, waiting=2))
+    queue = opened(lanes=(), limits=Limits(upload=2 * size, disk=3 * size - 1, waiting=2))
     with pytest.raises(Refused, match="are taken"):
         queue.submit("large.mp4", {}, take=lambda to: None, size=3 * size)
     first, second = submit(queue, clip), submit(queue, clip)
     with pytest.raises(Refused, match="2 jobs are waiting already"):
         submit(queue, clip)
     queue.cancel(first.id)
-    queue.submit("next.mp4", {}, take=lambda to: shutil.copyfile(clip, to) and None, size=2 * size)
+    with pytest.raises(Refused, match="what waits fills"):
+        queue.has_room(2 * size)
+    assert queue.get(first.id).state == "cancelled"  # nothing goes for what is refused
+    third = submit(queue, clip)
     with pytest.raises(NoSuchJob):
         queue.get(first.id)
     assert not (queue.folder / first.id).exists()
-    assert queue.get(second.id).state == "queued"
+    assert {job.id for job in queue.jobs()} == {second.id, third.id}
+
+
+def test_no_more_jobs_are_kept_than_may_be(opened: Opened, clip: Path) -> None:
+    queue = opened(lanes=(), limits=Limits(kept=2))
+    jobs = [queue.cancel(submit(queue, clip).id) for _ in range(4)]
+    assert [job.id for job in queue.jobs()] == [jobs[3].id, jobs[2].id]
+
+
+@pytest.mark.slow
+def test_a_service_that_is_told_to_end_with_all_its_processes_fails_no_job(
+    opened: Opened, film: Path
+) -> None:
+    queue = opened()
+    job = submit(queue, film, scale=2.0)
+    wait(queue, job, begun(queue))
+    _end_process_of(job, signal.SIGTERM)
+    queue.close()
+    assert wait(opened(), job).state == "done"
 
 
 def test_a_deleted_job_leaves_nothing(idle: JobQueue, clip: Path) -> None:

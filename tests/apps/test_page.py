@@ -59,7 +59,7 @@ def test_a_person_drops_a_film_and_the_server_is_killed(
         server = servers("web", tmp_path / "jobs", "--port", server.address.rpartition(":")[2])
         page.wait_for("document.querySelector('.v2v-result iframe')")  # the page finds it again by itself
         page.problems.clear()  # it could not, for a while
-        assert only(server.address)["frames"] == 60
+        assert only(server.address)["frames"] == 40
         assert only(server.address)["options"] == {"prompt": "a red <b>fox</b>"}
         rows = "[...document.querySelectorAll('.v2v-runs button')].map((row) => row.innerText.split('\\n').join(' '))"
         assert page.ask(rows) == ["film.mp4 whole done", "film.mp4 preview done"]
@@ -90,16 +90,11 @@ def test_a_program_uses_the_page(servers: Callable[..., Server], film: Path, tmp
     server = servers("web", tmp_path / "jobs", "--max-upload", "0.001")
     to = gradio_client.Client(server.address, verbose=False)
     sent = gradio_client.handle_file(str(film))
-    to.predict(sent, "a fox", "7", "", False, api_name="/enhance")
-    until(lambda: only(server.address)["state"] == "failed")
-    assert "--strength 7.0: must lie between" in only(server.address)["error"]
     to.predict(sent, "a fox", "0.5", "", True, api_name="/enhance")
     job = only(server.address)
     assert job["options"] == {"prompt": "a fox", "strength": 0.5, "fast": True}
     to.predict(api_name="/cancel")
     until(lambda: only(server.address)["state"] == "cancelled")
-    to.predict(api_name="/resume")
-    until(lambda: only(server.address)["state"] == "done")
     with pytest.raises(Exception, match="Strength is a number"):
         to.predict(sent, "a fox", "much", "", True, api_name="/enhance")
     (tmp_path / "large.mp4").write_bytes(b"\0" * (3 << 20))
@@ -110,7 +105,7 @@ def test_a_program_uses_the_page(servers: Callable[..., Server], film: Path, tmp
     stolen = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(Exception, match=r"(?i)path|file"):
         to.predict(stolen, "", "", "", False, api_name="/enhance")
-    assert len(httpx.get(f"{server.address}/jobs").json()) == 2
+    assert len(httpx.get(f"{server.address}/jobs").json()) == 1
     assert httpx.get(f"{server.address}/gradio_api/file=/etc/passwd").status_code in (403, 404)
     assert httpx.get(f"{server.address}/gradio_api/file={tmp_path}/jobs/lock").status_code in (403, 404)
 

@@ -38,7 +38,8 @@ def idle(tmp_path: Path) -> Iterator[JobQueue]:
 
 
 def client(queue: JobQueue, token: str | None = None, root: Path | None = None, base: str = HERE) -> Any:
-    return TestClient(Guard(make_service(queue, root), token, (JOBS,), LARGEST), base_url=base)
+    guarded = Guard(make_service(queue, root), token, (JOBS,), LARGEST, queue.has_room)
+    return TestClient(guarded, base_url=base)
 
 
 def upload(to: Any, source: Path, **options: Any) -> Any:
@@ -121,6 +122,10 @@ def test_bad_requests_are_answered(idle: JobQueue, clip: Path) -> None:
     assert to.post(f"{JOBS}/{job['id']}/resume").status_code == 409
     assert to.post(f"{JOBS}/{job['id']}/cancel").json()["state"] == "cancelled"
     assert upload(to, clip, strength="0.5", fast="true").json()["options"] == {"strength": 0.5, "fast": True}
+    for _ in range(2):
+        assert upload(to, clip).status_code == 201
+    full = upload(to, clip)
+    assert (full.status_code, full.json()) == (507, {"error": "3 jobs are waiting already; try again later"})
 
 
 def test_uploads_are_bounded_whether_they_tell_their_length_or_not(idle: JobQueue) -> None:
