@@ -41,11 +41,21 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_video(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=4)
 
 
+# Notes whatever the server asks of the network, before it imports anything that may.
+_WATCH = """
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        print("asks the network:", event, arguments[-1] if event == "socket.connect" else arguments, file=sys.stderr)
+sys.addaudithook(watch)
+"""
+
+
 class Server:
     """``v2v-serve`` or ``v2v-web`` in a process of its own."""
 
     def __init__(self, program: str, arguments: tuple[object, ...], log: Path) -> None:
-        script = f"from v2v.apps.start import {program}; {program}()"
+        script = f"{_WATCH}\nfrom v2v.apps.start import {program}; {program}()"
         self._log = log
         with log.open("wb") as said:
             self.process = subprocess.Popen(
@@ -57,6 +67,11 @@ class Server:
     def said(self) -> str:
         """What it has printed."""
         return self._log.read_text(errors="replace")
+
+    @property
+    def asked(self) -> list[str]:
+        """What it has asked of the network."""
+        return [line for line in self.said.splitlines() if "asks the network" in line]
 
     @property
     def memory(self) -> int:

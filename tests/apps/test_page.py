@@ -12,12 +12,14 @@ import pytest
 
 from tests.apps.browser import PATIENCE, tab
 from tests.apps.conftest import Server
+from tests.runtime.clips import make_video
 from v2v.runtime.films.journal import journal_folder
 
 gradio_client = pytest.importorskip("gradio_client", reason="the extra web is not installed")
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
 
 PHONE, DESK = 390, 1200
+FRAMES = 200  # many seconds of work
 
 
 def only(address: str) -> dict[str, Any]:
@@ -35,8 +37,9 @@ def until(test: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_a_person_drops_a_film_and_the_server_is_killed(
-    servers: Callable[..., Server], film: Path, tmp_path: Path
+    servers: Callable[..., Server], tmp_path: Path
 ) -> None:
+    film = make_video(tmp_path / "film.mp4", frames=FRAMES, size=(128, 96), sounds=1)
     server = servers("web", tmp_path / "jobs")
     with tab(tmp_path) as page:
         page.open(server.address, DESK)
@@ -52,6 +55,11 @@ def test_a_person_drops_a_film_and_the_server_is_killed(
         assert "a red <b>fox</b>" in page.ask("document.querySelector('.v2v-state').innerText")
 
         page.press("Enhance all like this")
+        said = "document.querySelector('.v2v-state').innerText"
+        page.wait_for(f"/\\d+ of {FRAMES} frames, \\d+ s left/.test({said})")
+        page.press("Cancel")
+        page.wait_for(f"{said}.includes('cancelled; what is finished of it is kept')")
+        page.press("Go on with it")
         job = tmp_path / "jobs" / only(server.address)["id"]
         until(lambda: journal_folder(job / "result.mp4").joinpath("00000.json").exists())
         assert page.problems == [], "\n".join(page.problems)
@@ -59,7 +67,7 @@ def test_a_person_drops_a_film_and_the_server_is_killed(
         server = servers("web", tmp_path / "jobs", "--port", server.address.rpartition(":")[2])
         page.wait_for("document.querySelector('.v2v-result iframe')")  # the page finds it again by itself
         page.problems.clear()  # it could not, for a while
-        assert only(server.address)["frames"] == 40
+        assert only(server.address)["frames"] == FRAMES
         assert only(server.address)["options"] == {"prompt": "a red <b>fox</b>"}
         rows = "[...document.querySelectorAll('.v2v-runs button')].map((row) => row.innerText.split('\\n').join(' '))"
         assert page.ask(rows) == ["film.mp4 whole done", "film.mp4 preview done"]
@@ -108,6 +116,7 @@ def test_a_program_uses_the_page(servers: Callable[..., Server], film: Path, tmp
     assert len(httpx.get(f"{server.address}/jobs").json()) == 1
     assert httpx.get(f"{server.address}/gradio_api/file=/etc/passwd").status_code in (403, 404)
     assert httpx.get(f"{server.address}/gradio_api/file={tmp_path}/jobs/lock").status_code in (403, 404)
+    assert server.asked == []
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def test_a_film_is_uploaded_followed_and_downloaded(
         assert to.delete(f"{JOBS}/{job['id']}").status_code == 204
         assert to.get(JOBS).json() == []
     assert server.stop() == 143
+    assert server.asked == []
 
 
 @pytest.mark.parametrize(
