@@ -2,6 +2,7 @@
 
     FOLDER/
     ├── lock                 held by the one process that works on this queue
+    ├── token                what is asked of others, where none was given (:mod:`v2v.apps.options`)
     ├── uploads/             what is on its way in; emptied at the start
     └── 3f0c…/               a job
         ├── job.json         written anew with each change of its state; without it the folder is no job

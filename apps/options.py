@@ -72,6 +72,8 @@ class ServeOptions:
         Raises:
             UsageError: an option cannot be read, or the folder not be used.
         """
+        if self.token is not None and len(self.token) < 8:
+            raise UsageError("--token: a token of less than 8 characters is guessed soon; give a longer one")
         if self.root is not None and not self.root.is_dir():
             raise UsageError(f"--root {self.root}: there is no such folder")
         device = None if self.device is None else one_of("--device", self.device, get_args(Device))
@@ -84,12 +86,17 @@ class ServeOptions:
             tempfile.tempdir = str(queue.uploads)  # /tmp may be small, or memory
             yield queue
 
-    @property
-    def needed_token(self) -> str | None:
-        """The token of every request; None on this machine alone, unless one was given."""
-        if self.token is not None and len(self.token) < 8:
-            raise UsageError("--token: a token of less than 8 characters is guessed soon; give a longer one")
-        return self.token or (None if is_local(self.host) else secrets.token_urlsafe(24))
+    def needed_token(self, folder: Path) -> str | None:
+        """The token of every request; None on this machine alone, unless one was given.
+
+        One that was made is kept in ``folder``, so that browsers know it after a restart.
+        """
+        if self.token is not None or is_local(self.host):
+            return self.token
+        kept = folder / "token"
+        with contextlib.suppress(FileExistsError), open(kept, "x", opener=_for_owner) as file:
+            file.write(secrets.token_urlsafe(24))
+        return kept.read_text().strip()
 
 
 def serve(options: ServeOptions, make: Callable[[JobQueue], Any], uploads: tuple[str, ...]) -> None:
@@ -102,8 +109,8 @@ def serve(options: ServeOptions, make: Callable[[JobQueue], Any], uploads: tuple
 
     from v2v.apps.guard import Guard
 
-    token = options.needed_token
     with _listening(options.host, options.port) as listener, options.queue() as queue:
+        token = options.needed_token(queue.folder)
         guarded = Guard(make(queue), token, uploads, queue.limits.upload, queue.has_room)
         config = uvicorn.Config(
             guarded,
@@ -120,6 +127,10 @@ def serve(options: ServeOptions, make: Callable[[JobQueue], Any], uploads: tuple
             f"listening on {address}{query} (Ctrl-C ends it; jobs are kept in {queue.folder})", markup=False
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def is_local(host: str) -> bool:

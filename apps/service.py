@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
@@ -90,17 +90,12 @@ def as_json(queue: JobQueue, job: Job) -> dict[str, Any]:
 def _options() -> Callable[..., dict[str, Any]]:
     """A dependency that takes each option of a job from the form, with the help of ``v2v-run``."""
     parameters = []
-    fields = RunOptions.__dataclass_fields__
+    fields, hints = RunOptions.__dataclass_fields__, get_type_hints(RunOptions, include_extras=True)
     for name, hint in OFFERED.items():
-        told = inspect.get_annotations(RunOptions, eval_str=True)[name].__metadata__[0].help
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=fields[name].default,
-                annotation=Annotated.__class_getitem__((hint, Form(description=told))),  # type: ignore[attr-defined]
-            )
-        )
+        told = hints[name].__metadata__[0].help
+        annotation = Annotated[hint, Form(description=told)]  # type: ignore[valid-type]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=fields[name].default, annotation=annotation))
 
     def given(**values: Any) -> dict[str, Any]:
         return {name: value for name, value in values.items() if value != fields[name].default}

@@ -101,6 +101,7 @@ def test_a_program_uses_the_page(servers: Callable[..., Server], film: Path, tmp
     to.predict(sent, "a fox", "0.5", "", True, api_name="/enhance")
     job = only(server.address)
     assert job["options"] == {"prompt": "a fox", "strength": 0.5, "fast": True}
+    assert list((tmp_path / "jobs" / "uploads").rglob("film.mp4"))  # on the disk of the jobs
     to.predict(api_name="/cancel")
     until(lambda: only(server.address)["state"] == "cancelled")
     with pytest.raises(Exception, match="Strength is a number"):

@@ -202,6 +202,11 @@ def test_it_says_where_it_listens_and_asks_others_for_a_token(
     with httpx.Client(follow_redirects=True) as to:
         assert to.get(link.replace("/?", "/docs?")).status_code == 200
         assert to.get(link.partition("?")[0] + "jobs").json() == []
+    assert (tmp_path / "jobs" / "token").stat().st_mode & 0o77 == 0
+    token = link.partition("?token=")[2]
+    server.stop()
+    again = servers("serve", tmp_path / "jobs", "--host", "0.0.0.0")
+    assert again.link.endswith(f"?token={token}")  # browsers know it still
 
 
 @pytest.mark.slow
