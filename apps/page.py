@@ -39,7 +39,11 @@ _STYLE = """
   text-align: left; cursor: pointer }
 .v2v-runs button[aria-current=true] { background: var(--background-fill-secondary); font-weight: 600 }
 .v2v-runs .name { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-.v2v-state progress { width: 100%; height: .75rem; accent-color: var(--color-accent) }
+.v2v-state progress { appearance: none; width: 100%; height: .6rem; border: 0; border-radius: .3rem; overflow: hidden;
+  background: var(--border-color-primary) }
+.v2v-state progress::-webkit-progress-bar { background: var(--border-color-primary) }
+.v2v-state progress::-webkit-progress-value { background: var(--color-accent) }
+.v2v-state progress::-moz-progress-bar { background: var(--color-accent) }
 .v2v-state p { margin: .25rem 0; overflow-wrap: anywhere }
 .v2v-result video { width: 100%; max-height: 70vh; border-radius: 8px; background: #000 }
 .v2v-result div[style] { position: relative; padding-bottom: calc(100% * var(--shape) + 8.5rem) }
@@ -200,7 +204,7 @@ class _Page:
         shown = self._show(chosen)
         if shown[-1] == seen:
             return [gr.skip()] * len(shown)
-        if shown[-1].split()[:2] == seen.split()[:2]:  # a player that plays is left alone
+        if shown[-1].split()[0] == seen.partition(" ")[0]:  # a player that plays is left alone
             shown[1] = gr.skip()
         return shown
 
@@ -216,7 +220,7 @@ class _Page:
         if job is not None:
             ahead = self._queue.ahead_of(job.id)
             state = _state(job, ahead)
-            result = self._result(job) if job.state == "done" else ""
+            result = _notes(job) + (self._result(job) if job.state == "done" else "")
         now = job.state if job else ""
         visible = [
             now == "done" and job is not None and "preview" in job.options,
@@ -224,7 +228,7 @@ class _Page:
             now in ("failed", "cancelled"),
             now in (*OVER, "queued"),
         ]
-        signature = f"{chosen or '-'} {now or '-'} {hash((state, runs))}"
+        signature = f"{hash((chosen, now, result))} {hash((state, runs))}"
         return [
             state,
             result,
@@ -313,10 +317,13 @@ def _state(job: Job, ahead: int) -> str:
         lines.append(f"{job.frames} frames of {html.escape(str(job.settings.get('size', '')))} in {took}")
     else:
         lines.append("cancelled; what is finished of it is kept")
-    if job.warnings:
-        notes = "".join(f"<li>{html.escape(each)}</li>" for each in job.warnings)
-        lines.append(f"<details><summary>Notes</summary><ul>{notes}</ul></details>")
     return bar + "".join(f"<p>{line}</p>" for line in lines)
+
+
+def _notes(job: Job) -> str:
+    """What a run has warned of."""
+    notes = "".join(f"<li>{html.escape(each)}</li>" for each in job.warnings)
+    return f"<details><summary>Notes</summary><ul>{notes}</ul></details>" if notes else ""
 
 
 def _left(seconds: float) -> str:
