@@ -20,7 +20,7 @@ from v2v.apps.jobs import JobQueue, Limits
 from v2v.core.console import messages, one_of
 from v2v.core.errors import UsageError, V2VError
 from v2v.device.gpus import cuda_devices
-from v2v.engine.choose import Device
+from v2v.engine.choose import named_device
 from v2v.runtime.diffusion.loaded import Memory
 
 
@@ -62,7 +62,7 @@ class ServeOptions:
     engines_first: Annotated[
         str | None, typer.Option(help="Engine set that makes films of pictures; default: the best.")
     ] = None
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, or cuda:1 for the second GPU.")] = None
     memory: Annotated[str, typer.Option(help="low: never hold all engines in memory at once.")] = "high"
 
     @contextlib.contextmanager
@@ -76,7 +76,7 @@ class ServeOptions:
             raise UsageError("--token: a token of less than 8 characters is guessed soon; give a longer one")
         if self.root is not None and not self.root.is_dir():
             raise UsageError(f"--root {self.root}: there is no such folder")
-        device = None if self.device is None else one_of("--device", self.device, get_args(Device))
+        device = named_device(self.device)
         fixed: dict[str, Any] = {"memory": one_of("--memory", self.memory, get_args(Memory))}
         named = {"engines": self.engines, "engines_first": self.engines_first, "device": device}
         fixed |= {name: value for name, value in named.items() if value is not None}

@@ -18,13 +18,18 @@ from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import TerminalListener, one_of, parse_size, warn
 from v2v.core.errors import UsageError
 from v2v.engine.backend import BACKENDS
-from v2v.engine.choose import Device, build_default, default_backend, default_device, default_precision
+from v2v.engine.choose import (
+    build_default,
+    default_backend,
+    default_device,
+    default_precision,
+    named_device,
+)
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, find
 
 _AXES: tuple[Axis, ...] = get_args(Axis)
 _BASELINES: tuple[Kind, ...] = ("eager", "compile")
 _NO_BASELINE = "none"
-_DEVICES: tuple[Device, ...] = get_args(Device)
 
 _REPEATS = 3
 
@@ -65,7 +70,9 @@ class BenchOptions:
         list[str] | None,
         typer.Option(help="Without sets: width x height x frames, as 1280x720x32; may be repeated."),
     ] = None
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: what a set was built for.")] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1; default: what a set was built for.")
+    ] = None
     weights: Annotated[
         str | None, typer.Option(help="Of what is built here and of baselines, as v2v-build-engines.")
     ] = None
@@ -120,7 +127,7 @@ class BenchOptions:
         named = [*(self.engines or []), *(self.more_engines or [])]
         if not named:
             raise UsageError("--layers needs the folder of an engine set")
-        device = one_of("--device", self.device, _DEVICES) if self.device else None
+        device = named_device(self.device)
         return [(opened, device or opened.device) for opened in map(EngineSet.open, named)]
 
     def plan(self) -> SessionPlan:
@@ -137,7 +144,7 @@ class BenchOptions:
             )
         options = self._filled_in(quick_here()) if self.quick else self
         config = MODELS[one_of("--model", options.model, tuple(MODELS))]
-        device = one_of("--device", options.device, _DEVICES) if options.device else None
+        device = named_device(options.device)
         baselines = choose_baselines(options.baseline)
         sweeps = tuple(dict.fromkeys(one_of("--sweep", axis, _AXES) for axis in options.sweep or ()))
         # Building comes last: no one should wait for it to learn of a misspelt option.

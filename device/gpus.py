@@ -7,19 +7,58 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from v2v.core.errors import EngineError, MachineError, first_line
+from v2v.core.errors import EngineError, MachineError, UsageError, first_line
+
+_DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
 
 
 def cuda_devices() -> int:
     """How many GPUs the NVIDIA driver shows; 0 without a driver. Needs no CUDA library."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        driver = ctypes.CDLL(_DRIVER)
     except OSError:
         return 0
     count = ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+chosen: list[str] = []
+"""The number of the GPU that this process was told to see alone."""
+
+
+def see_only(number: str) -> None:
+    """From now on this process and those that it starts see the GPU of that ``number`` alone, as ``cuda``.
+
+    Numbers are those of the GPUs that are visible now, from 0. The same choice again changes nothing.
+
+    Raises:
+        UsageError: it is no number of a GPU, or CUDA is in use already, when it is too late to choose.
+    """
+    if chosen == [number]:
+        return
+    visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    if not number.isdecimal() or (visible and int(number) >= len(visible)):
+        shown = f"; CUDA_VISIBLE_DEVICES shows {len(visible)}, from cuda:0 on" if visible else ""
+        raise UsageError(f"--device cuda:{number}: there is no such GPU{shown}")
+    if chosen or _in_use():
+        raise UsageError(
+            f"--device cuda:{number}: this program uses CUDA already, and it is too late to choose; set "
+            f"CUDA_VISIBLE_DEVICES={number} before it starts"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible else number
+    chosen.append(number)
+
+
+def _in_use() -> bool:
+    """Whether this process has begun to use the driver, which looks once at what it may see."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return False
+    return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int(0)))) != _NOT_INITIALIZED
 
 
 @dataclass(frozen=True)

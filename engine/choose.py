@@ -6,20 +6,33 @@ import contextlib
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from v2v.core.components import Precision, window_for
 from v2v.core.configs import MODELS, ModelConfig
+from v2v.core.console import one_of
 from v2v.core.errors import BuildError, EngineError
 from v2v.core.progress import BuildProgress, Listener
 from v2v.core.published import PUBLISHED, PURPOSES
-from v2v.device.gpus import cuda_devices
+from v2v.device.gpus import cuda_devices, see_only
 from v2v.engine.backend import BACKENDS, BuildOptions, backend
 from v2v.engine.build import build_engine_set
 from v2v.engine.store import EngineSet, NoEngineSet, Wanted, engines_root, find
 from v2v.export import packaged
 
 Device = Literal["cpu", "cuda"]
+
+
+def named_device(text: str | None) -> Device | None:
+    """The device that ``--device`` names; after "cuda:1" CUDA shows the second GPU alone.
+
+    Raises:
+        UsageError: there is no such device, or it is too late to choose a GPU.
+    """
+    if text is not None and text.startswith("cuda:"):
+        see_only(text.removeprefix("cuda:"))
+        return "cuda"
+    return None if text is None else one_of("--device", text, get_args(Device))
 
 
 # Where no model is named, the first of these whose engines are there is used; one is built if need be.

@@ -13,9 +13,8 @@ from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import one_of, parse_size
 from v2v.core.errors import UsageError
 from v2v.engine.backend import BACKENDS, MIXABLE, BuildOptions
-from v2v.engine.choose import Device, default_backend, default_device, default_precision
+from v2v.engine.choose import default_backend, default_device, default_precision, named_device
 
-_DEVICES: tuple[Device, ...] = get_args(Device)
 _PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -31,7 +30,9 @@ class BuildArguments:
     size: Annotated[str | None, typer.Option(help="Window's width x height, as 1280x720.")] = None
     frames: Annotated[int | None, typer.Option(min=1, help="Window's frames, as 32.")] = None
     backend: Annotated[str | None, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where it works.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default: cuda where it works.")] = (
+        None
+    )
     precision: Annotated[
         str | None, typer.Option(help="fp32 or fp16; default: fp16 on cuda, fp32 on a cpu.")
     ] = None
@@ -85,7 +86,7 @@ class BuildArguments:
         Raises:
             UsageError: there is no such device.
         """
-        return one_of("--device", self.device, _DEVICES) if self.device else None
+        return named_device(self.device)
 
     def build_options(self) -> BuildOptions:
         """Device, precision and the backend's own options.

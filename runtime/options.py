@@ -13,7 +13,7 @@ from v2v.core.configs import MODELS, ColorName, GridName
 from v2v.core.console import one_of, parse_size
 from v2v.core.errors import UsageError
 from v2v.engine.backend import BACKENDS
-from v2v.engine.choose import Device
+from v2v.engine.choose import named_device
 from v2v.engine.store import Wanted
 from v2v.runtime.diffusion.image_to_video import Animation
 from v2v.runtime.diffusion.loaded import Memory
@@ -121,7 +121,7 @@ class RunOptions:
         str | None, typer.Option(help="Of a picture: engine set that makes a film of it; default: the best.")
     ] = None
     backend: Annotated[str | None, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, or cuda:1 for the second GPU.")] = None
     memory: Annotated[str, typer.Option(help="low: never hold all engines in memory at once.")] = "high"
     parity: Annotated[
         bool, typer.Option("--parity", help="As the reference: 1280x720, 32 frames, 8 a second, no sound.")
@@ -272,11 +272,10 @@ class RunOptions:
         for name, allowed in (
             ("model", tuple(MODELS)),
             ("backend", tuple(BACKENDS)),
-            ("device", get_args(Device)),
         ):
             value = getattr(self, name)
             choices[name] = None if value is None else one_of(f"--{name}", value, allowed)
-        return Wanted(**choices)
+        return Wanted(**choices, device=named_device(self.device))
 
     def memory_mode(self) -> Memory:
         """Whether engines may be in memory together.

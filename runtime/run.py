@@ -59,7 +59,7 @@ def run(options: RunOptions, follower: Follower) -> Run:
             partial(
                 choose_engines, options.engines, wanted, follower, fast=options.fast, reuse=options.reuse
             ),
-            partial(hire, options.device, memory, options.workers, options.ray, opened),
+            partial(hire, wanted.device, memory, options.workers, options.ray, opened),
         )
         if many:
             return Run(None, tuple(_enhance_many(options, request, crew, follower)))
@@ -111,7 +111,7 @@ def _animate_one(
 
 def _animator(options: RunOptions, follower: Follower) -> Animator:
     engine_set = choose_first_stage(options.engines_first, options.wanted(), follower)
-    return Animator(engine_set, options.animation(), options.device, options.memory_mode())
+    return Animator(engine_set, options.animation(), options.wanted().device, options.memory_mode())
 
 
 def _animate_many(
