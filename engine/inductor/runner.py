@@ -89,7 +89,7 @@ class InductorEngine(Engine):
 
     def _unprompted(self, tensors: tuple[Tensor, ...]) -> list[Tensor]:
         """The first inputs of the last piece of code: what the piece before it returns, if there is one."""
-        if len(self._runners) == 1:
+        if len(self._runners) < 2:
             return []
         return self._call(self._runners[0], [tensors[n] for n in shared_inputs(self.component)])
 

@@ -14,6 +14,7 @@ import pytest
 from tests.runtime.clips import make_video, picture, times
 from tests.stand_ins import command
 from v2v.engine.store import EngineSet
+from v2v.engine.verify import verify_engine_set
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Settings
 
@@ -198,3 +199,9 @@ def test_parity_writes_as_the_authors_do(run: command.Run, sets: dict, tmp_path:
     )
     with av.open(str(output)) as opened:
         assert not opened.streams.audio
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_engines_are_verified_as_others(sets: dict, name: str) -> None:
+    verified = verify_engine_set(EngineSet.open(sets[name]), "cpu")
+    assert [each.component for each in verified] == ["text_encoder", "vae_encoder", "unet", "vae_decoder"]
