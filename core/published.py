@@ -198,9 +198,7 @@ _CONTROLLED = "not measured; weights of the UNet 4.1 GB"
 
 PURPOSES: Mapping[str, Purpose] = {
     "ms-vid2vid-xl": Purpose("enhances a video to 720p, guided by a text", "13.1 GiB, measured", rank=0),
-    "ms-image2video": Purpose(
-        "makes a small film of a picture, which another enhances", "planned: 3.3 GB for the UNet"
-    ),
+    "ms-image2video": Purpose("makes a small film of a picture, which another enhances", "5.9 GiB, measured"),
     "star-light": Purpose("restores and enlarges a video from the world that is little damaged", _CONTROLLED),
     "star-heavy": Purpose("restores and enlarges a video from the world that is badly damaged", _CONTROLLED),
     "venhancer": Purpose("enlarges a made-up video, and makes frames between its frames", _CONTROLLED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,16 @@ def test_a_linter_finds_nothing() -> None:
         pytest.skip("hadolint is not installed: no wheel for this platform")
     done = subprocess.run([linter, ROOT / "Dockerfile"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_compose_starts_a_command_that_is_there() -> None:
+    yaml = pytest.importorskip("yaml")
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["v2v"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert service["build"]["args"]["EXTRAS"] in project["optional-dependencies"]
+    assert service["entrypoint"][0] in project["scripts"]
+    stages = re.findall(r"^FROM .* AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert service["build"]["target"] in stages
 
 
 def test_every_package_of_the_wheel_is_in_the_context() -> None:
