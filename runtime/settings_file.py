@@ -11,12 +11,12 @@ Names are those of the flags. What the command line says wins.
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import msgspec.toml
 import typer
 
 from v2v.core.console import warn
@@ -26,11 +26,6 @@ from v2v.core.version import __version__
 from v2v.runtime.media.errors import FFmpegError
 from v2v.runtime.media.image_sequence import SETTINGS
 from v2v.runtime.media.streams import open_media
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _LARGEST = 1 << 20  # bytes
 _MADE_WITH = "made_with"  # what the settings of a finished run begin with
@@ -80,7 +75,7 @@ def read_settings(path: Path, names: Collection[str]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    decode: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": msgspec.json.decode}
+    decode: dict[str, Callable[[str], Any]] = {".toml": msgspec.toml.decode, ".json": msgspec.json.decode}
     try:
         if path.is_dir():  # of pictures that v2v has made
             path = path / SETTINGS
