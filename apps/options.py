@@ -120,7 +120,8 @@ def serve(options: ServeOptions, make: Callable[[JobQueue], Any], uploads: tuple
             timeout_graceful_shutdown=1,
             ws="none",
         )
-        host = f"[{options.host}]" if ":" in options.host else options.host
+        host = "localhost" if options.host in ("0.0.0.0", "::") else options.host  # where a browser finds it
+        host = f"[{host}]" if ":" in host else host
         address = f"http://{host}:{listener.getsockname()[1]}/"
         query = f"?token={quote(token)}" if token else ""
         messages.print(
