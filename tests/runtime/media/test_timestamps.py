@@ -67,6 +67,7 @@ def test_a_step_is_never_less_than_a_tick() -> None:
     times = PictureTimes(Fraction(1000), Fraction(1, 25))
     assert times.usual == Fraction(1, 25)
     assert starts(times, 0, None, None) == [0, 1, 2]
+    assert PictureTimes(Fraction(24), Fraction(1, 1000)).usual == Fraction(42, 1000)  # the nearest
 
 
 @pytest.mark.parametrize(
