@@ -50,6 +50,15 @@ def test_it_makes_the_bytes_of_the_command(
     assert told[-1].fraction == 1.0
 
 
+def test_numbers_are_given_as_numbers(run: Run, stand_in_engines: Path, film: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"steps": 2, "scale": 2.0, "end": 1, "strength": 0.4, "guidance": 3.0}
+    v2v.enhance(film, tmp_path / "python.mkv", engines=stand_in_engines, codec="ffv1", **asked)
+    typed = [word for name, value in asked.items() for word in (f"--{name}", value)]
+    typed += ["--engines", stand_in_engines, "--codec", "ffv1"]
+    assert run(film, "-o", tmp_path / "typed.mkv", *typed).code == 0
+    assert (tmp_path / "python.mkv").read_bytes() == (tmp_path / "typed.mkv").read_bytes()
+
+
 def test_a_picture_becomes_a_film(stand_in_engines: Path, first_stage_engines: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "fox.png")
     engines = {"engines": stand_in_engines, "engines_first": first_stage_engines}
