@@ -152,6 +152,27 @@ def test_the_latents_of_every_step_are_told_and_change_nothing(stand_in_engines:
         assert all((a.latents != b.latents).any() for a, b in zip(steps, steps[1:], strict=False))
 
 
+def test_a_run_can_be_left_at_any_sign_and_the_next_knows_nothing_of_it(stand_in_engines: Path) -> None:
+    enhancer, asked = v2v.VideoToVideo.load(stand_in_engines), {"steps": 4, "scale": 2.0}
+    told: list[v2v.Progress] = []
+    expected = list(enhancer(frames_of(5), progress=told.append, **asked))
+    assert {now.stage for now in told} == {"encode", "denoise", "decode"}
+
+    def leave(sign: int) -> None:
+        signs = iter(range(sign))
+
+        def progress(now: v2v.Progress) -> None:
+            if next(signs, None) is None:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            list(enhancer(frames_of(5), progress=progress, **asked))
+
+    for sign in range(len(told)):
+        leave(sign)
+        np.testing.assert_array_equal(np.stack(list(enhancer(frames_of(5), **asked))), np.stack(expected))
+
+
 def test_a_model_is_opened_by_its_name_and_built_once(own_store: Path) -> None:
     told: list[tuple[str, str, float]] = []
     with v2v.VideoToVideo.from_pretrained("small", progress=lambda *now: told.append(now)) as enhancer:
