@@ -51,10 +51,10 @@ class ComfyUI:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        options = ("--cpu", "--port", str(port), "--base-directory", base, "--disable-metadata")
         with (base / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [python, checkout / "main.py", "--cpu", "--port", str(port), "--base-directory", base]
-                + ["--preview-method", "auto", "--disable-metadata"],
+                [python, checkout / "main.py", *options],
                 cwd=checkout,
                 stdout=log,
                 stderr=log,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.apps.comfy_server import ComfyUI, python_of
+from tests.apps.comfy_server import WORKFLOWS, ComfyUI, python_of
 from tests.runtime.clips import make_video, times
 
 pytestmark = pytest.mark.slow
@@ -126,6 +126,11 @@ def test_the_small_model_is_built_where_it_is_missing(comfyui: ComfyUI, prompt_o
     (made,) = files(comfyui, result)
     assert pictures(made).shape == (20, 48, 64, 3)
     assert any((comfyui.base / "store").iterdir())
+
+
+def test_the_examples_are_among_comfyuis_templates(comfyui: ComfyUI) -> None:
+    templates = comfyui.client.get("/workflow_templates").json()
+    assert sorted(templates["comfyui-v2v"]) == sorted(file.stem for file in WORKFLOWS.glob("*.json"))
 
 
 def test_a_mistake_is_told_in_v2vs_words(comfyui: ComfyUI, prompt_of: Any) -> None:
