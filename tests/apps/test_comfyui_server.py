@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.apps.browser import tab
 from tests.apps.comfy_server import WORKFLOWS, ComfyUI, python_of
 from tests.runtime.clips import make_video, times
 
@@ -131,6 +133,20 @@ def test_the_small_model_is_built_where_it_is_missing(comfyui: ComfyUI, prompt_o
 def test_the_examples_are_among_comfyuis_templates(comfyui: ComfyUI) -> None:
     templates = comfyui.client.get("/workflow_templates").json()
     assert sorted(templates["comfyui-v2v"]) == sorted(file.stem for file in WORKFLOWS.glob("*.json"))
+
+
+def test_comfyuis_page_reads_the_examples_as_they_are_sent_here(comfyui: ComfyUI, tmp_path: Path) -> None:
+    with tab(tmp_path) as page:
+        page.open(str(comfyui.client.base_url), 1400)
+        page.wait_for("window.LiteGraph?.registered_node_types.V2VEnhanceVideo && window.app?.graph")
+        for file in WORKFLOWS.glob("*.json"):
+            page.ask(f"app.loadGraphData({file.read_text()}).then(() => null)")
+            sent = json.loads(page.ask("app.graphToPrompt().then((made) => JSON.stringify(made.output))"))
+            expected = comfyui.prompt_of(file.stem)
+            assert sent.keys() == expected.keys()
+            for number, node in expected.items():
+                assert sent[number]["class_type"] == node["class_type"]
+                assert sent[number]["inputs"] == node["inputs"]
 
 
 def test_a_mistake_is_told_in_v2vs_words(comfyui: ComfyUI, prompt_of: Any) -> None:
