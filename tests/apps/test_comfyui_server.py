@@ -149,6 +149,25 @@ def test_comfyuis_page_reads_the_examples_as_they_are_sent_here(comfyui: ComfyUI
                 assert sent[number]["inputs"] == node["inputs"]
 
 
+SET = "app.graph._nodes.find((n) => n.type === '{}').widgets.find((w) => w.name === '{}').value = {}"
+
+
+def test_comfyuis_page_runs_an_example_and_shows_the_video(
+    comfyui: ComfyUI, stand_in_engines: Path, tmp_path: Path
+) -> None:
+    with tab(tmp_path) as page:
+        page.open(str(comfyui.client.base_url), 1400)
+        page.wait_for("window.LiteGraph?.registered_node_types.V2VEnhanceVideo && window.app?.graph")
+        workflow = (WORKFLOWS / "enhance_video.json").read_text()
+        page.ask(f"app.loadGraphData({workflow}).then(() => null)")
+        page.ask(SET.format("V2VLoadEngines", "engines", json.dumps(str(stand_in_engines))))
+        page.ask(SET.format("V2VEnhanceVideo", "filename_prefix", "'shown'"))
+        page.ask(SET.format("V2VEnhanceVideo", "scale", 2))
+        page.ask("app.queuePrompt(0).then(() => null)")
+        video = "[...document.querySelectorAll('video')].find((v) => v.src.includes('filename=shown_'))"
+        page.wait_for(f"{video}?.videoWidth === 128")
+
+
 def test_a_mistake_is_told_in_v2vs_words(comfyui: ComfyUI, prompt_of: Any) -> None:
     result = comfyui.result(comfyui.send(prompt_of("enhance_video", engines="no-such-model")))
     ((_, error),) = [m for m in result["status"]["messages"] if m[0] == "execution_error"]
