@@ -241,7 +241,7 @@ def enhance_file(
         codec=codec,
         workers=workers,
         overwrite=overwrite,
-        **{name: _as_typed(value) for name, value in text.items()},
+        **{name: _as_typed(name, value) for name, value in text.items()},
     )
     if batch.is_batch(asked.inputs, asked.prompt_file):
         raise UsageError(f"{asked.inputs[0]} is several videos; enhance them one by one")
@@ -250,12 +250,15 @@ def enhance_file(
     return enhanced
 
 
-def _as_typed(value: Any) -> Any:
+_NUMBERS_AS_TEXT = ("start", "end", "preview", "rate", "fps")
+
+
+def _as_typed(name: str, value: Any) -> Any:
     """A value as it is typed on the command line, where that takes text; others are what they are."""
     if isinstance(value, tuple):  # guidance_interval
         return ":".join(map(str, value))
-    numbers = isinstance(value, float | Fraction)
-    return str(value) if numbers else os.fspath(value) if isinstance(value, os.PathLike) else value
+    number = name in _NUMBERS_AS_TEXT and isinstance(value, int | float | Fraction)
+    return str(value) if number else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class _Silent:

@@ -88,6 +88,7 @@ class DenoisingLoop:
         self.unconditional = device.empty(latents.shape, latents.dtype) if any(self._guided) else None
         self.velocity = device.empty(latents.shape, np.float32)
         self._feed = device.feed(canvas, np.float32)
+        self._supply: _Supply | None = None  # of the latest run
 
         self._timesteps = device.upload(np.array([[c.timestep] for c in self._coefficients], np.int64))
         self._timestep = device.empty((1,), np.int64)
@@ -149,7 +150,9 @@ class DenoisingLoop:
         pace = _Pace(self.device, self._timestep, progress)
         draws = [k for k, update in enumerate(self.updates) if update.x_noise]
         with closing(ahead(map(noise, draws), depth=2)) as drawn:
-            supply = _Supply(self._feed, self.noise, drawn)
+            if self._supply is not None:
+                self._supply.drop()
+            self._supply = supply = _Supply(self._feed, self.noise, drawn)
             self._solve(contexts, supply, pace, carried, watch)
             pace.finish()
         self._raise_if_nonfinite(first)
@@ -316,6 +319,11 @@ class _Supply:
         """Make the next noise the current one."""
         self._feed.take(self._out)
         self._waiting -= 1
+
+    def drop(self) -> None:
+        """Take what a run that was left has sent and not used."""
+        while self._waiting:
+            self.next()
 
     def refill(self, least: int = 2) -> None:
         """Send until ``least`` of those left are on their way; best called when the device has work."""

@@ -50,6 +50,15 @@ def test_it_makes_the_bytes_of_the_command(
     assert told[-1].fraction == 1.0
 
 
+def test_numbers_are_given_as_numbers(run: Run, stand_in_engines: Path, film: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"steps": 2, "scale": 2.0, "end": 1, "strength": 0.4, "guidance": 3.0}
+    v2v.enhance(film, tmp_path / "python.mkv", engines=stand_in_engines, codec="ffv1", **asked)
+    typed = [word for name, value in asked.items() for word in (f"--{name}", value)]
+    typed += ["--engines", stand_in_engines, "--codec", "ffv1"]
+    assert run(film, "-o", tmp_path / "typed.mkv", *typed).code == 0
+    assert (tmp_path / "python.mkv").read_bytes() == (tmp_path / "typed.mkv").read_bytes()
+
+
 def test_a_picture_becomes_a_film(stand_in_engines: Path, first_stage_engines: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "fox.png")
     engines = {"engines": stand_in_engines, "engines_first": first_stage_engines}
@@ -141,6 +150,27 @@ def test_the_latents_of_every_step_are_told_and_change_nothing(stand_in_engines:
         assert sigmas == sorted(sigmas, reverse=True)
         assert {step.latents.shape[1:] for step in steps} == {(4, 10, 16)}
         assert all((a.latents != b.latents).any() for a, b in zip(steps, steps[1:], strict=False))
+
+
+def test_a_run_can_be_left_at_any_sign_and_the_next_knows_nothing_of_it(stand_in_engines: Path) -> None:
+    enhancer, asked = v2v.VideoToVideo.load(stand_in_engines), {"steps": 4, "scale": 2.0}
+    told: list[v2v.Progress] = []
+    expected = list(enhancer(frames_of(5), progress=told.append, **asked))
+    assert {now.stage for now in told} == {"encode", "denoise", "decode"}
+
+    def leave(sign: int) -> None:
+        signs = iter(range(sign))
+
+        def progress(now: v2v.Progress) -> None:
+            if next(signs, None) is None:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            list(enhancer(frames_of(5), progress=progress, **asked))
+
+    for sign in range(len(told)):
+        leave(sign)
+        np.testing.assert_array_equal(np.stack(list(enhancer(frames_of(5), **asked))), np.stack(expected))
 
 
 def test_a_model_is_opened_by_its_name_and_built_once(own_store: Path) -> None:
