@@ -306,9 +306,9 @@ def read_weights(path: Path) -> None:
     known = {TINY.name: PUBLISHED["ms-vid2vid-xl"]}  # as if the small model had been published
     with patch.dict("v2v.core.published.PUBLISHED", known):
         weights = load_weights(str(path), TINY, verify=False)
-    for network in networks_of(TINY):
-        for value in weights.state_dict(network).values():
-            value.float().sum()
+        for network in networks_of(TINY):
+            for value in weights.state_dict(network).values():
+                value.float().sum()
 
 
 def _spoil_lines(path: Path, random: np.random.Generator) -> None:
