@@ -87,6 +87,11 @@ def test_the_name_can_be_read(built: EngineSet) -> None:
     assert built.name.rpartition("-")[0] == "stand-in-random-64x80x4-fp32-cpu-copy-1.0"
 
 
+def test_facts_of_what_depends_on_a_set_are_for_people(built: EngineSet) -> None:
+    identity = built.manifest.recipe.weights.identity
+    assert built.facts == {"model": MODEL.name, "weights": f"random {identity[:16]}", "engines": built.name}
+
+
 def test_components_are_those_of_the_contract(built: EngineSet) -> None:
     expected = components(MODEL, WINDOW, "fp32")
     assert {name: built.component(name) for name in COMPONENTS} == expected
