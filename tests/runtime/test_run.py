@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,11 @@ def test_what_is_finished_when_a_run_is_cancelled_is_kept(
 
     def progress(now: Progress) -> None:
         told.append(now)
-        if journal_folder(output).joinpath("00001.json").exists():
-            cancel.set()
+        deadline = time.monotonic() + 60
+        while now.segment and not cancel.is_set() and time.monotonic() < deadline:
+            if journal_folder(output).joinpath("00000.json").exists():  # another thread writes it
+                cancel.set()
+            time.sleep(0.01)
 
     with pytest.raises(v2v.Cancelled, match="what is finished is kept"):
         v2v.enhance(film, output, on_progress=progress, cancel=cancel, **asked)
