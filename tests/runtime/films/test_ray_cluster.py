@@ -133,6 +133,10 @@ def test_no_process_of_a_cluster_made_here_outlives_the_run(
     else:
         process.send_signal(signal.Signals[accident.split()[0]])
     _, err = process.communicate(timeout=300)
+    if accident == "a killed GCS" and process.returncode == 0:  # the work was done before Ray had noticed
+        assert (tmp_path / "out.mp4").exists()
+        assert family(mark) == {}
+        return
     expected = 2 if killed else -9 if accident == "SIGKILL" else 143
     assert process.returncode == expected, err
     told = (
