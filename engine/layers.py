@@ -23,6 +23,7 @@ from v2v.core.samples import Arrays, Occurring, relative_error
 from v2v.device import open_device
 from v2v.engine.backend import Backend, BuildOptions, Engine, Graph, Source, backend
 from v2v.engine.build import Exporter
+from v2v.engine.cutting import save_part
 from v2v.engine.store import EngineSet
 from v2v.engine.verify import Binding, exported
 
@@ -191,17 +192,8 @@ def cut(component: Component, path: Path, outputs: Sequence[str], target: Path) 
         ``component`` with the inputs that are left and those outputs.
     """
     import onnx_ir as ir
-    from onnx_ir.passes import common as passes
 
-    model = ir.load(path)
-    made = {str(value.name): value for node in model.graph for value in node.outputs}
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(made[name] for name in outputs)
-    passes.RemoveUnusedNodesPass()(model)
-    for value in [value for value in model.graph.inputs if not value.uses()]:
-        model.graph.inputs.remove(value)
-    ir.save(model, target)
-    left = {str(value.name) for value in model.graph.inputs}
+    left = save_part(ir.load(path), outputs, target)
     described = {tensor.name: tensor for tensor, _, _ in _tensors(path)}
     return Component(
         component.name,

@@ -13,6 +13,7 @@ from typing import Any
 
 from v2v.core.components import Component, Tensor
 from v2v.core.errors import BuildError
+from v2v.engine.cutting import save_part
 
 PROMPT = "context"
 """The input that differs from one prompt to the next."""
@@ -46,15 +47,14 @@ def split(component: Component, path: Path) -> tuple[Part, Part]:
         )
     handed = tuple(sorted(border, key=lambda tensor: tensor.name))
     names = [tensor.name for tensor in handed]
-    shared = _keep(model, names, path.with_name(f"{path.stem}_shared.onnx"))
+    shared, rest = (path.with_name(f"{path.stem}_{name}.onnx") for name in ("shared", "rest"))
+    of_shared = save_part(model, names, shared)
     rest_model = ir.load(path)
     _take_over(rest_model, names)
-    rest = _keep(rest_model, None, path.with_name(f"{path.stem}_rest.onnx"))
+    of_rest = save_part(rest_model, None, rest)
     return (
-        Part(Component(component.name, _of(component.inputs, shared[1]), handed), shared[0]),
-        Part(
-            Component(component.name, (*_of(component.inputs, rest[1]), *handed), component.outputs), rest[0]
-        ),
+        Part(Component(component.name, _of(component.inputs, of_shared), handed), shared),
+        Part(Component(component.name, (*_of(component.inputs, of_rest), *handed), component.outputs), rest),
     )
 
 
@@ -88,22 +88,6 @@ def _take_over(model: Any, names: Sequence[str]) -> None:
         value.name = f"{name}_made"
         ir.convenience.replace_all_uses_with(value, given)
         model.graph.inputs.append(given)
-
-
-def _keep(model: Any, outputs: Sequence[str] | None, target: Path) -> tuple[Path, set[str]]:
-    """Write ``model`` with ``outputs`` (None: its own), without what they do not need; which inputs are left."""
-    import onnx_ir as ir
-    from onnx_ir.passes import common as passes
-
-    if outputs is not None:
-        made = {value.name: value for node in model.graph for value in node.outputs}
-        model.graph.outputs.clear()
-        model.graph.outputs.extend(made[name] for name in outputs)
-    passes.RemoveUnusedNodesPass()(model)
-    for value in [value for value in model.graph.inputs if not value.uses()]:
-        model.graph.inputs.remove(value)
-    ir.save(model, target)
-    return target, {str(value.name) for value in model.graph.inputs}
 
 
 def _of(tensors: Sequence[Tensor], names: set[str]) -> tuple[Tensor, ...]:
