@@ -22,10 +22,10 @@ from v2v.runtime.diffusion.latents import Canvas, FrameDecoder
 from v2v.runtime.diffusion.loaded import LoadedEngines
 from v2v.runtime.diffusion.picture import Picture, clip_image
 from v2v.runtime.diffusion.progress import Progress, Report
-from v2v.runtime.diffusion.sampling import DenoisingLoop, NumericalError
+from v2v.runtime.diffusion.sampling import DenoisingLoop
 from v2v.runtime.diffusion.schedule import LEVELS, Schedule
-from v2v.runtime.diffusion.segments import OVERLAP, Segment, shared_frames
-from v2v.runtime.diffusion.settings import Settings
+from v2v.runtime.diffusion.segments import Segment, overlap
+from v2v.runtime.diffusion.settings import Settings, check_range
 from v2v.runtime.diffusion.solvers import SOLVERS, Update
 
 Contexts = tuple[Array, Array]
@@ -80,8 +80,7 @@ class AnimationPlan:
             ("guidance", made.guidance, 0, 100),
             ("--seed", made.seed, 0, 2**64 - 1),
         ):
-            if not low <= value <= high:
-                raise V2VError(f"{flag} {value}: must lie between {low} and {high}")
+            check_range(flag, value, low, high)
         return made
 
     def schedule(self, model: ModelConfig) -> Schedule:
@@ -171,7 +170,6 @@ class ImageToVideo(LoadedEngines):
         """
         report = report or Report()
         device, schedule, updates = self.device, made.schedule(self.model), made.updates(self.model)
-        window = self.window.frames, self.window.latent_height, self.window.latent_width
         loop = DenoisingLoop(
             device,
             self._unet(),
@@ -179,7 +177,7 @@ class ImageToVideo(LoadedEngines):
             updates,
             Guidance(made.guidance, 0.0),
             (len(start), *start.shape[2:]),
-            (shared_frames(self.window), window[1] // OVERLAP, window[2] // OVERLAP),
+            overlap(self.window),
         )
         # The noise is taken for latents of the first level, although these would hold some signal (reference, 4).
         device.combine([((updates[0].sigma ** 2 + 1) ** 0.5, device.upload(start))], loop.x)
@@ -211,12 +209,7 @@ class ImageToVideo(LoadedEngines):
         )
         report.begin("decode", _whole(made), made.frames)
         for number in range(made.frames):
-            picture = decode(self.device.view(latents, number), None, number).result()
-            if failure := self.device.failure():
-                raise NumericalError(
-                    f"a picture became NaN or Inf in component vae_decoder, frame {failure.label}; "
-                    "engines built with --option vae_decoder=fp32 may avoid it"
-                )
+            picture = self._checked(decode(self.device.view(latents, number), None, number).result())
             report.frames_done += 1
             report.step(number + 1)
             yield picture

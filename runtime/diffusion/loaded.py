@@ -9,11 +9,12 @@ from typing import Literal, TypeVar
 from v2v.core.components import ComponentName, is_unet
 from v2v.core.errors import EngineError
 from v2v.core.progress import BuildProgress
-from v2v.device import Device, open_device
+from v2v.device import Device, Frame, open_device
 from v2v.engine.backend import Engine, Engines
 from v2v.engine.choose import open_or_build
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.deepcache import UNetEngines
+from v2v.runtime.diffusion.sampling import NumericalError
 
 Memory = Literal["high", "low"]
 Self = TypeVar("Self", bound="LoadedEngines")
@@ -104,6 +105,15 @@ class LoadedEngines:
                         self._loaded.pop(other).close()
             self._loaded[name] = self.engines.load(name, self.device.name)
         return self._loaded[name]
+
+    def _checked(self, picture: Frame) -> Frame:
+        """A decoded picture, unless something has become NaN or Inf on the way to it."""
+        if failure := self.device.failure():
+            raise NumericalError(
+                f"a picture became NaN or Inf in component vae_decoder, frame {failure.label}; "
+                "engines built with --option vae_decoder=fp32 may avoid it"
+            )
+        return picture
 
     def __enter__(self: Self) -> Self:
         return self

@@ -26,7 +26,7 @@ from v2v.runtime.diffusion.loaded import LoadedEngines, Memory, can_reuse
 from v2v.runtime.diffusion.progress import Progress, Report, Step
 from v2v.runtime.diffusion.prompt import Tokenizer
 from v2v.runtime.diffusion.sampling import DenoisingLoop, Hint, NumericalError, noised
-from v2v.runtime.diffusion.segments import OVERLAP, Carry, Segment, segments, shared_frames
+from v2v.runtime.diffusion.segments import Carry, Segment, overlap, segments, shared_frames
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.diffusion.solvers import SOLVERS
 from v2v.runtime.diffusion.tensors import Frames
@@ -335,14 +335,6 @@ class VideoToVideo(LoadedEngines):
         if pending is not None:
             yield self._checked(pending.result())
 
-    def _checked(self, picture: Frame) -> Frame:
-        if failure := self.device.failure():
-            raise NumericalError(
-                f"a picture became NaN or Inf in component vae_decoder, frame {failure.label}; "
-                "engines built with --option vae_decoder=fp32 may avoid it"
-            )
-        return picture
-
     def _run_text_encoder(
         self, prompt: str, negative_prompt: str | None, parity: bool
     ) -> tuple[Array, Array]:
@@ -371,7 +363,6 @@ class VideoToVideo(LoadedEngines):
             return self._prepared[2]
         self._free_loop()  # before other buffers are made
         check_reuse(plan, self.engines)
-        window = (self.window.frames, self.window.latent_height, self.window.latent_width)
         loop = DenoisingLoop(
             self.device,
             self._unet(),
@@ -379,7 +370,7 @@ class VideoToVideo(LoadedEngines):
             SOLVERS[plan.solver](plan.sigmas),
             Guidance(plan.guidance, plan.guidance_rescale, plan.guidance_interval),
             extent,
-            (shared_frames(self.window, plan.between), window[1] // OVERLAP, window[2] // OVERLAP),
+            overlap(self.window, plan.between),
             plan.reuse,
             plan.between,
             self._chunks(plan, extent[0]),

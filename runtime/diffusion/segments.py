@@ -99,6 +99,12 @@ def segments(
         yield Segment(index, first_number + first, waiting, continues, [], first - shot)
 
 
+def overlap(window: Window, multiple: int = 1) -> tuple[int, int, int]:
+    """(frames, rows, columns) of latents that neighbouring windows share."""
+    rows, columns = window.latent_height // OVERLAP, window.latent_width // OVERLAP
+    return shared_frames(window, multiple), rows, columns
+
+
 def shared_frames(window: Window, multiple: int = 1) -> int:
     """Frames that a segment sees again from the one whose shot it continues, a multiple of so many."""
     shared = window.frames // OVERLAP

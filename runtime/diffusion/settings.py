@@ -245,5 +245,14 @@ def _check(plan: Plan, model: ModelConfig) -> None:
         ("--size", min(plan.size), 1, 2**15),
         ("--size", max(plan.size), 1, 2**15),
     ):
-        if not low <= value <= high:
-            raise V2VError(f"{flag} {value}: must lie between {low} and {high}")
+        check_range(flag, value, low, high)
+
+
+def check_range(flag: str, value: float, low: float, high: float) -> None:
+    """Refuse a value out of range.
+
+    Raises:
+        V2VError: names the flag and what it takes.
+    """
+    if not low <= value <= high:
+        raise V2VError(f"{flag} {value}: must lie between {low} and {high}")
