@@ -13,13 +13,13 @@ import numpy as np
 from v2v.benchmarks.machine import GpuMemory
 from v2v.core.components import Component, Precision, Window, component
 from v2v.core.errors import EngineError
-from v2v.core.samples import Arrays, relative_error, sample_inputs
+from v2v.core.samples import Arrays, sample_inputs
 from v2v.device import Device, open_device
 from v2v.doctor.checks import Facts, Step
 from v2v.doctor.patterns import Pattern, scaled, weights_of
-from v2v.engine.backend import Backend, BuildOptions, Engine, Source, backend
+from v2v.engine.backend import Backend, BuildOptions, CheckedGraph, Engine, Source, backend
 from v2v.engine.build import Exporter
-from v2v.engine.verify import Binding, check_replay
+from v2v.engine.verify import Binding, check_replay, run_once, worst_error
 
 REPLAYS = 100
 """Of two captured bindings, each of which must give the bytes that were computed outside."""
@@ -126,7 +126,7 @@ def examine(
         pattern.model,
         pattern.window,
         precision,
-        graph=lambda: _Exported(graphs / f"{pattern.component}.onnx"),
+        graph=lambda: CheckedGraph(graphs / f"{pattern.component}.onnx"),
         network=lambda: exporter.plain_network(pattern.component, pattern.model, weights_of(pattern)),
     )
     compiled = engine_backend.build(source, target, options, lambda phase, share: None)
@@ -141,14 +141,6 @@ def examine(
         )
     shutil.rmtree(folder)
     return facts
-
-
-@dataclass(frozen=True)
-class _Exported:
-    """As :class:`v2v.export.graphs.Graph`; the export was checked when it was made."""
-
-    path: Path
-    error: float = 0.0
 
 
 class Proof:
@@ -173,10 +165,10 @@ class Proof:
             try:
                 step("running")
                 started = time.monotonic()
-                first = self._outputs(engine)
+                first = run_once(engine, self._inputs, self._device)
                 facts["seconds"] = time.monotonic() - started
                 step("comparing with ONNX Runtime on the CPU")
-                facts["error"] = max(relative_error(first[name], want) for name, want in expected.items())
+                facts["error"] = worst_error(first, expected)
                 if facts["error"] > tolerance:
                     raise EngineError(
                         f"the result differs from ONNX Runtime's by {facts['error']:.1e}, allowed is {tolerance:.0e}"
@@ -196,7 +188,7 @@ class Proof:
         step("loading again")
         engine = self._load()
         try:
-            again = self._outputs(engine)
+            again = run_once(engine, self._inputs, self._device)
         finally:
             engine.close()
         for name, values in first.items():
@@ -206,11 +198,6 @@ class Proof:
 
     def _load(self) -> Engine:
         return self._backend.load(self._component, self._files, self._device.name)
-
-    def _outputs(self, engine: Engine) -> Arrays:
-        binding = Binding(engine, self._inputs, self._device)
-        binding.run()
-        return binding.result()
 
     def _seconds(self, engine: Engine) -> float:
         """Of one replayed run: the median."""

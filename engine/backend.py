@@ -110,6 +110,14 @@ class Graph(Protocol):
 
 
 @dataclass(frozen=True)
+class CheckedGraph:
+    """A :class:`Graph` that needs no other check than that of the graph it was made of."""
+
+    path: Path
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
 class Source:
     """A component to compile. A backend calls ``graph`` or ``network``, and only what it calls is made."""
 

@@ -21,11 +21,11 @@ from v2v.core.errors import EngineError
 from v2v.core.progress import BuildProgress, PhaseProgress
 from v2v.core.samples import Arrays, Occurring, relative_error
 from v2v.device import open_device
-from v2v.engine.backend import Backend, BuildOptions, Engine, Graph, Source, backend
+from v2v.engine.backend import Backend, BuildOptions, CheckedGraph, Engine, Graph, Source, backend
 from v2v.engine.build import Exporter
 from v2v.engine.cutting import save_part
 from v2v.engine.store import EngineSet
-from v2v.engine.verify import Binding, exported
+from v2v.engine.verify import exported, run_once
 
 _AT_ONCE = 8
 """Tensors that are looked at in a round: of a full-size UNet a map has up to 0.3 GB."""
@@ -165,7 +165,7 @@ def _errors(subject: Subject, names: Sequence[str], inputs: Arrays, path: Path, 
     target = folder / "cut"
     target.mkdir()
     try:
-        source = replace(subject.source, component=component, graph=lambda: _Cut(part))
+        source = replace(subject.source, component=component, graph=lambda: CheckedGraph(part))
         made = subject.backend.build(source, target, subject.options, lambda phase, share: None)
         outputs = _run(
             lambda: subject.backend.load(component, made.files, subject.device), given, subject.device
@@ -175,14 +175,6 @@ def _errors(subject: Subject, names: Sequence[str], inputs: Arrays, path: Path, 
         shutil.rmtree(target)
         part.unlink()
     return [relative_error(outputs[name], expected[name]) for name in names]
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """As :class:`v2v.engine.backend.Graph`."""
-
-    path: Path
-    error: float = 0.0
 
 
 def cut(component: Component, path: Path, outputs: Sequence[str], target: Path) -> Component:
@@ -205,8 +197,6 @@ def cut(component: Component, path: Path, outputs: Sequence[str], target: Path) 
 def _run(load: Callable[[], Engine], inputs: Arrays, device: str) -> dict[str, Any]:
     engine = load()
     try:
-        binding = Binding(engine, inputs, open_device(device))
-        binding.run()
-        return binding.result()
+        return run_once(engine, inputs, open_device(device))
     finally:
         engine.close()

@@ -64,10 +64,9 @@ def verify_engine_set(
     ]
 
 
-def run_once(engine: Engine, inputs: Arrays, device: str) -> Arrays:
+def run_once(engine: Engine, inputs: Arrays, device: Device) -> Arrays:
     """Run ``engine`` on host arrays; its outputs."""
-    opened = open_device(device)
-    binding = Binding(engine, inputs, opened)
+    binding = Binding(engine, inputs, device)
     binding.run()
     return binding.result()
 
@@ -173,7 +172,7 @@ def _verify(
         progress(name, "verified", 1.0)
         return Verified(name, load_seconds, run_seconds, None)
     with _reference(engine_set, name, progress, exporter) as reference:
-        expected = run_once(reference, inputs, "cpu")
+        expected = run_once(reference, inputs, open_device("cpu"))
     occurring.keep(expected)
     error = worst_error(outputs, expected)
     allowed = backend(recipe.backend.name).tolerance(name, recipe.options.of(name))

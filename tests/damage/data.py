@@ -30,6 +30,7 @@ from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, 
 from v2v.core.errors import EngineError
 from v2v.core.published import PUBLISHED
 from v2v.core.samples import sample_inputs
+from v2v.device import open_device
 from v2v.engine import cli
 from v2v.engine.backend import backend
 from v2v.engine.manifest import MANIFEST
@@ -209,7 +210,7 @@ def read_graph(path: Path) -> None:
     described = component("unet", MODEL, command.WINDOW, "fp32")
     engine = backend("onnxruntime").load(described, [path], "cpu")
     try:
-        run_once(engine, sample_inputs(engine.component, 100), "cpu")
+        run_once(engine, sample_inputs(engine.component, 100), open_device("cpu"))
     finally:
         engine.close()
 

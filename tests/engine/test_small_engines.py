@@ -7,6 +7,7 @@ import pytest
 
 from v2v.core.components import COMPONENTS, ComponentName
 from v2v.core.samples import sample_inputs
+from v2v.device import open_device
 from v2v.engine.store import EngineSet
 from v2v.engine.verify import run_once, verify_engine_set, worst_error
 
@@ -21,7 +22,7 @@ def test_engines_agree_with_pytorch(small_engine_set: EngineSet, name: Component
     weights = load_weights("random:0", recipe.model)
     engine = small_engine_set.load(name, "cpu")
     inputs = sample_inputs(engine.component, recipe.model.text_encoder.vocabulary, seed=5)
-    found = run_once(engine, inputs, "cpu")
+    found = run_once(engine, inputs, open_device("cpu"))
     engine.close()
     if name in ("vae_encoder", "vae_decoder"):
         network = weights.load("autoencoder")
@@ -51,6 +52,6 @@ def test_the_same_input_gives_the_same_bytes(small_engine_set: EngineSet) -> Non
     results = []
     for _ in range(2):
         engine = small_engine_set.load("unet", "cpu")
-        results.append(run_once(engine, sample_inputs(engine.component, 100), "cpu")["velocity"])
+        results.append(run_once(engine, sample_inputs(engine.component, 100), open_device("cpu"))["velocity"])
         engine.close()
     np.testing.assert_array_equal(*results)

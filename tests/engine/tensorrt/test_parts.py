@@ -20,6 +20,7 @@ from v2v.core.components import Component, Tensor, components, window_for
 from v2v.core.configs import MODELS
 from v2v.core.errors import BuildError, MachineError
 from v2v.core.samples import Arrays, sample_inputs
+from v2v.device import open_device
 from v2v.engine.backend import BuildOptions, backend
 from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.parts import Part, split
@@ -39,7 +40,9 @@ def stand_in(folder: Path, component: Component) -> Path:
 def run(part: Part, inputs: Arrays) -> Arrays:
     """By ONNX Runtime."""
     engine = backend("onnxruntime").load(part.component, [part.path], "cpu")
-    return run_once(engine, {tensor.name: inputs[tensor.name] for tensor in part.component.inputs}, "cpu")
+    return run_once(
+        engine, {tensor.name: inputs[tensor.name] for tensor in part.component.inputs}, open_device("cpu")
+    )
 
 
 def check_halves(component: Component, path: Path) -> tuple[Part, Part]:

@@ -14,6 +14,7 @@ from tests.stand_ins.sets import source_of
 from v2v.core.components import Window, components
 from v2v.core.configs import MODELS
 from v2v.core.samples import relative_error, sample_inputs
+from v2v.device import open_device
 from v2v.engine.backend import BuildOptions, backend
 from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.rewrites import flatten_frames
@@ -55,7 +56,9 @@ def test_numbers_and_weights_stay(tmp_path: Path, precision: str) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"unet.onnx", "unet.onnx.data", "flat.onnx"}
     inputs = sample_inputs(component, 1)
     results = [
-        run_once(backend("onnxruntime").load(component, [each], "cpu"), inputs, "cpu")["velocity"]
+        run_once(backend("onnxruntime").load(component, [each], "cpu"), inputs, open_device("cpu"))[
+            "velocity"
+        ]
         for each in (path, flat)
     ]
     assert relative_error(*results) < (1e-6 if precision == "fp32" else 2e-3)

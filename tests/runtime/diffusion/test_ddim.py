@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.runtime.diffusion.test_solvers import frames_first, relative_error
 from v2v.core.configs import MODELS
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.image_to_video import Animation, AnimationPlan
@@ -19,14 +20,6 @@ GOLDEN = load_file(
     Path(__file__).parents[2] / "data" / "golden" / "image-to-video" / "i2v_sampler.safetensors"
 )
 EXACT = Schedule(exact=True, name="scaled linear")
-
-
-def frames_first(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(array[0], 1, 0))
-
-
-def relative_error(value: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(value - expected) / np.linalg.norm(expected))
 
 
 def run(case: str, updates: list[Update]) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
