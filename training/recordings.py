@@ -68,10 +68,6 @@ class Recording:
     first: int  # frame of the video
     frames: int
     scale: float  # applied to the video
-    left: int  # of the piece, in pixels after scaling
-    top: int
-    width: int
-    height: int
     shows: str
     weight: float
     validation: bool
@@ -214,10 +210,6 @@ def pack_one(mirrors: Path, folder: Path, number: int, video: Video) -> list[Rec
                     first=first,
                     frames=FRAMES,
                     scale=video.scale,
-                    left=left + round((video.area[0] if video.area else 0) * video.scale),
-                    top=top + round((video.area[1] if video.area else 0) * video.scale),
-                    width=piece.shape[2],
-                    height=piece.shape[1],
                     weight=video.weight,
                     validation=video.validation,
                 )
