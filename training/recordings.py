@@ -79,7 +79,7 @@ def load_list(path: Path = LIST) -> list[Video]:
         return [
             Video(
                 **{key: row[key] for key in ("repo", "commit", "path", "blob", "tier", "licence", "shows")},
-                area=tuple(int(side) for side in row["area"].split()),
+                area=_box(row["area"]),
                 scale=float(row["scale"]),
                 firsts=tuple(int(first) for first in row["firsts"].split()),
                 weight=float(row["weight"]),
@@ -87,6 +87,13 @@ def load_list(path: Path = LIST) -> list[Video]:
             )
             for row in csv.DictReader(file, delimiter="\t")
         ]
+
+
+def _box(words: str) -> tuple[int, int, int, int] | None:
+    if not words:
+        return None
+    left, top, right, bottom = (int(side) for side in words.split())
+    return left, top, right, bottom
 
 
 def git_directory(mirrors: Path, repo: str, commit: str) -> Path:
@@ -100,7 +107,7 @@ def git_directory(mirrors: Path, repo: str, commit: str) -> Path:
         if (place / "objects").is_dir():
             return place
     subprocess.run(["git", "init", "--quiet", "--bare", folder], check=True)
-    fetch = ["git", "--git-dir", folder, "fetch", "--quiet", "--depth=1"]
+    fetch = ["git", "--git-dir", str(folder), "fetch", "--quiet", "--depth=1"]
     subprocess.run([*fetch, f"https://github.com/{repo}", commit], check=True)
     return folder
 
@@ -191,7 +198,7 @@ def write(file: Path, frames: Bytes) -> None:
 
 def pack_one(mirrors: Path, folder: Path, number: int, video: Video) -> list[Recording]:
     """Write the pieces of one video as ``NNN.mp4`` from ``number`` on; returns their entries of ``index.json``."""
-    recordings = []
+    recordings: list[Recording] = []
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "video"
         extract(mirrors, video, file)
