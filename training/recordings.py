@@ -46,9 +46,8 @@ class Video:
     tier: str  # A: the licence is said of the file; B: of the whole repository
     licence: str
     shows: str  # caption, a few words
-    area: tuple[
-        int, ...
-    ]  # left, top, right, bottom of what is used, in pixels of the upright frame; or empty
+    # left, top, right, bottom of what is used of the upright frame; None: all of it
+    area: tuple[int, int, int, int] | None
     scale: float
     firsts: tuple[int, ...]  # first frame of each piece
     weight: float  # how often a piece is drawn, relative to the others
