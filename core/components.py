@@ -151,7 +151,7 @@ def components(
     - ``unet_full``: the same, and ``features [1, F, h, w, C]``, what enters its last block
     - ``unet_outer``: ``latents``, ``timestep``, ``context``, ``features`` -> ``velocity``; first and last block only
     - ``vae_decoder``: ``latents [N, Z, h, w]`` (unscaled) -> ``image [N, 3, H, W]`` in about -1..1, N frames of a clip
-      where the decoder mixes them and else 1
+      where the decoder mixes them and else 1; one that sees the source also takes ``source [N, 3, H, W]`` in -1..1
     """
     real = "float16" if precision == "fp16" else "float32"
     z, h, w = model.unet.latent_channels, window.latent_height, window.latent_width
@@ -161,6 +161,10 @@ def components(
     side = model.image_encoder.size if model.image_encoder else 0
     image = Tensor("image", real, (1, 3, window.height, window.width))
     clip = model.autoencoder.decoder_frames
+    latents = Tensor("latents", real, (clip, z, h, w))
+    source = (
+        (Tensor("source", real, (clip, *image.shape[1:])),) if model.autoencoder.sees_source else ()
+    )
     video_latents = (1, z, window.frames, h, w)
     hint: tuple[Tensor, ...] = ()
     if model.unet.control != "none":
@@ -181,7 +185,7 @@ def components(
         Component("unet_outer", (*to_unet, features), (velocity,)),
         Component(
             "vae_decoder",
-            (Tensor("latents", real, (clip, z, h, w)),),
+            (latents, *source),
             (Tensor("image", real, (clip, *image.shape[1:])),),
         ),
     )

@@ -32,6 +32,7 @@ ColorName = Literal["wavelet", "adain", "none"]
 
 
 _LARGEST = 1 << 20  # no network has a larger number of anything
+_MAY_BE_NONE = ("groups", "attention", "gated", "stem_heads", "encoder_width", "sees_source")
 
 
 def _check_numbers(config: UNetConfig | AutoencoderConfig | TextEncoderConfig) -> None:
@@ -40,7 +41,7 @@ def _check_numbers(config: UNetConfig | AutoencoderConfig | TextEncoderConfig) -
         if isinstance(value, str):
             continue
         numbers = value if isinstance(value, tuple) else (value,)
-        least = 0 if name in ("groups", "attention", "gated") else 1
+        least = 0 if name in _MAY_BE_NONE else 1
         if not numbers or not all(least <= number <= _LARGEST for number in numbers):
             raise ValueError(f"no network has {name} {value}")
 
@@ -53,7 +54,7 @@ class UNetConfig:
     multipliers: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level, in units of width
     blocks: int = 2  # residual blocks per level on the way down; one more on the way up
     head_size: int = 64
-    stem_heads: int = 8  # heads of the temporal transformer right after the first convolution
+    stem_heads: int = 8  # heads of the temporal transformer right after the first convolution; 0: there is none
     context_width: int = 1024
     latent_channels: int = 4
     # Levels whose blocks end in a spatial and a temporal transformer (the middle always has them). Attention
@@ -62,6 +63,8 @@ class UNetConfig:
     groups: int = 32  # of every group norm; 0: no group norms
     # Rows that halving adds above and below a map; doubling drops all but one of them again.
     row_padding: int = field(default=2, metadata=_ADDED)
+    # Convolutions over three frames at the end of a residual block.
+    temporal_stages: int = field(default=4, metadata=_ADDED)
     # Whether gates, made of the strongest and the mean channel, weigh tokens before they attend (STAR).
     gated: bool = field(default=False, metadata=_ADDED)
     # A second encoder, which sees a hint and adds to the skip connections.
@@ -88,6 +91,12 @@ class AutoencoderConfig:
     attention: bool = True  # one attention over all positions in the middle of encoder and decoder
     # Frames that the decoder takes at once and mixes (AutoencoderKLTemporalDecoder); 1: frames one by one.
     decoder_frames: int = field(default=1, metadata=_ADDED)
+    # Pixels along each side that become channels before the first convolution, and pixels again behind the last one
+    # (Shi et al. 2016, https://arxiv.org/abs/1609.05158).
+    patch: int = field(default=1, metadata=_ADDED)
+    encoder_width: int = field(default=0, metadata=_ADDED)  # where it differs from the decoder's width; 0: it does not
+    # Whether the decoder is shown the frame that is enhanced, and adds to it: what the frame has is not lost.
+    sees_source: bool = field(default=False, metadata=_ADDED)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -100,7 +109,7 @@ class AutoencoderConfig:
     @property
     def factor(self) -> int:
         """Pixels per latent position along each side."""
-        return int(2 ** (len(self.multipliers) - 1))
+        return int(self.patch * 2 ** (len(self.multipliers) - 1))
 
 
 @dataclass(frozen=True)
@@ -355,18 +364,27 @@ MODELS = {
         ModelConfig(
             "small",
             unet=UNetConfig(
-                width=64,
+                width=32,
                 multipliers=(1, 2, 2),
                 blocks=1,
                 head_size=32,
-                stem_heads=2,
+                stem_heads=0,
                 context_width=64,
                 latent_channels=16,
-                attention=(False, False, True),
+                attention=(False, False, False),
                 groups=0,
+                temporal_stages=2,
             ),
             autoencoder=AutoencoderConfig(
-                width=32, multipliers=(1, 1, 2), blocks=1, latent_channels=16, groups=0, attention=False
+                width=80,
+                multipliers=(1,),
+                blocks=1,
+                latent_channels=16,
+                groups=0,
+                attention=False,
+                patch=4,
+                encoder_width=32,
+                sees_source=True,
             ),
             text_encoder=TextEncoderConfig(width=64, heads=2, layers=3),
             latent_scale=0.923257,

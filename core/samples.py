@@ -28,7 +28,7 @@ def sample_inputs(component: Component, vocabulary: int, seed: int = 0) -> Array
             samples[tensor.name] = (np.arange(tensor.shape[1])[None] % 2 == 0).astype(tensor.dtype)
         elif tensor.dtype == "int64":
             samples[tensor.name] = generator.integers(0, 1000, tensor.shape)
-        elif tensor.name == "image":
+        elif tensor.name in ("image", "source"):
             samples[tensor.name] = generator.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
         else:
             samples[tensor.name] = generator.standard_normal(tensor.shape).astype(tensor.dtype)
@@ -74,8 +74,8 @@ class Occurring:
         if tensor.name == "keys":
             every_second: npt.NDArray[Any] = np.arange(shape[1])[None] % 2 == 0
             return every_second
-        if tensor.name == "image":
-            return picture(shape[-2], shape[-1])
+        if tensor.name in ("image", "source"):
+            return np.concatenate([picture(shape[-2], shape[-1])] * shape[0])
         if tensor.name == "context" and model.takes_pictures:
             return self._outputs["contexts"][:1]
         if tensor.name not in ("latents", "hint"):

@@ -1,9 +1,9 @@
-"""Still pictures to moving clips, and good clips to bad ones.
+"""Still pictures and recordings to moving clips, and good clips to bad ones.
 
-A clip is a camera moving over a picture (pan, zoom, rotation, all with changing speed), often with pieces of other
-pictures moving on their own in front, sometimes with the exposure changing. The degradation follows the second-order
-pipeline of Real-ESRGAN (Wang et al. 2021): blur, scaling, noise, twice, each drawn at random, with H.264 instead of
-JPEG as the last compression, because the model is for videos.
+Half of the clips are pieces of recordings. The others are a camera moving over a picture (pan, zoom, rotation, all with changing speed), often with pieces of other
+pictures moving on their own in front, sometimes with the exposure changing or a line of text. What makes them bad is
+what videos meet: mostly scaling and a codec, else the second-order pipeline of Real-ESRGAN (Wang et al. 2021): blur,
+scaling, noise, twice, each drawn at random, with a video codec instead of JPEG at the end.
 
 Everything is a function of a ``numpy.random.Generator``, so a seed decides a clip.
 """
@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from training.pictures import load_index
+from training.pictures import load_index as load_pictures
+from training.recordings import load_index as load_recordings
 
 Bytes = npt.NDArray[np.uint8]
 Rng = np.random.Generator
@@ -53,18 +54,50 @@ class Clip:
 
 
 class Album:
-    """The packed pictures of a folder in memory, drawn by weight."""
+    """The packed pictures of a folder and the recordings of another in memory, drawn by weight."""
 
-    def __init__(self, folder: Path, *, validation: bool) -> None:
-        self.entries = [p for p in load_index(folder) if p.validation == validation]
-        self.images = [Image.open(folder / p.file).convert("RGB") for p in self.entries]
-        weights = np.array([p.weight for p in self.entries])
-        self.shares = weights / weights.sum()
+    def __init__(self, pictures: Path, recordings: Path | None = None, *, validation: bool = False) -> None:
+        self.entries = [p for p in load_pictures(pictures) if p.validation == validation]
+        self.images = [Image.open(pictures / p.file).convert("RGB") for p in self.entries]
+        self.shares = _shares([p.weight for p in self.entries])
+        pieces = [] if recordings is None else load_recordings(recordings)
+        self.pieces = [p for p in pieces if p.validation == validation]
+        self.films = [] if recordings is None else [read(recordings / p.file) for p in self.pieces]
+        self.film_shares = _shares([p.weight for p in self.pieces])
 
     def draw(self, rng: Rng) -> tuple[Image.Image, str]:
-        """A picture, mirrored half the time, and what it shows."""
+        """A picture, and what it shows."""
         index = int(rng.choice(len(self.entries), p=self.shares))
         return self.images[index], self.entries[index].shows
+
+    def recorded(self, rng: Rng) -> tuple[Bytes, str] | None:
+        """A piece of a recording ``[FRAMES, HEIGHT, WIDTH, 3]`` and what it shows; None: there are no recordings."""
+        if not self.films:
+            return None
+        index = int(rng.choice(len(self.films), p=self.film_shares))
+        film, every = self.films[index], int(rng.choice([1, 2], p=[0.8, 0.2]))
+        every = min(every, max(1, (len(film) - 1) // (FRAMES - 1)))
+        first = int(rng.integers(0, len(film) - every * (FRAMES - 1)))
+        frames = film[first : first + every * (FRAMES - 1) + 1 : every]
+        top, left = (int(rng.integers(0, frames.shape[1 + k] - side + 1)) for k, side in enumerate((HEIGHT, WIDTH)))
+        return frames[:, top : top + HEIGHT, left : left + WIDTH], self.pieces[index].shows
+
+
+def _shares(weights: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Weights that add up to 1."""
+    return np.array(weights) / max(sum(weights), 1e-9)
+
+
+def read(path: Path) -> Bytes:
+    """All frames of a film ``[F, H, W, 3]``, enlarged where they are smaller than a clip."""
+    with av.open(str(path)) as source:
+        frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
+    height, width = frames[0].shape[:2]
+    grown = max(HEIGHT / height, WIDTH / width)
+    if grown > 1:
+        size = (math.ceil(width * grown), math.ceil(height * grown))
+        frames = [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in frames]
+    return np.stack(frames)
 
 
 def camera(rng: Rng, picture: Image.Image, speed: float) -> npt.NDArray[np.float64]:
@@ -163,6 +196,32 @@ def shape_mask(rng: Rng) -> Image.Image:
 
 def good_clip(rng: Rng, album: Album) -> tuple[Bytes, str]:
     """A clip ``[FRAMES, HEIGHT, WIDTH, 3]`` and what it shows."""
+    recorded = album.recorded(rng) if rng.random() < 0.5 else None
+    clip, shows = staged_clip(rng, album) if recorded is None else recorded
+    if rng.random() < 0.15:
+        clip = np.stack(captioned(rng, [Image.fromarray(frame) for frame in clip]))
+    return clip, shows
+
+
+def captioned(rng: Rng, frames: list[Image.Image]) -> list[Image.Image]:
+    """Frames with a line of letters, digits or words on them, which may move."""
+    letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,:;!?&%()-"
+    text = "".join(rng.choice(list(letters), int(rng.integers(4, 40))))
+    font = ImageFont.load_default(float(rng.uniform(9, 42)))
+    place, drift = rng.uniform((-20, 0), (WIDTH * 0.6, HEIGHT * 0.9)), rng.normal(0, 1, 2) * (rng.random() < 0.3)
+    light, dark = (255, 255, 255), (0, 0, 0)
+    plain = [light, dark, tuple(int(v) for v in rng.integers(0, 256, 3))]
+    fill = plain[int(rng.integers(3))]
+    edge = int(rng.choice([0, 1, 2]))
+    for number, frame in enumerate(frames):
+        where = (float(place[0] + drift[0] * number), float(place[1] + drift[1] * number))
+        draw = ImageDraw.Draw(frame)
+        draw.text(where, text, fill=fill, font=font, stroke_width=edge, stroke_fill=dark if fill == light else light)
+    return frames
+
+
+def staged_clip(rng: Rng, album: Album) -> tuple[Bytes, str]:
+    """A camera that moves over a picture: ``[FRAMES, HEIGHT, WIDTH, 3]``, and what it shows."""
     picture, shows = album.draw(rng)
     speed = float(rng.choice([0.0, 0.3, 1.0], p=[0.1, 0.4, 0.5]))
     frames = move(
@@ -228,15 +287,24 @@ def add_noise(rng: Rng, frames: Tensor, strength: float) -> Tensor:
     return (frames + sigma * noise).clamp(0, 255)
 
 
-def h264(frames: Bytes, crf: int, preset: str) -> Bytes:
-    """Encode ``[F, h, w, 3]`` as H.264 (yuv420p) in memory and decode it again; h and w are even.
+CODECS = {
+    "h264": ("libx264", lambda crf, preset: {"crf": str(crf), "preset": preset}),
+    "hevc": ("libx265", lambda crf, preset: {"crf": str(crf), "preset": "veryfast", "x265-params": "log-level=none"}),
+    "vp9": ("libvpx-vp9", lambda crf, preset: {"crf": str(crf + 8), "b": "0", "deadline": "realtime", "cpu-used": "6"}),
+}
+"""Encoders, and their options for a quality as x264 counts it."""
+
+
+def encoded(frames: Bytes, crf: int, preset: str, codec: str = "h264") -> Bytes:
+    """Encode ``[F, h, w, 3]`` (yuv420p) in memory and decode it again; h and w are even.
 
     Raises:
         RuntimeError: the codec gave another number of frames back.
     """
     buffer = io.BytesIO()
+    encoder, options = CODECS[codec]
     with av.open(buffer, "w", format="matroska") as out:
-        stream: Any = out.add_stream("libx264", rate=25, options={"crf": str(crf), "preset": preset})
+        stream: Any = out.add_stream(encoder, rate=25, options=options(crf, preset))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.codec_context.thread_count = 1
         for frame in frames:
@@ -247,8 +315,13 @@ def h264(frames: Bytes, crf: int, preset: str) -> Bytes:
         source.streams.video[0].codec_context.thread_count = 1
         decoded = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
     if len(decoded) != len(frames):
-        raise RuntimeError(f"H.264 gave {len(decoded)} of {len(frames)} frames back")
+        raise RuntimeError(f"{codec} gave {len(decoded)} of {len(frames)} frames back")
     return np.stack(decoded)
+
+
+def h264(frames: Bytes, crf: int, preset: str) -> Bytes:
+    """As :func:`encoded`."""
+    return encoded(frames, crf, preset)
 
 
 def even(size: float) -> int:
@@ -259,36 +332,44 @@ def even(size: float) -> int:
 def degrade(rng: Rng, good: Bytes) -> Bytes:
     """A bad recording of ``good``, scaled back up bilinearly to the same size.
 
-    A third of the clips are only scaled down and compressed, as videos on the web are; the rest go through two rounds
-    of blur, scaling and noise.
+    Three in five are only scaled down and compressed, as videos on the web are, and some of those not even scaled or
+    not even compressed; the rest go through two rounds of blur, scaling and noise.
     """
     frames = torch.from_numpy(good).permute(0, 3, 1, 2).float()
-    scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.05, 0.1, 0.5, 0.15, 0.2]))
-    if rng.random() < 0.3:
+    scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.17, 0.08, 0.4, 0.1, 0.25]))
+    if rng.random() < 0.15:
         scale = rng.uniform(1.0, 4.0)
     small = (even(HEIGHT / scale), even(WIDTH / scale))
-    if rng.random() < 0.35:
-        frames = resize(rng, frames, small)
-        crf = int(rng.integers(16, 30))
+    if rng.random() < 0.6:
+        frames = resize(rng, frames, small) if scale > 1 else frames
+        crf = 0 if rng.random() < 0.06 else int(rng.integers(18, 35))
     else:
-        if rng.random() < 0.7:
-            frames = blur(frames, blur_kernel(rng, 0.5 + 0.35 * scale))
-        if rng.random() < 0.6:
-            between = scale ** rng.uniform(0.2, 0.9)
-            frames = resize(rng, frames, (even(HEIGHT / between), even(WIDTH / between)))
-        if rng.random() < 0.4:
-            frames = add_noise(rng, frames, 8)
-        if rng.random() < 0.4:
-            frames = blur(frames, blur_kernel(rng, 1.0))
-        frames = resize(rng, frames, small)
-        if rng.random() < 0.3:
-            frames = add_noise(rng, frames, 5)
+        frames = recorded_badly(rng, frames, scale, small)
         crf = int(rng.integers(16, 36))
-    small_bytes = frames.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-    preset = str(rng.choice(["veryfast", "medium"]))
-    recorded = torch.from_numpy(h264(small_bytes, crf, preset)).permute(0, 3, 1, 2).float()
-    back = F.interpolate(recorded, (HEIGHT, WIDTH), mode="bilinear", align_corners=False)
+    recorded = frames.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    if crf:
+        codec = str(rng.choice(["h264", "hevc", "vp9"], p=[0.8, 0.1, 0.1]))
+        recorded = encoded(recorded, crf, str(rng.choice(["veryfast", "medium"])), codec)
+    if scale == 1:
+        return recorded
+    planes = torch.from_numpy(recorded).permute(0, 3, 1, 2).float()
+    back = F.interpolate(planes, (HEIGHT, WIDTH), mode="bilinear", align_corners=False)
     return back.round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def recorded_badly(rng: Rng, frames: Tensor, scale: float, small: tuple[int, int]) -> Tensor:
+    """Two rounds of blur, scaling and noise, down to ``small`` pixels."""
+    if rng.random() < 0.7:
+        frames = blur(frames, blur_kernel(rng, 0.5 + 0.3 * scale))
+    if rng.random() < 0.6:
+        between = scale ** rng.uniform(0.2, 0.9)
+        frames = resize(rng, frames, (even(HEIGHT / between), even(WIDTH / between)))
+    if rng.random() < 0.4:
+        frames = add_noise(rng, frames, 8)
+    if rng.random() < 0.3:
+        frames = blur(frames, blur_kernel(rng, 1.0))
+    frames = resize(rng, frames, small)
+    return add_noise(rng, frames, 5) if rng.random() < 0.3 else frames
 
 
 def make_clip(seed: Sequence[int], album: Album) -> Clip:
@@ -301,13 +382,16 @@ def make_clip(seed: Sequence[int], album: Album) -> Clip:
 class ClipStream(torch.utils.data.IterableDataset[tuple[Tensor, Tensor, str]]):
     """Endless clips ``(good, bad, shows)``, frames uint8 ``[FRAMES, 3, HEIGHT, WIDTH]``, each worker its own."""
 
-    def __init__(self, folder: Path, seed: int, *, validation: bool = False) -> None:
-        self.folder, self.seed, self.validation = folder, seed, validation
+    def __init__(
+        self, pictures: Path, recordings: Path | None, seed: int, *, validation: bool = False
+    ) -> None:
+        self.pictures, self.recordings, self.seed, self.validation = pictures, recordings, seed, validation
 
     def __iter__(self) -> Any:
         """Clips of this worker, for ever."""
         torch.set_num_threads(1)
-        album = Album(self.folder, validation=self.validation)
+        # Read here and not before the fork: a child that inherits libraries which had threads may wait for ever.
+        album = Album(self.pictures, self.recordings, validation=self.validation)
         info = torch.utils.data.get_worker_info()
         worker = info.id if info else 0
         number = 0

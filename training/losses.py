@@ -1,9 +1,12 @@
-"""What the networks are taught by: losses that need no downloaded network, and a discriminator."""
+"""What the networks are taught by: losses of pixels and of looks, and a discriminator."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -23,6 +26,54 @@ def divergence(moments: Tensor) -> Tensor:
     mean, logvar = moments.float().chunk(2, 1)
     logvar = logvar.clamp(-30, 20)
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+
+
+class Perceptual(nn.Module):
+    """How different two frames look: shift-tolerant LPIPS with a VGG-16 trunk (Ghildyal & Liu 2022).
+
+    Its weights come with the package stlpips-pytorch (:mod:`training.perceptual` converts them). Only trained with:
+    what is measured uses another trunk.
+    """
+
+    LAYERS = ((0, 2), (6, 8), (12, 14, 16), (20, 22, 24), (28, 30, 32))  # convolutions, as the package numbers them
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 64, 128, 256, 512, 512)
+        self.slices = nn.ModuleList(
+            nn.ModuleList(
+                nn.Conv2d(before if number == 0 else after, after, 3, padding=1) for number in range(len(layers))
+            )
+            for layers, before, after in zip(self.LAYERS, widths, widths[1:], strict=False)
+        )
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(1, width, 1, 1)) for width in widths[1:])
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[None, :, None, None])
+        line = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("smooth", torch.outer(line, line)[None, None])
+
+    @classmethod
+    def load(cls, path: Path) -> Perceptual:
+        """With the weights of ``path``, fixed."""
+        network = cls()
+        network.load_state_dict(load_file(path), strict=False)
+        return network.requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def forward(self, made: Tensor, true: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` in -1..1 each -> ``[N]``, 0 where they are equal."""
+        x = (torch.cat([made, true]) - self.shift) / self.scale
+        total = x.new_zeros(len(made))
+        for number, (layers, weight) in enumerate(zip(self.slices, self.weights, strict=True)):
+            if number:
+                x = F.max_pool2d(x, 2, 1)
+                kernel = self.smooth.to(x.dtype).expand(x.shape[1], 1, 3, 3)
+                x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, stride=2, groups=x.shape[1])
+            for layer in layers:
+                x = F.relu(layer(x))
+            normed = x.float() * torch.rsqrt(x.float().square().sum(1, keepdim=True) + 1e-10)
+            first, second = normed.chunk(2)
+            total = total + ((first - second) ** 2 * weight.float()).sum(1).mean(dim=(1, 2))
+        return total
 
 
 class Discriminator(nn.Module):

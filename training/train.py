@@ -1,4 +1,4 @@
-"""Train the small model: ``python -m training.train autoencoder ...``, then ``unet``, then ``export``.
+"""Train the small model: ``python -m training.train train ...``, then ``export``.
 
 Checkpoints are written every minute and on a deadline, and the same command continues from them. Data are decided by
 the seed; which clip meets which step depends on how fast the machine makes clips, so two runs agree in quality, not
@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.clips import DEFECT_WORDS, FRAMES, HEIGHT, QUALITY_WORDS, WIDTH, ClipStream
-from training.losses import Discriminator, divergence, feature_distance, gradient_loss, hinge
+from training.losses import Discriminator, Perceptual, divergence, feature_distance, gradient_loss, hinge
 from v2v.core.configs import CLIP_CONTEXT, MODELS, ModelConfig
 from v2v.export.models.autoencoder import Autoencoder, ResnetBlock
 from v2v.export.models.text_encoder import TextEncoder
@@ -45,11 +46,10 @@ WORDS = MODELS["small"].words
 SEED = 20240
 CROP = (136, 128)  # pixels; the UNet takes heights of 8 modulo 16 and widths of 0 modulo 16
 LENGTH = 8  # frames of a training clip
-NETWORKS = ("autoencoder", "unet", "text_encoder")
 
-# Noise levels. Enhancing starts from the noised latents of the bad video, so little noise keeps most of the picture:
-# that is where most training happens. The rest covers all levels up to the reference's 599.
-LEAST, USUAL, MOST = 15, 80, 599
+# Noise levels. Enhancing starts from the noised latents of the bad video, with a strength of 0.015 to 0.3: that is
+# where most training happens. The rest covers all levels up to the reference's 599.
+LEAST, USUAL, MOST = 15, 300, 599
 
 
 class Networks(nn.Module):
@@ -77,14 +77,14 @@ def initialise(networks: Networks) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    last: list[nn.Module] = [networks.unet.out[-1]]
+    last: list[nn.Module] = [networks.unet.out[-1], networks.autoencoder.decoder.conv_out]
     for module in networks.modules():
         if isinstance(module, ResnetBlock):
             last.append(module.conv2)
         elif isinstance(module, ResBlock):
             last.append(module.out_layers[-1])
         elif isinstance(module, TemporalConvolution):
-            last.append(module.conv4[-1])
+            last.append(list(module.children())[-1][-1])
         elif isinstance(module, SpatialTransformer | TemporalTransformer):
             last.append(module.proj_out)
     for module in last:
@@ -126,9 +126,11 @@ class Captions:
 class ClipBuffer:
     """Clips on the training device, replaced by fresh ones all the time while batches are drawn from them."""
 
-    def __init__(self, folder: Path, device: torch.device, capacity: int, workers: int, seed: int) -> None:
+    def __init__(
+        self, clips: ClipStream, device: torch.device, capacity: int, workers: int, seed: int
+    ) -> None:
         # Workers are forked: they must start before the device is touched.
-        loader = torch.utils.data.DataLoader(ClipStream(folder, seed), batch_size=None, num_workers=workers)
+        loader = torch.utils.data.DataLoader(clips, batch_size=None, num_workers=workers)
         self._clips = iter(loader)
         shape = (capacity, FRAMES, 3, HEIGHT, WIDTH)
         self.good = torch.empty(shape, dtype=torch.uint8, device=device)
@@ -186,54 +188,46 @@ def as_floats(frames: Tensor) -> Tensor:
 class Run:
     """Everything that a checkpoint holds, and where it lies."""
 
-    stage: str
     path: Path
     networks: Networks
     average: Networks  # exponential moving average of the weights: what is shipped
+    discriminator: Discriminator
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
-    discriminator: Discriminator | None = None
     step: int = 0
     progress: float = 0.0  # along the curve of learning rates, 0..1
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
         state: dict[str, Any] = {
-            "stage": self.stage,
             "step": self.step,
             "networks": self.networks.state_dict(),
             "average": self.average.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }
-        if self.discriminator is not None:
-            state["discriminator"] = self.discriminator.state_dict()
         part = self.path.with_suffix(".part")
         torch.save(state, part)
         part.rename(self.path)
 
     def restore(self) -> None:
-        """Continue from the checkpoint, or start from one of an earlier stage; nothing happens where there is none."""
+        """Continue from the checkpoint; nothing happens where there is none."""
         if not self.path.exists():
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         self.networks.load_state_dict(state["networks"])
         self.average.load_state_dict(state["average"])
-        if self.discriminator is not None and "discriminator" in state:
-            self.discriminator.load_state_dict(state["discriminator"])
-        if state["stage"] == self.stage:
-            self.step = state["step"]
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.step = state["step"]
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
 
     @torch.no_grad()
-    def update_average(self, parts: tuple[str, ...]) -> None:
-        """Let the average follow the weights of ``parts``, at first closely."""
+    def update_average(self) -> None:
+        """Let the average follow the weights, at first closely."""
         decay = min(0.999, (1 + self.step) / (10 + self.step))
-        for name in parts:
-            ours, theirs = (
-                list(getattr(self.average, name).parameters()),
-                list(getattr(self.networks, name).parameters()),
-            )
-            torch._foreach_lerp_(ours, theirs, 1 - decay)
+        ours, theirs = list(self.average.parameters()), list(self.networks.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        self.average.latent_scale.copy_(self.networks.latent_scale)
 
 
 def steps(run: Run, arguments: argparse.Namespace, rates: dict[str, float]) -> Iterator[int]:
@@ -295,168 +289,16 @@ class Log:
         self.sums, self.began = {}, time.monotonic()
 
 
-def train_autoencoder(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> None:
-    """L1 + differences + divergence, on good and bad frames alike: the UNet needs codes of both."""
-    autoencoder = run.networks.autoencoder
-    run.optimizers["autoencoder"] = adam(autoencoder.parameters())
-    run.restore()
-    encode, decode = compiled(arguments, autoencoder.encode, autoencoder.decode)
-    log = Log(arguments.log, arguments.every)
-    for step in steps(run, arguments, {"autoencoder": arguments.rate}):
-        good, bad, _ = buffer.draw(arguments.batch, 2)
-        frames = torch.cat([good, bad])[:, 0] if step % 2 else torch.cat([good, bad])[:, 1]
-        with autocast(buffer.device):
-            moments = encode(frames)
-            made = decode(sample(moments))
-        loss_pixels = (made.float() - frames).abs().mean()
-        loss_differences = gradient_loss(made.float(), frames)
-        loss_divergence = divergence(moments)
-        loss = loss_pixels + 0.5 * loss_differences + arguments.divergence * loss_divergence
-        descend(loss, run.optimizers["autoencoder"])
-        run.update_average(("autoencoder",))
-        error = ((made.float() - frames) ** 2).mean()
-        log.add(step, buffer, l1=loss_pixels, differences=loss_differences, kl=loss_divergence, mse=error)
-    run.average.latent_scale.copy_(latent_scale(run.average.autoencoder, buffer))
-    run.networks.latent_scale.copy_(run.average.latent_scale)
-    print(f"latent scale {float(run.average.latent_scale):.5f}", flush=True)
-    run.save()
-
-
-@torch.no_grad()
-def latent_scale(autoencoder: Autoencoder, buffer: ClipBuffer) -> Tensor:
-    """What brings latents to unit variance."""
-    good, bad, _ = buffer.draw(64, 1)
-    return 1 / sample(autoencoder.encode(torch.cat([good, bad])[:, 0])).std()
-
-
 def sample(moments: Tensor) -> Tensor:
     """A latent drawn from its posterior."""
     mean, logvar = moments.float().chunk(2, 1)
     return mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn_like(mean)
 
 
-def train_unet(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> None:
-    """Teach the UNet to see the good video in the noised latents of the bad one.
-
-    A network input is ``z_t = alpha (z_good + w (z_bad - z_good)) + s eps`` with w = 1 where a run starts and less
-    later on, when the solver has moved towards the estimate; the velocity is the one whose denoised estimate
-    ``alpha z_t - s v`` is ``z_good``. With w = 0 that is the usual velocity (Salimans & Ho 2022). Where the words
-    describe a bad clip, the bad clip itself is wanted: guidance then leads away from it.
-
-    Of every batch a part ("seen") is at little noise and is also decoded and judged as pixels; the rest covers all
-    noise levels in latents alone.
-    """
-    networks, device = run.networks, buffer.device
-    run.discriminator = Discriminator().to(device)
-    decoder = [networks.autoencoder.decoder, networks.autoencoder.post_quant_conv]
-    for parameter in networks.autoencoder.parameters():
-        parameter.requires_grad_(False)
-    for module in decoder:
-        module.requires_grad_(True)
-    makers = [*networks.unet.parameters(), *networks.text_encoder.parameters()]
-    decoding = [p for m in decoder for p in m.parameters()]
-    run.optimizers = {
-        "unet": adam(makers),
-        "decoder": adam(decoding),
-        "discriminator": adam(run.discriminator.parameters(), momentum=0.5),
-    }
-    run.restore()
-    rates = {"unet": arguments.rate, "decoder": arguments.rate / 2, "discriminator": 2e-4}
-    encode, decode, predict = compiled(
-        arguments, networks.autoencoder.encode, networks.autoencoder.decode, networks.unet
-    )
-    judge = compiled(arguments, run.discriminator)[0]
-    captions = Captions(arguments.tokenizer)
-    validate = Validation(arguments, captions, device)
-    rng = np.random.default_rng(SEED + run.step)
-    levels = torch.from_numpy(Schedule().levels).float().to(device)
-    scale = networks.latent_scale
-    batch, seen = arguments.batch, arguments.batch * 3 // 4
-    log = Log(arguments.log, arguments.every)
-
-    for step in steps(run, arguments, rates):
-        good, bad, shows = buffer.draw(batch, LENGTH)
-        wants_bad = torch.from_numpy(rng.random(batch) < 0.4).to(device)
-        wants_bad[:seen] = False
-        ids = torch.stack(
-            [
-                captions.bad(rng, s) if b else captions.good(rng, s)
-                for s, b in zip(shows, wants_bad.tolist(), strict=True)
-            ]
-        ).to(device)
-        with torch.no_grad(), autocast(device):
-            both = sample(encode(torch.cat([good, bad]).flatten(0, 1))) * scale
-        z_good, z_bad = both.view(2 * batch, LENGTH, *both.shape[1:]).transpose(1, 2).chunk(2)
-        wanted = torch.where(wants_bad[:, None, None, None, None], z_bad, z_good)
-
-        t = torch.from_numpy(draw_levels(rng, batch, seen)).to(device)
-        s = levels[t][:, None, None, None, None]
-        alpha = (1 - s**2).sqrt()
-        w = torch.from_numpy(draw_mixture(rng, batch)).float().to(device)[:, None, :, None, None]
-        x = alpha * (wanted + w * (z_bad - wanted)) + s * torch.randn_like(wanted)
-        with autocast(device):
-            context = networks.text_encoder(ids)
-            velocity = predict(x, t, context).float()
-        estimate = alpha * x - s * velocity
-        weight = 1 / (s**2 + 0.05)  # the velocity's own loss at high noise, bounded where the noise vanishes
-        loss_latents = (weight * (estimate - wanted) ** 2).mean()
-
-        f = int(rng.integers(0, LENGTH - 2))
-        true = good[:seen, f : f + 3]
-        codes = estimate[:seen, :, f : f + 3].transpose(1, 2).flatten(0, 1)
-        clean_codes = z_good[:seen, :, f + 1]  # the decoder must go on decoding clean latents
-        with autocast(device):
-            decoded = decode(torch.cat([codes, clean_codes]) / scale).float()
-        made = decoded[: 3 * seen].unflatten(0, (seen, 3))
-        kept = (decoded[3 * seen :] - true[:, 1]).abs().mean()
-        loss_pixels = (made - true).abs().mean()
-        loss_differences = gradient_loss(made.flatten(0, 1), true.flatten(0, 1))
-        loss_flicker = (made.diff(dim=1) - true.diff(dim=1)).abs().mean()
-        loss = (
-            arguments.latents * loss_latents
-            + loss_pixels
-            + 0.5 * loss_differences
-            + 0.5 * loss_flicker
-            + 0.25 * kept
-        )
-        values = {
-            "latents": loss_latents,
-            "pixels": loss_pixels,
-            "differences": loss_differences,
-            "flicker": loss_flicker,
-        }
-
-        middle = bad[:seen, f + 1]
-        if run.progress >= arguments.adversarial_from:
-            run.discriminator.requires_grad_(False)
-            with autocast(device):
-                logits, features = judge(made, middle)
-                with torch.no_grad():
-                    _, real_features = judge(true, middle)
-            loss_fooling = -logits.float().mean()
-            loss_features = feature_distance(features, real_features)
-            share = min(1.0, (run.progress - arguments.adversarial_from) / 0.1)
-            loss = loss + share * (arguments.adversarial * loss_fooling + arguments.features * loss_features)
-            values |= {"fooling": loss_fooling, "features": loss_features}
-            run.discriminator.requires_grad_(True)
-        descend(loss, run.optimizers["unet"], run.optimizers["decoder"])
-        if run.progress >= arguments.adversarial_from - 0.05:
-            with autocast(device):
-                loss_judge = hinge(judge(true, middle)[0].float(), judge(made.detach(), middle)[0].float())
-            descend(loss_judge, run.optimizers["discriminator"])
-            values |= {"judge": loss_judge}
-        run.update_average(("unet", "text_encoder", "autoencoder"))
-        log.add(step, buffer, **values)
-        if arguments.validate and (step + 1) % arguments.validate == 0:
-            validate(run)
-    validate(run)
-
-
-def draw_levels(rng: np.random.Generator, batch: int, seen: int) -> np.ndarray[Any, Any]:
-    """Time steps ``[batch]``: the first ``seen`` at little noise, half of the rest too, the others at any."""
-    few = seen + (batch - seen) // 2
-    little = np.exp(rng.uniform(math.log(LEAST), math.log(USUAL), few)).astype(np.int64)
-    return np.concatenate([little, rng.integers(LEAST, MOST + 1, batch - few)])
+def draw_levels(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
+    """Time steps ``[batch]``: evenly spread in logarithm where runs start, one in ten above that."""
+    usual = np.exp(rng.uniform(math.log(LEAST), math.log(USUAL + 1), batch)).astype(np.int64)
+    return np.where(rng.random(batch) < 0.1, rng.integers(USUAL, MOST + 1, batch), usual)
 
 
 def draw_mixture(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
@@ -469,11 +311,152 @@ def draw_mixture(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
     return share
 
 
+def boldness(levels: Tensor) -> Tensor:
+    """How much a result may leave its source, 0 at the least noise to 1 at the most that runs start with, ``[batch]``."""
+    share = torch.log(levels.float() / LEAST) / math.log(USUAL / LEAST)
+    return share.clamp(0, 1)
+
+
+class Step:
+    """One step: what the networks make of a batch, and what it costs.
+
+    A UNet's input is ``z_t = alpha (z_good + w (z_bad - z_good)) + s eps`` with w = 1 where a run starts and less
+    later on, when the solver has moved towards the estimate; the velocity is the one whose denoised estimate
+    ``alpha z_t - s v`` is ``z_good``. With w = 0 that is the usual velocity (Salimans & Ho 2022). The decoder is given
+    the estimate and the bad frame. Where the words describe a bad clip, the bad clip itself is wanted: guidance then
+    leads away from it.
+
+    The more noise, the more a result is judged by how it looks and the less by each pixel (:func:`boldness`).
+    """
+
+    def __init__(self, run: Run, arguments: argparse.Namespace, device: torch.device) -> None:
+        networks = run.networks
+        self.run, self.arguments, self.device = run, arguments, device
+        self.encode, self.decode, self.predict = compiled(
+            arguments, networks.autoencoder.encode, networks.autoencoder.decode, networks.unet
+        )
+        self.perceptual = Perceptual.load(arguments.perceptual).to(device) if arguments.perceptual else None
+        self.captions = Captions(arguments.tokenizer)
+        self.rng = np.random.default_rng(SEED + run.step)
+        self.levels = torch.from_numpy(Schedule().levels).float().to(device)
+
+    def __call__(self, buffer: ClipBuffer) -> dict[str, Tensor]:
+        """Descend once; returns the losses by name."""
+        run, rng, networks, device = self.run, self.rng, self.run.networks, self.device
+        batch = self.arguments.batch
+        good, bad, shows = buffer.draw(batch, LENGTH)
+        wants_bad = rng.random(batch) < 0.1
+        ids = [
+            (self.captions.bad if b else self.captions.good)(rng, s)
+            for s, b in zip(shows, wants_bad, strict=True)
+        ]
+        plain = torch.from_numpy(wants_bad).to(device)[:, None, None, None, None]
+        good = torch.where(plain, bad, good)
+
+        with autocast(device):
+            moments = self.encode(torch.cat([good, bad]).flatten(0, 1))
+        both = sample(moments)
+        if self.arguments.span[0] == 0:
+            networks.latent_scale.lerp_(1 / both.detach().std(), 0.01)
+        scale = networks.latent_scale
+        z_good, z_bad = (scale * both).unflatten(0, (2 * batch, LENGTH)).transpose(1, 2).chunk(2)
+        t = torch.from_numpy(draw_levels(rng, batch)).to(device)
+        s = self.levels[t][:, None, None, None, None]
+        alpha = (1 - s**2).sqrt()
+        w = torch.from_numpy(draw_mixture(rng, batch)).float().to(device)[:, None, :, None, None]
+        x = alpha * (z_good + w * (z_bad - z_good)) + s * torch.randn_like(z_bad)
+        with autocast(device):
+            velocity = self.predict(x, t, networks.text_encoder(torch.stack(ids).to(device))).float()
+        estimate = alpha * x - s * velocity
+
+        f = int(rng.integers(0, LENGTH - 2))
+        true, shown = good[:, f : f + 3], bad[:, f : f + 3]
+        codes = estimate[:, :, f : f + 3].transpose(1, 2).flatten(0, 1)
+        # The decoder must go on decoding clean latents: at the end of many steps they are what it is given.
+        every = slice(0, batch, 4)
+        codes = torch.cat([codes, z_good[every, :, f + 1]]) / scale
+        with autocast(device):
+            decoded = self.decode(codes, torch.cat([shown.flatten(0, 1), shown[every, 1]])).float()
+        made = decoded[: 3 * batch].unflatten(0, (batch, 3))
+        kept = (decoded[3 * batch :] - true[every, 1]).abs().mean()
+        latents = ((estimate - z_good.detach()) ** 2).mean()
+        others = {"latents": (0.02, latents), "kept": (0.25, kept), "kl": (3e-4, divergence(moments))}
+        wanted_good = torch.from_numpy(np.flatnonzero(~wants_bad)).to(device)
+        return self._descend(made, true, shown, boldness(t), wanted_good, others)
+
+    def _descend(
+        self,
+        made: Tensor,
+        true: Tensor,
+        shown: Tensor,
+        bold: Tensor,
+        wanted_good: Tensor,
+        others: dict[str, tuple[float, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Judge frames ``[batch, 3, 3, H, W]``, and follow the gradients of all that is told.
+
+        The discriminator is shown those alone of which the good clip was wanted, ``[N]`` numbers.
+        """
+        run, arguments = self.run, self.arguments
+        flat, wanted = made.flatten(0, 1), true.flatten(0, 1)
+        weighed = {
+            "pixels": (1.0, ((made - true) ** 2 + 1e-6).sqrt().mean()),
+            "differences": (0.5, gradient_loss(flat, wanted)),
+            "flicker": (0.5, (made.diff(dim=1) - true.diff(dim=1)).abs().mean()),
+            "tint": (0.5, (F.avg_pool2d(flat, 8) - F.avg_pool2d(wanted, 8)).abs().mean()),
+            **others,
+        }
+        if self.perceptual is not None:
+            least, most = arguments.looks
+            with autocast(self.device):
+                looks = self.perceptual(made[:, 1], true[:, 1])
+            weighed["looks"] = (1.0, (least * (most / least) ** bold * looks).mean())
+        judges = arguments.adversarial > 0 and run.progress >= arguments.adversarial_from - 0.05
+        made, true, middle, bold = made[wanted_good], true[wanted_good], shown[wanted_good, 1], bold[wanted_good]
+        if judges and run.progress >= arguments.adversarial_from:
+            run.discriminator.requires_grad_(False)
+            with autocast(self.device):
+                logits, features = run.discriminator(made, middle)
+                with torch.no_grad():
+                    _, real_features = run.discriminator(true, middle)
+            share = min(1.0, (run.progress - arguments.adversarial_from) / 0.1)
+            fooling = -(bold[:, None, None, None] * logits.float()).mean()
+            weighed["fooling"] = (share * arguments.adversarial, fooling)
+            weighed["features"] = (share * arguments.features, feature_distance(features, real_features))
+            run.discriminator.requires_grad_(True)
+        total = torch.stack([weight * value for weight, value in weighed.values()]).sum()
+        descend(total, run.optimizers["networks"])
+        if judges:
+            with autocast(self.device):
+                real = run.discriminator(true, middle)[0].float()
+                judged = run.discriminator(made.detach(), middle)[0].float()
+            weighed["judge"] = (1.0, hinge(real, judged))
+            descend(weighed["judge"][1], run.optimizers["discriminator"])
+        return {name: value for name, (_, value) in weighed.items()}
+
+
+def train(run: Run, buffer: ClipBuffer, arguments: argparse.Namespace) -> None:
+    """All three networks at once, from what the last frame looks like."""
+    run.optimizers = {
+        "networks": adam(run.networks.parameters()),
+        "discriminator": adam(run.discriminator.parameters(), momentum=0.5),
+    }
+    run.restore()
+    step_once, log = Step(run, arguments, buffer.device), Log(arguments.log, arguments.every)
+    validate = Validation(arguments, step_once.captions, buffer.device)
+    for step in steps(run, arguments, {"networks": arguments.rate, "discriminator": 2e-4}):
+        log.add(step, buffer, **step_once(buffer))
+        run.update_average()
+        if arguments.validate and (step + 1) % arguments.validate == 0:
+            validate(run)
+    validate(run)
+
+
 class Validation:
-    """Clips of pictures that are never trained on."""
+    """Clips of pictures and recordings that are never trained on."""
 
     def __init__(self, arguments: argparse.Namespace, captions: Captions, device: torch.device) -> None:
-        stream = iter(ClipStream(arguments.pictures, SEED, validation=True))
+        stream = iter(ClipStream(arguments.pictures, arguments.recordings, SEED, validation=True))
         clips = [next(stream) for _ in range(arguments.validation_clips)]
         # The UNet takes heights of 8 modulo 16.
         self.clips = [[as_floats(b[:LENGTH, :, :264].to(device)) for b in clip[:2]] for clip in clips]
@@ -481,21 +464,21 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, run: Run) -> None:
-        """Print PSNR, detail (gradients, 1 is that of the good clip) and flicker of one step from a little noise."""
+        """Print PSNR, detail (gradients, 1 is that of the good clip) and flicker of one step from some noise levels."""
         networks, scale, levels = run.average, run.average.latent_scale, Schedule().levels
         context = networks.text_encoder(self.ids)
         results: dict[str, list[list[float]]] = {}
         for good, bad in self.clips:
             with autocast(good.device):
-                z = sample(networks.autoencoder.encode(torch.cat([bad, good]))) * scale
-                outputs = {"bilinear": bad, "codes": networks.autoencoder.decode(z[LENGTH:] / scale).float()}
-                for t in (20, 30, 60):
+                z = sample(networks.autoencoder.encode(bad)) * scale
+                outputs = {"bilinear": bad}
+                for t in (15, 40, 100, 300):
                     s = float(levels[t])
                     alpha = math.sqrt(1 - s * s)
-                    x = (alpha * z[:LENGTH] + s * torch.randn_like(z[:LENGTH])).transpose(0, 1)[None]
+                    x = (alpha * z + s * torch.randn_like(z)).transpose(0, 1)[None]
                     v = networks.unet(x, torch.tensor([t], device=good.device), context).float()
                     estimate = (alpha * x - s * v)[0].transpose(0, 1)
-                    outputs[f"t{t}"] = networks.autoencoder.decode(estimate / scale).float()
+                    outputs[f"t{t}"] = networks.autoencoder.decode(estimate / scale, bad).float()
             for name, made in outputs.items():
                 mse = ((made.clamp(-1, 1) - good) ** 2).mean(dim=(1, 2, 3)).clamp_min(1e-6)
                 detail = made.diff(dim=-1).abs().mean() / good.diff(dim=-1).abs().mean()
@@ -558,12 +541,14 @@ def import_weights(networks: Networks, source: Path) -> None:
 
 
 def main() -> None:
-    """Train one stage, or export."""
+    """Train, or export."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("stage", choices=["autoencoder", "unet", "export"])
+    parser.add_argument("what", choices=["train", "export"])
     parser.add_argument("--pictures", type=Path, help="folder that training.pictures made")
+    parser.add_argument("--recordings", type=Path, help="folder that training.recordings made")
+    parser.add_argument("--perceptual", type=Path, help="weights of the network that judges looks")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--target", type=Path, help="safetensors file that export writes")
     parser.add_argument(
@@ -571,16 +556,17 @@ def main() -> None:
     )
     parser.add_argument("--tokenizer", type=Path, default=Path("engine/data/tokenizer.json.xz"))
     parser.add_argument("--log", type=Path, default=Path("training.jsonl"))
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=20)
-    parser.add_argument("--rate", type=float, default=4e-4)
-    parser.add_argument("--divergence", type=float, default=3e-4)
-    parser.add_argument("--latents", type=float, default=0.05, help="weight of the loss in latents")
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument(
+        "--looks", type=float, nargs=2, default=(0.02, 0.8), help="weight of looks at the least and most noise"
+    )
     parser.add_argument("--adversarial", type=float, default=0.02)
     parser.add_argument(
-        "--adversarial-from", type=float, default=0.3, help="point of the curve where it starts"
+        "--adversarial-from", type=float, default=0.5, help="point of the curve where it starts"
     )
-    parser.add_argument("--features", type=float, default=0.2)
+    parser.add_argument("--features", type=float, default=0.1)
     parser.add_argument(
         "--seconds", type=float, default=math.inf, help="stop and keep a checkpoint after this long"
     )
@@ -592,21 +578,23 @@ def main() -> None:
     parser.add_argument("--validation-clips", type=int, default=12)
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
-    if arguments.stage == "export":
+    if arguments.what == "export":
         export(arguments.checkpoint, arguments.target)
         return
     arguments.until = time.monotonic() + arguments.seconds
     torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    buffer = ClipBuffer(arguments.pictures, device, arguments.capacity, arguments.workers, SEED)
+    clips = ClipStream(arguments.pictures, arguments.recordings, SEED)
+    buffer = ClipBuffer(clips, device, arguments.capacity, arguments.workers, SEED)
     networks = Networks(MODELS["small"])
     if arguments.start:
         import_weights(networks, arguments.start)
     networks = networks.to(device)
-    run = Run(arguments.stage, arguments.checkpoint, networks, copy.deepcopy(networks).requires_grad_(False))
+    average = copy.deepcopy(networks).requires_grad_(False)
+    run = Run(arguments.checkpoint, networks, average, Discriminator().to(device))
     buffer.wait_for(min(arguments.capacity, 4 * arguments.batch))
-    {"autoencoder": train_autoencoder, "unet": train_unet}[arguments.stage](run, buffer, arguments)
+    train(run, buffer, arguments)
     buffer.close()
 
 

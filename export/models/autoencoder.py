@@ -196,15 +196,15 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image ``[N, 3, H, W]`` to features ``[N, 2Z, H/8, W/8]``, before ``quant_conv``."""
+    """Image, ``[N, 3P², H/P, W/P]`` of patches of P pixels, to features ``[N, 2Z, h, w]``, before ``quant_conv``."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths = [config.width * m for m in config.multipliers]
-        self.conv_in = nn.Conv2d(3, config.width, 3, padding=1)
+        width = config.encoder_width or config.width
+        widths = [width * m for m in config.multipliers]
+        self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1)
         self.down = nn.ModuleList(
-            Level(config.groups, a, b, config.blocks)
-            for a, b in zip([config.width, *widths], widths, strict=False)
+            Level(config.groups, a, b, config.blocks) for a, b in zip([width, *widths], widths, strict=False)
         )
         for level, width in zip(list(self.down)[:-1], widths, strict=False):
             level.downsample = Downsample(width)
@@ -222,9 +222,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent ``[N, Z, h, w]``, after ``post_quant_conv``, to image ``[N, 3, 8h, 8w]``.
+    """Latent ``[N, Z, h, w]``, after ``post_quant_conv``, to image, ``[N, 3P², H/P, W/P]`` of patches of P pixels.
 
-    A temporal one takes the frames of one clip, and mixes them.
+    A temporal one takes the frames of one clip, and mixes them. One that sees the source has its patches as further
+    channels of the latent, and makes what is to be added to them.
 
     Levels are numbered by resolution as in the encoder, so the decoder runs them from the last to the first.
     """
@@ -232,7 +233,8 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = [config.width * m for m in config.multipliers]
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        seen = 3 * config.patch**2 if config.sees_source else 0
+        self.conv_in = nn.Conv2d(config.latent_channels + seen, widths[-1], 3, padding=1)
         kind = ClipResnetBlock if config.temporal else ResnetBlock
         self.mid = Middle(config, widths[-1], kind)
         self.up = nn.ModuleList(
@@ -242,8 +244,9 @@ class Decoder(nn.Module):
         for level, width in zip(list(self.up)[1:], widths[1:], strict=False):
             level.upsample = Upsample(width)
         self.norm_out = group_norm(config.groups, widths[0], eps=EPS, silu=True)
+        made = 3 * config.patch**2
         self.conv_out = (
-            ClipConvolution(widths[0], 3) if config.temporal else nn.Conv2d(widths[0], 3, 3, padding=1)
+            ClipConvolution(widths[0], made) if config.temporal else nn.Conv2d(widths[0], made, 3, padding=1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,11 +276,22 @@ class Autoencoder(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """``image [N, 3, H, W]`` in -1..1 -> ``moments [N, 2Z, h, w]``: mean and log variance."""
-        moments: Tensor = self.quant_conv(self.encoder(image.contiguous(memory_format=torch.channels_last)))
+        patches = self._patches(image).contiguous(memory_format=torch.channels_last)
+        moments: Tensor = self.quant_conv(self.encoder(patches))
         return moments
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """``latent [N, Z, h, w]`` -> ``image [N, 3, H, W]``, -1..1, not clamped; a temporal decoder's N are a clip."""
+    def decode(self, latent: Tensor, source: Tensor | None = None) -> Tensor:
+        """``latent [N, Z, h, w]`` -> ``image [N, 3, H, W]``, -1..1, not clamped; a temporal decoder's N are a clip.
+
+        ``source``, of a decoder that sees it, is the frame that is enhanced, at the image's size.
+        """
         z = self.post_quant_conv(latent.contiguous(memory_format=torch.channels_last))
-        image: Tensor = self.decoder(z)
-        return image
+        if source is not None:
+            z = torch.cat([z, self._patches(source)], 1).contiguous(memory_format=torch.channels_last)
+        made: Tensor = self.decoder(z)
+        image = made if self.config.patch == 1 else F.pixel_shuffle(made, self.config.patch)
+        return image if source is None else source + image
+
+    def _patches(self, image: Tensor) -> Tensor:
+        """``[N, 3, H, W] -> [N, 3P², H/P, W/P]``."""
+        return image if self.config.patch == 1 else F.pixel_unshuffle(image, self.config.patch)

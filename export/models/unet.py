@@ -90,19 +90,19 @@ class TemporalStage(nn.Sequential):
 
 
 class TemporalConvolution(nn.Module):
-    """Four temporal stages beside a shortcut: ``[B*F, C, H, W] -> [B*F, C, H, W]``."""
+    """Temporal stages, four in the reference, beside a shortcut: ``[B*F, C, H, W] -> [B*F, C, H, W]``."""
 
-    def __init__(self, groups: int, channels: int) -> None:
+    def __init__(self, groups: int, channels: int, stages: int = 4) -> None:
         super().__init__()
-        self.conv1 = TemporalStage(groups, channels, 2)
-        self.conv2 = TemporalStage(groups, channels, 3)
-        self.conv3 = TemporalStage(groups, channels, 3)
-        self.conv4 = TemporalStage(groups, channels, 3)
+        for number in range(1, stages + 1):
+            self.add_module(f"conv{number}", TemporalStage(groups, channels, 2 if number == 1 else 3))
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Mix neighbouring frames."""
-        video = by_video(x, frames)
-        return by_frame(video + self.conv4(self.conv3(self.conv2(self.conv1(video)))))
+        video = mixed = by_video(x, frames)
+        for stage in self.children():
+            mixed = stage(mixed)
+        return by_frame(video + mixed)
 
 
 class ResBlock(nn.Module):
@@ -111,7 +111,9 @@ class ResBlock(nn.Module):
     ``[B*F, I, H, W] -> [B*F, O, H, W]``.
     """
 
-    def __init__(self, groups: int, channels: int, embedding: int, out_channels: int) -> None:
+    def __init__(
+        self, groups: int, channels: int, embedding: int, out_channels: int, temporal_stages: int = 4
+    ) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
             group_norm(groups, channels, eps=RES_EPS, silu=True),
@@ -128,7 +130,7 @@ class ResBlock(nn.Module):
         self.skip_connection = (
             nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
         )
-        self.temopral_conv = TemporalConvolution(groups, out_channels)
+        self.temopral_conv = TemporalConvolution(groups, out_channels, temporal_stages)
 
     def forward(self, x: Tensor, embedding: Tensor, frames: int) -> Tensor:
         """``embedding [B, E]`` is that of the time step, the same for all frames of a video, or ``[B, F, E]``."""
@@ -423,7 +425,7 @@ class Stage(nn.ModuleList):
 def make_stage(config: UNetConfig, channels: int, out_channels: int, *, attend: bool) -> Stage:
     """A residual block, and where ``attend`` attention within frames and then over frames."""
     groups, head_size, gated = config.groups, config.head_size, config.gated
-    stage = Stage([ResBlock(groups, channels, 4 * config.width, out_channels)])
+    stage = Stage([ResBlock(groups, channels, 4 * config.width, out_channels, config.temporal_stages)])
     if attend:
         stage.append(SpatialTransformer(groups, out_channels, config.context_width, head_size, gated=gated))
         stage.append(TemporalTransformer(groups, out_channels, out_channels, head_size, gated=gated))
@@ -443,12 +445,13 @@ class Down(nn.Module):
         self.time_embed = nn.Sequential(
             nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-        stem = TemporalTransformer(
-            config.groups, width, config.stem_heads * config.head_size, config.head_size, gated=config.gated
-        )
-        self.input_blocks = nn.ModuleList(
-            [Stage([nn.Conv2d(config.latent_channels, width, 3, padding=1), stem])]
-        )
+        stem = Stage([nn.Conv2d(config.latent_channels, width, 3, padding=1)])
+        if config.stem_heads:
+            inner = config.stem_heads * config.head_size
+            stem.append(
+                TemporalTransformer(config.groups, width, inner, config.head_size, gated=config.gated)
+            )
+        self.input_blocks = nn.ModuleList([stem])
         self.skips = [width]
         channels = width
         last = len(config.multipliers) - 1
@@ -462,7 +465,9 @@ class Down(nn.Module):
                 self.input_blocks.append(Downsample(channels, config.row_padding))
                 self.skips.append(channels)
         self.middle_block = make_stage(config, channels, channels, attend=True)
-        self.middle_block.append(ResBlock(config.groups, channels, embedding, channels))
+        self.middle_block.append(
+            ResBlock(config.groups, channels, embedding, channels, config.temporal_stages)
+        )
         in_pieces(self.input_blocks[: 2 * (config.blocks + 1)])  # two levels
         if last < 2:  # it lies on one of them
             in_pieces(self.middle_block)

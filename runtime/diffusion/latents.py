@@ -148,12 +148,14 @@ class FrameDecoder:
         truncate: bool,
         levels: npt.DTypeLike = np.uint8,
     ) -> None:
-        latents, image = engine.component.inputs[0], engine.component.outputs[0]
+        (latents, *source), image = engine.component.inputs, engine.component.outputs[0]
         self._device, self._engine, self._canvas, self._scale = device, engine, canvas, scale
         self._truncate, self._colors = truncate, colors
         if colors == "wavelet":
             self._low = LowFrequencies(device, canvas.size, canvas.pixels, canvas.corner)
         self._latents = device.empty(latents.shape, latents.dtype)
+        self._inputs = {"latents": self._latents}
+        self._inputs |= {tensor.name: device.empty(tensor.shape, tensor.dtype) for tensor in source}
         self._image = device.empty(image.shape, image.dtype)
         self._clip = latents.shape[0]  # frames that the engine takes at once
         self._pictures = [device.empty((1, 3, *canvas.pixels), np.float32) for _ in range(self._clip)]
@@ -166,9 +168,9 @@ class FrameDecoder:
     def __call__(self, latents: Array, frame: Frame | None, label: int) -> Decoded:
         """Queue the decoding of ``latents [1, Z, h, w]``; NaN is reported under ``label``.
 
-        Colours are after ``frame``, which may be None where they are the model's own.
+        Colours are after ``frame``, which may be None where they are the model's own and its decoder sees no source.
         """
-        self._decode([latents] * self._clip)
+        self._decode([latents] * self._clip, [frame] * self._clip)
         return self._finish(self._pictures[0], frame, label)
 
     def clip(self, latents: Array, frames: Sequence[Frame], first: int) -> Iterator[Decoded]:
@@ -185,13 +187,15 @@ class FrameDecoder:
             return
         each = [device.view(latents, slice(number, number + 1)) for number in range(count)]
         each += each[-1:] * (self._clip - count)
+        sources = [*frames, *frames[-1:] * (self._clip - count)]
         windows = self._windows(len(each))
         made: dict[int, Array] = {}
         spare = [device.empty(self._pictures[0].shape, np.float32) for _ in range(2 * self._clip)]
         for window, following in zip(
             windows, [*windows[1:], Span(len(each), windows[0].weights)], strict=True
         ):
-            self._decode(each[window.start : window.start + self._clip])
+            taken = slice(window.start, window.start + self._clip)
+            self._decode(each[taken], sources[taken])
             for number, (share, picture) in enumerate(zip(window.weights, self._pictures, strict=True)):
                 frame_number = window.start + number
                 if frame_number in made:
@@ -217,22 +221,36 @@ class FrameDecoder:
             later.weights[: earlier.start + self._clip - later.start] = 0
         return windows
 
-    def _decode(self, latents: Sequence[Array]) -> None:
-        """As many ``latents [1, Z, h, w]`` as the decoder takes -> :attr:`_pictures`."""
+    def _decode(self, latents: Sequence[Array], sources: Sequence[Frame | None]) -> None:
+        """As many ``latents [1, Z, h, w]`` as the decoder takes, and the frames behind them -> :attr:`_pictures`."""
         device, factor = self._device, self._canvas.factor
         frames = range(self._clip)
         for picture in self._pictures:
             device.zero(picture)
         taken = [device.view(self._latents, slice(n, n + 1)) for n in frames]
         given = [device.view(self._image, slice(n, n + 1)) for n in frames]
+        shown = self._uploaded(sources)
         for (_, row, column), weights in self._tiles:
             for each, window in zip(latents, taken, strict=True):
                 shaped = device.reshape(window, (1, window.shape[1], 1, *window.shape[2:]))
                 device.take_window(each, (0, row, column), 1 / self._scale, shaped)
-            self._engine.run({"latents": self._latents}, {"image": self._image}, device.stream)
+            for number, pixels in enumerate(shown):
+                self._show(pixels, number, row * factor, column * factor)
+            self._engine.run(self._inputs, {"image": self._image}, device.stream)
             for image, picture in zip(given, self._pictures, strict=True):
                 shaped = device.reshape(image, (1, 3, 1, *image.shape[2:]))
                 device.add_window(shaped, weights, (0, row * factor, column * factor), picture)
+
+    def _uploaded(self, sources: Sequence[Frame | None]) -> list[Array]:
+        """The frames that a decoder is shown, if it is one that sees them."""
+        return [self._device.upload(frame) for frame in sources if frame is not None and "source" in self._inputs]
+
+    def _show(self, pixels: Array, number: int, top: int, left: int) -> None:
+        """Make a tile of a frame ``[H0, W0, 3]``, scaled as the encoder sees it, source ``number`` of the decoder."""
+        device, canvas = self._device, self._canvas
+        offset = (top - canvas.corner[0], left - canvas.corner[1])
+        out = device.view(self._inputs["source"], slice(number, number + 1))
+        device.prepare_frame(pixels, canvas.size, out, offset=offset, antialias=not self._truncate)
 
     def _finish(self, picture: Array, frame: Frame | None, label: int) -> Decoded:
         """Colours, levels, and the way to the host."""

@@ -190,8 +190,7 @@ class ResBlock(Weights):
             assert block.skip_connection.bias is not None
             bias = bias + block.skip_connection.bias
         self.keep("second_bias", bias)
-        t = block.temopral_conv
-        self.stages = nn.ModuleList(TemporalStage(stage) for stage in (t.conv1, t.conv2, t.conv3, t.conv4))
+        self.stages = nn.ModuleList(TemporalStage(stage) for stage in block.temopral_conv.children())
 
     def forward(self, maps: list[Map], shift: Tensor) -> Map:
         """``shift [O]``, or ``[F, O]``: time embedding and bias of the first convolution."""
