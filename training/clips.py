@@ -332,15 +332,15 @@ def even(size: float) -> int:
 def degrade(rng: Rng, good: Bytes) -> Bytes:
     """A bad recording of ``good``, scaled back up bilinearly to the same size.
 
-    Three in five are only scaled down and compressed, as videos on the web are, and some of those not even scaled or
+    Four in five are only scaled down and compressed, as videos on the web are, and some of those not even scaled or
     not even compressed; the rest go through two rounds of blur, scaling and noise.
     """
     frames = torch.from_numpy(good).permute(0, 3, 1, 2).float()
-    scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.17, 0.08, 0.4, 0.1, 0.25]))
-    if rng.random() < 0.15:
+    scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.15, 0.07, 0.45, 0.08, 0.25]))
+    if rng.random() < 0.1:
         scale = rng.uniform(1.0, 4.0)
     small = (even(HEIGHT / scale), even(WIDTH / scale))
-    if rng.random() < 0.6:
+    if rng.random() < 0.8:
         frames = resize(rng, frames, small) if scale > 1 else frames
         crf = 0 if rng.random() < 0.06 else int(rng.integers(18, 35))
     else:
@@ -348,7 +348,7 @@ def degrade(rng: Rng, good: Bytes) -> Bytes:
         crf = int(rng.integers(16, 36))
     recorded = frames.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
     if crf:
-        codec = str(rng.choice(["h264", "hevc", "vp9"], p=[0.8, 0.1, 0.1]))
+        codec = str(rng.choice(["h264", "hevc", "vp9"], p=[0.86, 0.07, 0.07]))
         recorded = encoded(recorded, crf, str(rng.choice(["veryfast", "medium"])), codec)
     if scale == 1:
         return recorded

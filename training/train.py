@@ -46,6 +46,7 @@ WORDS = MODELS["small"].words
 SEED = 20240
 CROP = (136, 128)  # pixels; the UNet takes heights of 8 modulo 16 and widths of 0 modulo 16
 LENGTH = 8  # frames of a training clip
+GROUP = 8  # clips of a batch that are cut alike
 
 # Noise levels. Enhancing starts from the noised latents of the bad video, with a strength of 0.015 to 0.3: that is
 # where most training happens. The rest covers all levels up to the reference's 599.
@@ -165,18 +166,23 @@ class ClipBuffer:
             time.sleep(0.2)
 
     def draw(self, number: int, length: int) -> tuple[Tensor, Tensor, list[str]]:
-        """``good`` and ``bad`` ``[number, length, 3, *CROP]`` in -1..1, mirrored and reversed at random, and words."""
+        """``good`` and ``bad`` ``[number, length, 3, *CROP]`` in -1..1, mirrored and reversed at random, and words.
+
+        Clips are taken in groups that are cut, mirrored and reversed alike, for the host has no time for each.
+        """
         ready = min(self.count, self.capacity)
         good, bad, shows = [], [], []
-        for index in self._rng.integers(0, ready, number):
+        for first in range(0, number, GROUP):
+            indices = self._rng.integers(0, ready, min(GROUP, number - first))
             f = self._rng.integers(0, FRAMES - length + 1)
             y, x = self._rng.integers(0, HEIGHT - CROP[0] + 1), self._rng.integers(0, WIDTH - CROP[1] + 1)
-            part = (index, slice(f, f + length), slice(None), slice(y, y + CROP[0]), slice(x, x + CROP[1]))
-            axes = [axis for axis in (0, 3) if self._rng.random() < 0.5]
-            good.append(self.good[part].flip(axes))
-            bad.append(self.bad[part].flip(axes))
-            shows.append(self.shows[index])
-        return as_floats(torch.stack(good)), as_floats(torch.stack(bad)), shows
+            part = (slice(f, f + length), slice(None), slice(y, y + CROP[0]), slice(x, x + CROP[1]))
+            axes = [axis for axis in (1, 4) if self._rng.random() < 0.5]
+            chosen = torch.from_numpy(indices).to(self.device)
+            good.append(self.good[(slice(None), *part)][chosen].flip(axes))
+            bad.append(self.bad[(slice(None), *part)][chosen].flip(axes))
+            shows += [self.shows[index] for index in indices]
+        return as_floats(torch.cat(good)), as_floats(torch.cat(bad)), shows
 
 
 def as_floats(frames: Tensor) -> Tensor:
@@ -224,7 +230,7 @@ class Run:
     @torch.no_grad()
     def update_average(self) -> None:
         """Let the average follow the weights, at first closely."""
-        decay = min(0.999, (1 + self.step) / (10 + self.step))
+        decay = min(0.998, (1 + self.step) / (10 + self.step))
         ours, theirs = list(self.average.parameters()), list(self.networks.parameters())
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         self.average.latent_scale.copy_(self.networks.latent_scale)
@@ -296,9 +302,16 @@ def sample(moments: Tensor) -> Tensor:
 
 
 def draw_levels(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
-    """Time steps ``[batch]``: evenly spread in logarithm where runs start, one in ten above that."""
+    """Time steps ``[batch]``: a third at the least noise, which the default is; one in twenty above what runs start with.
+
+    The others are evenly spread in logarithm.
+    """
     usual = np.exp(rng.uniform(math.log(LEAST), math.log(USUAL + 1), batch)).astype(np.int64)
-    return np.where(rng.random(batch) < 0.1, rng.integers(USUAL, MOST + 1, batch), usual)
+    little = rng.integers(LEAST, 2 * LEAST, batch)
+    chance = rng.random(batch)
+    return np.select(
+        [chance < 0.33, chance > 0.95], [little, rng.integers(USUAL, MOST + 1, batch)], default=usual
+    )
 
 
 def draw_mixture(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
