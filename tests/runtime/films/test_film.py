@@ -20,8 +20,8 @@ from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.films.enhance import Request, describe
-from v2v.runtime.films.film import Target, enhance_film, frames_ahead, journal_facts
-from v2v.runtime.films.journal import Journal, JournalError
+from v2v.runtime.films.film import Target, enhance_film, fingerprint, frames_ahead, journal_facts
+from v2v.runtime.films.journal import Journal, JournalError, finished_run
 from v2v.runtime.films.pool import Alone
 from v2v.runtime.media.encoding import SegmentEncoder
 from v2v.runtime.media.errors import MediaError
@@ -106,6 +106,35 @@ def test_what_is_finished_is_not_done_again(engines, source, tmp_path):
     resumed = enhance(engines, source, output)
     assert resumed[0].segment == 2
     assert resumed[0].frames_done == signs[third - 1].frames_done
+
+
+def test_the_fraction_rises_to_one_whatever_was_finished_before(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    signs = enhance(engines, source, tmp_path / "whole.mp4")
+    last_of_first = next(n for n, told in enumerate(signs, 1) if told.segment == 1)
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=last_of_first)
+    for told in (signs, enhance(engines, source, output)):
+        fractions = [now.fraction for now in told]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1
+        assert {now.frames_total for now in told} == {FRAMES}
+
+
+def test_the_reference_takes_no_more_frames_than_it_can_and_says_so(engines, source, tmp_path):
+    most = MODEL.parity.frames
+    assert most < FRAMES
+    signs = []
+    with VideoReader(source) as reader:
+        made = plan(Settings(steps=1), MODEL, (reader.info.height, reader.info.width))
+        made = dataclasses.replace(made, parity=True)  # at a size that a test has time for
+        target = Target(tmp_path / "out.mp4", encoding_for(reader.info), {})
+        team = Alone(VideoToVideo(engines, CpuDevice()))
+        assert enhance_film(team, reader, target, made, signs.append) == most
+    assert {now.frames_total for now in signs} == {most}
+    assert {now.segment for now in signs} == {0}
+    assert signs[-1].fraction == 1
+    assert len(times(tmp_path / "out.mp4")) == most
 
 
 def interrupted(engines, source, output):
@@ -234,6 +263,52 @@ def test_frames_are_read_ahead_in_bounded_memory():
     assert ahead(720, 1280) >= 80  # a whole segment of the full model
     assert ahead(1080, 1920, 10) == ahead(1080, 1920) // 2
     assert ahead(4320, 7680, 10) == 8
+
+
+def test_what_comes_afterwards_comes_when_the_film_is_there_and_before_the_journal_goes(
+    engines, source, tmp_path
+):
+    output, heard = tmp_path / "out.mp4", []
+
+    def afterwards(frames):
+        assert len(times(output)) == frames
+        heard.append((frames, finished_run(output).frames))
+
+    with VideoReader(source) as reader:
+        made = plan(Settings(steps=1), MODEL, (reader.info.height, reader.info.width))
+        target = Target(output, encoding_for(reader.info), {})
+        team = Alone(VideoToVideo(engines, CpuDevice()))
+        enhance_film(team, reader, target, made, afterwards=afterwards)
+    assert heard == [(FRAMES, FRAMES)]
+    assert left_beside(output, source) == []
+
+
+def test_a_film_that_is_there_is_replaced_only_when_asked(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    output.write_bytes(b"precious")
+    with pytest.raises(MediaError, match="already exists"):
+        enhance(engines, source, output)
+    assert output.read_bytes() == b"precious"
+    enhance(engines, source, output, overwrite=True)
+    assert times(output) == times(source)
+
+
+@pytest.mark.parametrize("size", [0, 5, 3 << 20])
+def test_another_file_of_the_same_name_and_size_has_another_fingerprint(tmp_path, size):
+    path = tmp_path / "in.mp4"
+    content = bytes(n % 251 for n in range(1000)) * (size // 1000 + 1)
+    content = content[:size]
+    path.write_bytes(content)
+    before = fingerprint(path)
+    assert fingerprint(path) == before
+    others = [content + b"."]
+    if size:
+        others += [b"!" + content[1:], content[:-1] + b"!"]
+    for other in others:
+        path.write_bytes(other)
+        assert fingerprint(path) != before
+    path.write_bytes(content)
+    assert fingerprint(path.rename(tmp_path / "other.mp4")) != before
 
 
 def test_two_runs_do_not_write_the_same_output(engines, source, tmp_path):

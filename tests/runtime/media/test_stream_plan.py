@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import warnings
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -16,6 +19,7 @@ import pytest
 
 from tests.runtime.clips import make_video, packets, pixels_of, times
 from tests.stand_ins.command import Run
+from v2v.runtime.media import stream_plan
 from v2v.runtime.media.copier import StreamCopier
 from v2v.runtime.media.encoding import EncodedSegment, SegmentEncoder
 from v2v.runtime.media.errors import MediaError, MediaWarning
@@ -133,6 +137,61 @@ def test_purists_convert_nothing(tmp_path: Path) -> None:
     assert fate.action == "leave out"
     assert fate.keeper == (".mkv" if AV >= (18, 1) else None)
     assert "adpcm_ms" in fate.reason
+
+
+def remuxed(source: Path, target: Path, change: Callable[[Any, dict[Any, Any]], None]) -> Path:
+    """``source`` packet by packet; ``change`` is given its streams and those that become of them."""
+    with av.open(str(source)) as opened, av.open(str(target), "w") as output:
+        copies: Any = {
+            stream: output.add_stream_from_template(stream, opaque=True) for stream in opened.streams
+        }
+        change(opened.streams, copies)
+        for packet in opened.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream]
+                output.mux(packet)
+    return target
+
+
+def spoiled(source: Path, target: Path, packets_of_sound: int) -> Path:
+    """``source`` with the first packets of its sound zeroed, but for what Matroska makes up of their heads."""
+    content = bytearray(source.read_bytes())
+    with av.open(str(source)) as opened:
+        packets = [bytes(packet)[40:] for packet in opened.demux(audio=0) if packet.size]
+    for packet in packets[:packets_of_sound]:
+        place = content.index(packet)
+        content[place : place + len(packet)] = bytes(len(packet))
+    target.write_bytes(content)
+    return target
+
+
+def test_some_damage_keeps_no_sound_from_being_converted_and_nothing_else_does(tmp_path: Path) -> None:
+    whole = make_video(tmp_path / "in.mkv", sounds=1, sound="wavpack", frames=30)  # three packets
+    (fate,) = plan_streams(spoiled(whole, tmp_path / "part.mkv", 1), 0, tmp_path / "out.mp4").fates
+    assert (fate.action, fate.codec, fate.keeper) == ("convert", "aac", ".mkv")
+    (fate,) = plan_streams(spoiled(whole, tmp_path / "all.mkv", 1000), 0, tmp_path / "out.mp4").fates
+    assert fate.action == "leave out"
+    assert "it cannot be converted" in fate.reason
+    assert fate.keeper == ".mkv"
+
+
+def test_sound_that_says_a_time_code_is_still_sound(tmp_path: Path) -> None:
+    def tag(streams: Any, copies: dict[Any, Any]) -> None:
+        copies[streams.audio[0]].metadata["timecode"] = "10:11:12:13"
+
+    source = remuxed(make_video(tmp_path / "plain.mkv", sounds=1), tmp_path / "in.mkv", tag)
+    (fate,) = plan_streams(source, 0, tmp_path / "out.mkv").fates
+    assert (fate.action, fate.description) == ("copy", "audio aac")
+
+
+def test_streams_are_called_by_kind_codec_and_language(tmp_path: Path) -> None:
+    def speak(streams: Any, copies: dict[Any, Any]) -> None:
+        for stream, language in zip(streams.audio, ("ger", "und", ""), strict=True):
+            copies[stream].metadata["language"] = language
+
+    source = remuxed(make_video(tmp_path / "plain.mkv", sounds=3), tmp_path / "in.mkv", speak)
+    fates = plan_streams(source, 0, tmp_path / "out.mkv").fates
+    assert [fate.description for fate in fates] == ["audio aac ger", "audio aac", "audio aac"]
 
 
 # Subtitles ------------------------------------------------------------------------------------------------------
@@ -314,6 +373,66 @@ def test_the_table_is_told_at_the_start_and_in_json(run: Run, stand_in_engines: 
     assert done.code == 0, done.err
     assert "left out" in done.err
     assert "audio" not in codecs(out)
+
+
+def test_the_table_names_every_stream_and_what_becomes_of_it() -> None:
+    changed = (
+        Fate(3, "subtitle hdmv_pgs", "leave out", reason="too odd", keeper=".mkv"),
+        Fate(10, "audio flac ger", "convert", codec="aac", keeper=".mov", unsaid=("dubbed", "forced")),
+    )
+    whole = (Fate(1, "audio aac", "copy"), Fate(2, "data", "fold in"))
+    plan = StreamPlan(Path("films/in.mkv"), Path("out.mp4"), (*whole, *changed))
+    with pytest.warns(MediaWarning) as told:
+        plan.tell()
+    assert str(told[0].message).splitlines() == [
+        "in.mkv in out.mp4:",
+        "stream  1 (audio aac)         kept",
+        "stream  2 (data)              kept",
+        "stream  3 (subtitle hdmv_pgs) left out: too odd; .mkv keeps it as it is",
+        "stream 10 (audio flac ger)    converted to AAC, but not that it is dubbed and forced; "
+        ".mov keeps it as it is",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StreamPlan(plan.source, plan.target, whole).tell()
+    assert [fate.index for fate in plan.kept()] == [1, 10]
+    assert [fate.index for fate in plan.without({1, 3}).fates] == [2, 10]
+
+
+@pytest.mark.parametrize(("size", "most"), [(1 << 20, 100), (10, 30_000)])
+def test_only_the_beginning_of_a_file_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, most: int
+) -> None:
+    """A film of hours may have subtitles, the first of which comes late or never."""
+    source = make_video(tmp_path / "in.mkv", sounds=1)
+    seen = itertools.count()
+
+    def endless(opened: Any, clock: Any) -> Any:
+        pictures = SimpleNamespace(stream=opened.streams.video[0], size=size)
+        return (pictures for _ in seen)
+
+    monkeypatch.setattr(stream_plan, "all_packets", endless)
+    (fate,) = plan_streams(source, 0, tmp_path / "out.mkv").fates
+    assert fate.action == "copy"
+    assert 20 < next(seen) < most
+
+
+def test_no_more_is_looked_at_than_it_takes_to_try_every_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_video(tmp_path / "in.mkv", sounds=2, frames=60)
+    seen: list[Any] = []
+    read = stream_plan.all_packets
+
+    def counted(opened: Any, clock: Any) -> Any:
+        for packet in read(opened, clock):
+            seen.append(packet.stream.index)
+            yield packet
+
+    monkeypatch.setattr(stream_plan, "all_packets", counted)
+    plan_streams(source, 0, tmp_path / "out.mkv")
+    assert min(seen.count(1), seen.count(2)) > 1
+    assert len(seen) < 80  # of about 60 pictures and 600 packets of sound
 
 
 class Disk:
