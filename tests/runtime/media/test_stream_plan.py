@@ -175,6 +175,22 @@ def test_some_damage_keeps_no_sound_from_being_converted_and_nothing_else_does(t
     assert fate.keeper == ".mkv"
 
 
+def test_sound_is_kept_beside_sound_that_becomes_the_same(tmp_path: Path) -> None:
+    films = [
+        make_video(tmp_path / f"{sound}.mkv", sounds=1, sound=sound, **TEN) for sound in ("aac", "wavpack")
+    ]
+    source = tmp_path / "in.mkv"
+    with av.open(str(films[0])) as kept, av.open(str(films[1])) as other, av.open(str(source), "w") as output:
+        chosen = [*kept.streams, other.streams.audio[0]]
+        copies: Any = {stream: output.add_stream_from_template(stream, opaque=True) for stream in chosen}
+        for packet in (*kept.demux(), *other.demux(audio=0)):
+            if packet.size:
+                packet.stream = copies[packet.stream]
+                output.mux(packet)
+    fates = plan_streams(source, 0, tmp_path / "out.mp4").fates
+    assert [(fate.action, fate.codec) for fate in fates] == [("copy", ""), ("convert", "aac")]
+
+
 def test_sound_that_says_a_time_code_is_still_sound(tmp_path: Path) -> None:
     def tag(streams: Any, copies: dict[Any, Any]) -> None:
         copies[streams.audio[0]].metadata["timecode"] = "10:11:12:13"
