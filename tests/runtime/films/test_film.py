@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import pytest
 
 from tests.runtime.clips import make_video, packets, times
@@ -25,6 +28,7 @@ from v2v.runtime.films.journal import Journal, JournalError, finished_run
 from v2v.runtime.films.pool import Alone
 from v2v.runtime.media.encoding import SegmentEncoder
 from v2v.runtime.media.errors import MediaError
+from v2v.runtime.media.image_sequence import SETTINGS
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
 
@@ -266,22 +270,32 @@ def test_frames_are_read_ahead_in_bounded_memory():
     assert ahead(4320, 7680, 10) == 8
 
 
+@pytest.mark.parametrize(("name", "codec"), [("out.mp4", "h264"), ("out", "png")], ids=["file", "folder"])
 def test_what_comes_afterwards_comes_when_the_film_is_there_and_before_the_journal_goes(
-    engines, source, tmp_path
+    engines, source, tmp_path, name, codec
 ):
-    output, heard = tmp_path / "out.mp4", []
+    output, heard = tmp_path / name, []
 
     def afterwards(frames):
-        assert len(times(output)) == frames
-        heard.append((frames, finished_run(output).frames))
+        written = len([*output.glob("*.png")]) if output.is_dir() else len(times(output))
+        heard.append((written, frames, finished_run(output).frames))
 
-    with VideoReader(source) as reader:
+    with VideoReader(source) as reader, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a folder has no place for sound
         made = plan(Settings(steps=1), MODEL, (reader.info.height, reader.info.width))
-        target = Target(output, encoding_for(reader.info), {})
+        target = Target(output, encoding_for(reader.info, codec=codec), {"prompt": "a fox"})
         team = Alone(VideoToVideo(engines, CpuDevice()))
         enhance_film(team, reader, target, made, afterwards=afterwards)
-    assert heard == [(FRAMES, FRAMES)]
+    assert heard == [(FRAMES, FRAMES, FRAMES)]
     assert left_beside(output, source) == []
+    assert json.loads(settings_of(output)) == {"prompt": "a fox"}
+
+
+def settings_of(output):
+    if output.is_dir():
+        return (output / SETTINGS).read_text()
+    with av.open(str(output)) as film:
+        return film.metadata["comment"]
 
 
 def test_a_film_that_is_there_is_replaced_only_when_asked(engines, source, tmp_path):
