@@ -272,8 +272,36 @@ def test_text_is_kept_or_converted(tmp_path: Path, codec: str, kind: str, ending
         codecs(source)["subtitle"] if kept else "mov_text" if ending != ".mkv" else "subrip"
     )
     assert bool(told) != kept
+    if told:  # by the first ending that keeps it
+        assert f"{'.mp4' if kind == '.mp4' else '.mkv'} keeps it as it is" in told[0]
     with av.open(str(tmp_path / f"out{ending}")) as opened:
         assert opened.streams.subtitles[0].metadata["language"] == "ger"
+
+
+@pytest.mark.skipif(AV < (18, 1), reason="PyAV cannot write such streams")
+def test_what_nothing_encodes_is_copied_all_the_same(tmp_path: Path) -> None:
+    """Subtitles of Blu-ray discs are pictures, for which FFmpeg has no encoder."""
+    plain, source = make_video(tmp_path / "plain.mkv", **TEN), tmp_path / "in.mkv"
+    shown = [bytes([0x80, 0, 1, number]) for number in range(3)]
+    with av.open(str(plain)) as opened, av.open(str(source), "w") as output:
+        pictures = output.add_stream_from_template(opened.streams.video[0], opaque=True)
+        discs: Any = output.add_mux_stream("hdmv_pgs_subtitle")
+        discs.time_base = Fraction(1, 1000)
+        output.start_encoding()
+        for number, content in enumerate(shown):
+            packet = av.Packet(content)
+            packet.stream, packet.time_base = discs, Fraction(1, 1000)
+            packet.pts = packet.dts = 100 * number
+            output.mux(packet)
+        for packet in opened.demux():
+            if packet.size:
+                packet.stream = pictures
+                output.mux(packet)
+    assert film(source, tmp_path / "out.mkv") == []
+    assert packets(tmp_path / "out.mkv", "subtitle") == packets(source, "subtitle")
+    assert len(packets(source, "subtitle")) == 3
+    (fate,) = plan_streams(source, 0, tmp_path / "out.mp4").fates
+    assert (fate.action, fate.description, fate.keeper) == ("leave out", "subtitle pgssub", ".mkv")
 
 
 # Time code ------------------------------------------------------------------------------------------------------
