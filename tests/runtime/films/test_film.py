@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import av
 import pytest
 
-from tests.runtime.clips import make_video, packets, times
+from tests.runtime.clips import make_video, packets, pixels_of, times
 from tests.stand_ins.arrays import NumpyEngines, velocity
 from tests.stand_ins.model import MODEL
 from v2v.device.cpu import CpuDevice
@@ -80,6 +80,7 @@ def left_beside(output, *inputs):
 def test_a_film_keeps_its_frames_times_and_sound(engines, source, tmp_path):
     output = tmp_path / "out.mkv"
     enhance(engines, source, output)
+    assert {frame.shape for frame in pixels_of(output)} == {(80, 64, 3)}
     assert times(output) == times(source)
     assert packets(output, "audio") == packets(source, "audio")
     assert left_beside(output, source) == []
