@@ -411,12 +411,11 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
 
 
 def test_files_are_replaced_when_that_is_asked_for(tmp_path: Path, states: Any) -> None:
-    weights = load_weights("random:3", TINY)
-    for target in (tmp_path / "new" / "folder", tmp_path / "single.safetensors"):
-        written = save_safetensors(weights, target)
-        for path in written:
-            path.write_bytes(b"old")
-        assert save_safetensors(weights, target, overwrite=True) == written
+    folder, single = tmp_path / "folder", tmp_path / "made" / "for" / "all.safetensors"
+    folder.mkdir()
+    (folder / "unet.safetensors").write_bytes(b"old")
+    for target in (folder, single):
+        save_safetensors(load_weights("random:3", TINY), target, overwrite=True)
         assert same(load_weights(str(target), TINY).state_dict("unet"), states["unet"])
 
 
@@ -439,25 +438,32 @@ def test_a_single_file_holds_the_networks_and_nothing_else(tmp_path: Path, state
         load_weights(str(other), TINY)
 
 
+def described(folder: Path, *sayings: str) -> Path:
+    """Files of the networks' names that say this of themselves."""
+    folder.mkdir(exist_ok=True)
+    for network, said in zip(networks_of(TINY), sayings, strict=True):
+        save_file({"a": torch.ones(1)}, folder / f"{network}.safetensors", {"v2v": said})
+    return folder
+
+
+RANDOM, OURS = '{"kind": "random"}', '{"kind": "published"}'
+
+
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_safetensors(load_weights("random:3", TINY), tmp_path / "mine")
+    described(tmp_path / "mine", RANDOM, RANDOM, RANDOM)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_weights("~/mine", TINY).kind == "random"
 
 
-@pytest.mark.parametrize("described", ["", "{", "[]", '"x"', '{"kind": "mine"}', "[" * 100_000])
-def test_what_a_file_says_of_itself_is_not_believed_beyond_what_is_known(
-    tmp_path: Path, described: str
-) -> None:
-    save_safetensors(load_weights("random:3", TINY), tmp_path)
-    path = tmp_path / "unet.safetensors"
-    tensors = load_file(path)
-    save_file(tensors, path, {"v2v": described})
-    assert load_weights(str(tmp_path), TINY).kind == "trained"
-    save_file(tensors, path, {"v2v": '{"kind": "published"}'})
-    assert load_weights(str(tmp_path), TINY).kind == "trained", "the other networks are random"
-    save_file(tensors, path, {"v2v": '{"kind": "random"}'})
-    assert load_weights(str(tmp_path), TINY).kind == "random"
+@pytest.mark.parametrize("said", ["", "{", "[]", '"x"', '{"kind": "mine"}', "[" * 100_000])
+def test_what_a_file_says_of_itself_is_not_believed_beyond_what_is_known(tmp_path: Path, said: str) -> None:
+    assert load_weights(str(described(tmp_path, said, RANDOM, RANDOM)), TINY).kind == "trained"
+    assert load_weights(str(described(tmp_path, said, said, said)), TINY).kind == "trained"
+
+
+def test_networks_of_several_kinds_are_of_none(tmp_path: Path) -> None:
+    assert load_weights(str(described(tmp_path, OURS, RANDOM, OURS)), TINY).kind == "trained"
+    assert load_weights(str(described(tmp_path, OURS, OURS, OURS)), TINY).kind == "published"
 
 
 def test_published_weights_stay_published_as_safetensors(
@@ -471,12 +477,10 @@ def test_published_weights_stay_published_as_safetensors(
 def test_a_network_is_ready_to_infer_in_the_type_that_is_asked_for() -> None:
     weights = load_weights("random:3", TINY)
     for network in networks_of(TINY):
-        for dtype in (torch.float32, torch.float16):
-            module = weights.load(network, dtype)
-            assert not module.training
-            assert {(p.dtype, p.requires_grad, p.is_meta) for p in module.parameters()} == {
-                (dtype, False, False)
-            }
+        module = weights.load(network, torch.float16)
+        assert not module.training
+        parameters = {(p.dtype, p.requires_grad, p.is_meta) for p in module.parameters()}
+        assert parameters == {(torch.float16, False, False)}
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
