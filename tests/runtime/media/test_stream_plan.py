@@ -24,7 +24,7 @@ from v2v.runtime.media.copier import StreamCopier
 from v2v.runtime.media.encoding import EncodedSegment, SegmentEncoder
 from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.reader import VideoReader
-from v2v.runtime.media.stream_plan import Fate, StreamPlan, plan_streams
+from v2v.runtime.media.stream_plan import Fate, StreamPlan, declare, plan_streams
 from v2v.runtime.media.timecode import has_track, later
 from v2v.runtime.media.writer import VideoWriter, encoding_for, writing
 
@@ -198,6 +198,22 @@ def test_sound_that_says_a_time_code_is_still_sound(tmp_path: Path) -> None:
     source = remuxed(make_video(tmp_path / "plain.mkv", sounds=1), tmp_path / "in.mkv", tag)
     (fate,) = plan_streams(source, 0, tmp_path / "out.mkv").fates
     assert (fate.action, fate.description) == ("copy", "audio aac")
+
+
+@pytest.mark.parametrize(("sound", "whole"), [("aac", True), ("wavpack", False)])
+def test_statistics_stay_with_the_packets_that_they_are_of(tmp_path: Path, sound: str, whole: bool) -> None:
+    def tag(streams: Any, copies: dict[Any, Any]) -> None:
+        copies[streams.audio[0]].metadata.update({"title": "Commentary", "NUMBER_OF_FRAMES": "12345"})
+
+    ending = ".mkv" if whole else ".mp4"
+    plain = make_video(tmp_path / "plain.mkv", sounds=1, sound=sound, **TEN)
+    source = remuxed(plain, tmp_path / "in.mkv", tag)
+    (fate,) = plan_streams(source, 0, tmp_path / f"out{ending}").fates
+    with av.open(str(source)) as opened, av.open(str(tmp_path / f"out{ending}"), "w") as output:
+        track, converter = declare(fate, opened.streams.audio[0], output)
+        assert (converter is None) == whole
+        assert track.metadata["title"] == "Commentary"
+        assert ("NUMBER_OF_FRAMES" in track.metadata) == whole
 
 
 def test_streams_are_called_by_kind_codec_and_language(tmp_path: Path) -> None:
@@ -424,12 +440,17 @@ def test_the_table_names_every_stream_and_what_becomes_of_it() -> None:
         Fate(3, "subtitle hdmv_pgs", "leave out", reason="too odd", keeper=".mkv"),
         Fate(10, "audio flac ger", "convert", codec="aac", keeper=".mov", unsaid=("dubbed", "forced")),
     )
-    whole = (Fate(1, "audio aac", "copy"), Fate(2, "data", "fold in"))
+    whole = (
+        Fate(0, "cover picture png", "attach"),
+        Fate(1, "audio aac", "copy"),
+        Fate(2, "data", "fold in"),
+    )
     plan = StreamPlan(Path("films/in.mkv"), Path("out.mp4"), (*whole, *changed))
     with pytest.warns(MediaWarning) as told:
         plan.tell()
     assert str(told[0].message).splitlines() == [
         "in.mkv in out.mp4:",
+        "stream  0 (cover picture png) kept",
         "stream  1 (audio aac)         kept",
         "stream  2 (data)              kept",
         "stream  3 (subtitle hdmv_pgs) left out: too odd; .mkv keeps it as it is",
@@ -439,8 +460,8 @@ def test_the_table_names_every_stream_and_what_becomes_of_it() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         StreamPlan(plan.source, plan.target, whole).tell()
-    assert [fate.index for fate in plan.kept()] == [1, 10]
-    assert [fate.index for fate in plan.without({1, 3}).fates] == [2, 10]
+    assert [fate.index for fate in plan.kept()] == [0, 1, 10]
+    assert [fate.index for fate in plan.without({1, 3}).fates] == [0, 2, 10]
 
 
 @pytest.mark.parametrize(("size", "most"), [(1 << 20, 40), (10, 21_000)])
