@@ -508,6 +508,7 @@ def test_a_set_that_was_being_replaced_is_put_back(built: EngineSet, tmp_path: P
     (abandoned := built.path.with_name(".other.building")).mkdir()
     (abandoned / BUILD_MARK).touch()
     (abandoned / "half").touch()
+    built.path.with_name(".begun.building").mkdir()  # killed before it left its mark
     assert not build().fresh
     build(weights="random:1")
     built.verify()
