@@ -15,10 +15,10 @@ from typing import Any
 from v2v.core.abort import removed_on_abort
 from v2v.core.files import hidden_sibling, sync
 from v2v.runtime.media.errors import MediaError, MediaWarning
+from v2v.runtime.media.muxing import writing
 from v2v.runtime.media.playable import playable
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import WHOLE, TimeRange
-from v2v.runtime.media.writer import writing
 
 # A page holds the videos as text: more than this would be slow to open.
 LONGEST = Fraction(60)

@@ -28,10 +28,11 @@ from v2v.runtime.films.task import EnhancedSegment, Task
 from v2v.runtime.media import image_sequence as folders
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import FolderWriter
+from v2v.runtime.media.muxing import writing
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.stream_plan import StreamPlan
 from v2v.runtime.media.timestamps import Timestamps
-from v2v.runtime.media.writer import VideoWriter, writing
+from v2v.runtime.media.writer import VideoWriter
 
 # Bytes of decoded frames that wait for the engines, and the least and the most frames.
 _AHEAD, _FRAMES_AHEAD = 256 << 20, (8, 256)

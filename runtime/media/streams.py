@@ -12,15 +12,18 @@ import av.container
 from v2v.runtime.media.clock import FilmClock, Packet
 from v2v.runtime.media.formats import is_cover
 from v2v.runtime.media.names import file_url
+from v2v.runtime.media.pipe_in import Inflow, Source, Tap
 
 _PYAV = int(av.__version__.split(".")[0])
 _DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
 
 
-def open_media(path: Path) -> av.container.InputContainer:
-    """Open a file for reading. Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced."""
+def open_media(source: Source | Tap) -> av.container.InputContainer:
+    """Open for reading. Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced."""
     lenient: Any = {} if _PYAV >= 19 else {"metadata_errors": "replace"}
-    opened: av.container.InputContainer = av.open(file_url(path), **lenient)
+    tap = source.open() if isinstance(source, Inflow) else source
+    file: Any = file_url(tap) if isinstance(tap, Path) else tap
+    opened: av.container.InputContainer = av.open(file, **lenient)
     # PyAV asks FFmpeg to make up stamps that are missing, which it gets wrong for H.264 with B-frames in AVI.
     make_up: Any = av.container.Flags.gen_pts.value
     opened.flags &= ~make_up
