@@ -307,6 +307,10 @@ class RunOptions:
                 raise UsageError("--compare needs files: name one video for INPUT and one for -o")
             if self.preview is not None:
                 raise UsageError("--compare and --preview both show before and after; leave one of them out")
+        if self.output == PIPE:
+            self._check_pipe(codec)
+        elif codec == "y4m":
+            raise UsageError("--codec y4m is for pipes: give -o -, or choose another codec")
         if self.fps is not None and self.interpolate is not None:
             raise UsageError("--fps and --interpolate say the same in two ways; leave one of them out")
         if self.output == PIPE and self.as_json:
@@ -325,6 +329,17 @@ class RunOptions:
             overwrite=self.overwrite,
             restart=self.restart,
         )
+
+    def _check_pipe(self, codec: str) -> None:
+        """Refuse what does not go with ``-o -``."""
+        if codec == "png":
+            raise UsageError("--codec png makes a folder of pictures; name one with -o, as -o pictures/")
+        if self.ray is not None or (self.workers or 1) > 1:
+            flag = "--workers" if self.ray is None else "--ray"
+            raise UsageError(
+                f"{flag}: workers finish a film's parts in any order, and -o - sends them as they come; leave it out, "
+                "or name a file with -o"
+            )
 
 
 def parse_rate(text: str | None, flag: str = "--rate") -> Fraction | None:

@@ -25,8 +25,9 @@ from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.films import batch
 from v2v.runtime.films.animate import Animator, FirstFilm, check_second_stage, first_film_of, is_made
 from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire, plan_of
+from v2v.runtime.films.piped import enhance_into_pipe
 from v2v.runtime.media.image_sequence import is_picture
-from v2v.runtime.media.stdio import input_path, output_path
+from v2v.runtime.media.stdio import PIPE, opened_input, output_path
 from v2v.runtime.options import RunOptions
 
 
@@ -73,9 +74,15 @@ def _enhance_one(
     options: RunOptions, request: Request, crew: Crew, follower: Follower, opened: contextlib.ExitStack
 ) -> Enhanced:
     """The single video of the command line, and the page that compares it with its source."""
-    source = opened.enter_context(input_path(Path(options.inputs[0])))
-    output = opened.enter_context(output_path(Path(options.output)))
-    paths = Paths(source, output, options.compare)
+    into_pipe, part = options.output == PIPE, request.time_range
+    from_the_start = part.start is None and part.preview is None
+    source = opened.enter_context(
+        opened_input(Path(options.inputs[0]), streamed=into_pipe, from_the_start=from_the_start)
+    )
+    if into_pipe:
+        return enhance_into_pipe(request, source, crew, partial(follower.following, ""))
+    assert isinstance(source, Path)
+    paths = Paths(source, Path(options.output), options.compare)
     enhanced = enhance(request, paths, crew, partial(follower.following, ""))
     assert enhanced is not None
     return enhanced
@@ -87,7 +94,7 @@ def _animate_one(
     """The single picture of the command line: its film is made, then enhanced."""
     options.check_pictures(1, many=False)
     picture = Path(options.inputs[0])
-    output = opened.enter_context(output_path(Path(options.output)))
+    output = opened.enter_context(output_path(Path(options.output), request.codec))
     film = first_film_of(picture, output, options.first_stage)
     film.check(output)
     animator = _animator(options, follower)
@@ -102,7 +109,11 @@ def _animate_one(
     finally:
         animator.close()  # the second stage has the memory for itself
     asked = animator.second_stage(request, picture)
-    enhanced = enhance(asked, Paths(film.path, output), crew, partial(follower.following, ""))
+    follow = partial(follower.following, "")
+    if options.output == PIPE:
+        enhanced: Enhanced | None = enhance_into_pipe(asked, film.path, crew, follow)
+    else:
+        enhanced = enhance(asked, Paths(film.path, output), crew, follow)
     film.clear_up()
     assert enhanced is not None
     made_by = {"engine_set": str(animator.engine_set.path), "seconds": round(seconds, 3)}

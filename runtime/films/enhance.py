@@ -29,6 +29,7 @@ from v2v.runtime.films.pool import Alone, Team
 from v2v.runtime.films.processes import local_pool
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import check_folder
+from v2v.runtime.media.pipe_in import Source
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import NOT_GIVEN, WHOLE, TimeRange
 from v2v.runtime.media.writer import check_output, encoding_for, streams_for
@@ -58,7 +59,7 @@ class Request:
         """The same for a video that shows something else."""
         return replace(self, settings=replace(self.settings, prompt=prompt))
 
-    def open(self, source: Path) -> VideoReader:
+    def open(self, source: Source) -> VideoReader:
         """Read ``source`` as asked; raises as :class:`VideoReader` does."""
         return VideoReader(
             source,
@@ -179,12 +180,7 @@ def enhance(
     if not ((keep_if_same or earlier_run) and output.exists()):
         check_place(output, paths.source, request.codec, overwrite=request.overwrite)
     with request.open(paths.source) as reader:
-        encoding = request.encoding(reader)
-        run_plan = plan_for(reader, request.settings_for(reader), crew.engine_set)
-        if run_plan.between > 1:
-            reader.leave_room(run_plan.between)
-        if run_plan.between > 1 or run_plan.parity:
-            encoding = request.encoding(reader, crew.engine_set.model.parity)
+        run_plan, encoding = prepared(request, reader, crew.engine_set)
         paths.check(crew.engine_set.path)
         facts = describe(request, run_plan, crew.engine_set, encoding)
         work = _Work(request, paths, crew.engine_set.path, facts)
@@ -273,6 +269,21 @@ def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> N
 def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
     """:func:`plan_of` for this video."""
     return plan_of((reader.info.height, reader.info.width), settings, engine_set)
+
+
+def prepared(request: Request, reader: VideoReader, engine_set: EngineSet) -> tuple[Plan, Encoding]:
+    """The plan for this video, which then leaves room for frames between its own, and how it is encoded.
+
+    Raises:
+        V2VError: as :func:`plan_of` and :meth:`Request.encoding`.
+    """
+    encoding = request.encoding(reader)
+    run_plan = plan_for(reader, request.settings_for(reader), engine_set)
+    if run_plan.between > 1:
+        reader.leave_room(run_plan.between)
+    if run_plan.between > 1 or run_plan.parity:
+        encoding = request.encoding(reader, engine_set.model.parity)
+    return run_plan, encoding
 
 
 def plan_of(source: tuple[int, int], settings: Settings, engine_set: EngineSet) -> Plan:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from v2v.runtime.background import ahead
 from v2v.runtime.diffusion.progress import Progress, Report
@@ -31,7 +31,7 @@ from v2v.runtime.media.image_sequence import FolderWriter
 from v2v.runtime.media.muxing import writing
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.stream_plan import StreamPlan
-from v2v.runtime.media.timestamps import Timestamps
+from v2v.runtime.media.timestamps import Timestamp, Timestamps
 from v2v.runtime.media.writer import VideoWriter
 
 # Bytes of decoded frames that wait for the engines, and the least and the most frames.
@@ -69,40 +69,82 @@ def enhance_film(
         NumericalError: a latent or a picture became NaN or Inf.
         WorkerError: no worker is left.
     """
-    total = reader.info.frames
-    number = reader.first_number
-    most = team.engines.model.parity.frames if plan.parity else None
-    report = Report(progress, total if most is None else min(total or most, most), number)
     stamps = Timestamps()
     with (
         writing(target.path),
         Journal(target.path, journal_facts(reader.path, target.described), restart=target.restart) as journal,
-        closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
     ):
-        window = team.engines.window
-        preview = reader.time_range.preview is not None
-        with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
-            for segment in segments(
-                window,
-                frames,
-                reader.cuts,
-                whole=plan.parity,
-                most=most,
-                first_number=number,
-                multiple=plan.between,
-            ):
-                for _ in segment.frames:
-                    stamps.append(reader.timestamps.popleft())
-                if journal.finished(segment.index):
-                    chains.skip(segment)
-                else:
-                    chains.add(segment)
-            chains.finish()
+        enhance_segments(team, reader, plan, target.encoding, journal, stamps.append, progress)
         with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
         afterwards(len(stamps))
         journal.discard()
     return len(stamps)
+
+
+class Keeper(Protocol):
+    """Whoever keeps finished segments."""
+
+    def finished(self, index: int) -> bool:
+        """Whether segment ``index`` is done."""
+
+    def finish(self, index: int, segment: EnhancedSegment) -> None:
+        """Keep what was made of segment ``index``."""
+
+    def carry(self, index: int) -> Carry:
+        """What the finished segment ``index`` hands to the next."""
+
+
+def enhance_segments(
+    team: Team,
+    reader: VideoReader,
+    plan: Plan,
+    encoding: Encoding,
+    keeper: Keeper,
+    show_at: Callable[[Timestamp], None],
+    progress: Callable[[Progress], None] = lambda now: None,
+) -> int:
+    """Enhance what ``reader`` gives, segment by segment, for ``keeper``; returns the number of frames.
+
+    ``show_at`` is called with each frame's time, in order, before its segment is begun.
+    """
+    total, number = reader.info.frames, reader.first_number
+    most = team.engines.model.parity.frames if plan.parity else None
+    report = Report(progress, total if most is None else min(total or most, most), number)
+    preview = reader.time_range.preview is not None
+    count = 0
+    with (
+        closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
+        _stopped(reader),
+        _Chains(team, keeper, plan, encoding, report, preview=preview) as chains,
+    ):
+        for segment in segments(
+            team.engines.window,
+            frames,
+            reader.cuts,
+            whole=plan.parity,
+            most=most,
+            first_number=number,
+            multiple=plan.between,
+        ):
+            for _ in segment.frames:
+                show_at(reader.timestamps.popleft())
+            count += len(segment.frames)
+            if keeper.finished(segment.index):
+                chains.skip(segment)
+            else:
+                chains.add(segment)
+        chains.finish()
+    return count
+
+
+@contextmanager
+def _stopped(reader: VideoReader) -> Iterator[None]:
+    """When this is left, nobody waits for what comes in by a pipe any more."""
+    try:
+        yield
+    finally:
+        reader.stop()
 
 
 def frames_ahead(source: VideoInfo) -> int:
@@ -124,7 +166,7 @@ class _AtWork:
 
 
 class _Chains:
-    """Hands segments to a team, each once the segment that it continues is finished, and journals the results.
+    """Hands segments to a team, each once the segment that it continues is finished, and the results to a keeper.
 
     On an exception it cancels the segments that have not begun; those that only have to be encoded it finishes.
     """
@@ -132,14 +174,14 @@ class _Chains:
     def __init__(
         self,
         team: Team,
-        journal: Journal,
+        keeper: Keeper,
         plan: Plan,
         encoding: Encoding,
         report: Report,
         *,
         preview: bool = False,
     ) -> None:
-        self._team, self._journal, self._preview = team, journal, preview
+        self._team, self._keeper, self._preview = team, keeper, preview
         self._plan, self._encoding, self._report = plan, encoding, report
         self._at_work: dict[Future[None], _AtWork] = {}  # by when it is in the journal
         self._waiting: dict[int, Segment] = {}  # for the segment before them
@@ -175,7 +217,7 @@ class _Chains:
         """Take one more segment; returns when there is room for the next."""
         self._team.room.take(_bytes_of(segment))
         before = segment.index - 1
-        if segment.continues and before not in self._carries and not self._journal.finished(before):
+        if segment.continues and before not in self._carries and not self._keeper.finished(before):
             self._waiting[segment.index] = segment
         else:
             self._start(segment)
@@ -191,7 +233,7 @@ class _Chains:
     def _start(self, segment: Segment) -> None:
         carry = None
         if segment.continues:
-            carry = self._carries.get(segment.index - 1) or self._journal.carry(segment.index - 1)
+            carry = self._carries.get(segment.index - 1) or self._keeper.carry(segment.index - 1)
         task = Task(segment, carry, self._plan, self._encoding, self._preview)
         job = self._team.submit(task, self._report)
         waiting_bytes = _bytes_of(segment)
@@ -210,7 +252,7 @@ class _Chains:
         try:
             with self._keeping:
                 if not self._ended:
-                    self._journal.finish(index, future.result())
+                    self._keeper.finish(index, future.result())
         except BaseException as error:  # whatever it is belongs to the thread that waits
             journaled.set_exception(error)
         else:
