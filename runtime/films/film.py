@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,8 +114,7 @@ def enhance_segments(
     preview = reader.time_range.preview is not None
     count = 0
     with (
-        closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
-        _stopped(reader),
+        closing(ahead(reader.frames(), frames_ahead(reader.info), reader.stop)) as frames,
         _Chains(team, keeper, plan, encoding, report, preview=preview) as chains,
     ):
         for segment in segments(
@@ -136,15 +135,6 @@ def enhance_segments(
                 chains.add(segment)
         chains.finish()
     return count
-
-
-@contextmanager
-def _stopped(reader: VideoReader) -> Iterator[None]:
-    """When this is left, nobody waits for what comes in by a pipe any more."""
-    try:
-        yield
-    finally:
-        reader.stop()
 
 
 def frames_ahead(source: VideoInfo) -> int:
