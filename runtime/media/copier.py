@@ -47,7 +47,7 @@ class StreamCopier:
         self._output, self._part = output, part
         self._source = plan.source.path if isinstance(plan.source, Inflow) else plan.source
         self._in_step = opened is not None  # with the pipe: never read ahead for a stream that is sparse
-        self._input = opened or open_media(plan.source)
+        self._input = opened or open_media(self._source)
         self._clock = FilmClock.of(self._input)
         self._copies: dict[int, Any] = {}
         self._converters: dict[int, Converter] = {}

@@ -91,11 +91,11 @@ class _Matroska(Muxer):
         path = piped_name(encoding.codec)
         super().__init__(path, source, encoding, parity=parity, note=note, streams=streams)
         inflow = source.source
-        if isinstance(inflow, Inflow) and not parity:
-            tap = inflow.open()
-            self._copied_from = open_media(tap)
-            if not streams.kept():  # it is there for the film's tags
-                tap.close()
+        self._tap = inflow.open() if isinstance(inflow, Inflow) and not parity else None
+        if self._tap is not None:
+            self._copied_from = open_media(self._tap)
+            if not streams.have_packets:  # it is there for the film's tags
+                self._tap.close()
         with writing(self.path):
             self._open_output(sink, dict(_AT_ONCE))
 
@@ -113,8 +113,8 @@ class _Matroska(Muxer):
                     self._end()
         finally:
             self._close()
-            if self._copied_from is not None:
-                self._copied_from.close()
+            if self._tap is not None:
+                self._tap.close()
 
     def add(self, segment: EncodedSegment, stamps: Sequence[Timestamp]) -> None:
         """Write the next segment."""

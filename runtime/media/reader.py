@@ -114,7 +114,11 @@ class VideoReader:
         self._times = 1  # that each picture is given out
         self._told_interlaced = False
         self._opened = contextlib.ExitStack()
-        self._tap = source.open() if isinstance(source, Inflow) else None
+        self._tap = (
+            self._opened.enter_context(contextlib.closing(source.open()))
+            if isinstance(source, Inflow)
+            else None
+        )
         self._container = _open(self.path, rate, self._opened, self._tap)
         try:
             self._stream = self._find_stream()

@@ -22,7 +22,7 @@ from v2v.runtime.media.errors import warn
 from v2v.runtime.media.formats import FORMATS, Y4M_ENDING, ending_of, is_cover, reason_of, reasons_kept
 from v2v.runtime.media.packet_order import PacketOrder
 from v2v.runtime.media.pipe_in import Inflow, Source
-from v2v.runtime.media.streams import all_packets, describe, open_media
+from v2v.runtime.media.streams import all_packets, describe, looked_at
 from v2v.runtime.media.tags import TagPlan, film_tags, plan_tags, stream_tags
 
 Action = Literal["copy", "convert", "attach", "fold in", "leave out"]
@@ -106,6 +106,13 @@ class StreamPlan:
         """The streams that go along."""
         return tuple(fate for fate in self.fates if fate.action not in ("fold in", "leave out"))
 
+    @property
+    def have_packets(self) -> bool:
+        """Whether anything that goes along comes with the pictures, and not at the beginning alone."""
+        return any(
+            fate.action != "attach" and not fate.description.startswith("attachment") for fate in self.kept()
+        )
+
     def without(self, unwanted: Iterable[int]) -> StreamPlan:
         """The same with streams left out."""
         indices = set(unwanted)
@@ -120,7 +127,7 @@ def plan_streams(source: Source, skip: int, target: Path, *, convert: bool = Tru
     if target.suffix == Y4M_ENDING:
         return _without_others(source, skip, target)
     container_format = FORMATS[target.suffix.lower()]
-    with open_media(source) as opened, reasons_kept():
+    with looked_at(source) as opened, reasons_kept():
         others = [stream for stream in opened.streams if stream.index != skip]
         tags = plan_tags(film_tags(opened), container_format, cover=any(map(is_cover, others)))
         if not others:
@@ -136,7 +143,7 @@ def plan_streams(source: Source, skip: int, target: Path, *, convert: bool = Tru
 def _without_others(source: Source, skip: int, target: Path) -> StreamPlan:
     """The plan of a format that holds pictures alone."""
     reason = "y4m holds pictures alone"
-    with open_media(source) as opened:
+    with looked_at(source) as opened:
         fates = tuple(
             Fate(stream.index, describe(stream), "leave out", reason=reason, keeper=ending_of("matroska"))
             for stream in opened.streams

@@ -15,7 +15,7 @@ from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.timestamps import Timestamp
 from v2v.runtime.media.writer import VideoWriter, encoding_for
 
-SOFTWARE = [name for name, codec in CODECS.items() if codec.containers and "nvenc" not in name]
+SOFTWARE = [name for name, codec in CODECS.items() if ".mkv" in codec.containers and "nvenc" not in name]
 
 
 def encode(folder, frames, lengths, encoding):
