@@ -31,7 +31,10 @@ def looked_at(source: Source) -> Iterator[av.container.InputContainer]:
 
 
 def open_media(source: Path | Tap) -> av.container.InputContainer:
-    """Open for reading; a tap is not closed with the container. Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced."""
+    """Open for reading; a tap is not closed with the container.
+
+    Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced.
+    """
     lenient: Any = {} if _PYAV >= 19 else {"metadata_errors": "replace"}
     file: Any = file_url(source) if isinstance(source, Path) else source
     opened: av.container.InputContainer = av.open(file, **lenient)
