@@ -31,7 +31,7 @@ Converter = SoundConverter | SubtitleConverter
 
 _TRIED_PACKETS = 8  # of each stream
 _LOOKED_AT = 32 << 20, 20_000  # bytes and packets of a file in which they are looked for
-_LOOKED_AT_IN_PIPE = 4 << 20, 2_000  # the same where the pictures wait for it
+_LOOKED_AT_IN_PIPE = 4 << 20, 300  # the same where the pictures wait for it
 _REFUSALS = (av.FFmpegError, ValueError, TypeError, AttributeError, NotImplementedError, MemoryError)
 _STAND_INS = {"audio": ("aac", "mp3"), "subtitle": ("subrip", "mov_text"), "video": ("mpeg4", "h264")}
 _ROLES = {
@@ -132,8 +132,7 @@ def plan_streams(source: Source, skip: int, target: Path, *, convert: bool = Tru
         tags = plan_tags(film_tags(opened), container_format, cover=any(map(is_cover, others)))
         if not others:
             return StreamPlan(source, target, tags=tags)
-        limits = _LOOKED_AT_IN_PIPE if isinstance(source, Inflow) else _LOOKED_AT
-        samples = _first_packets(opened, {stream.index for stream in others}, limits)
+        samples = _first_packets(opened, {stream.index for stream in others}, live=isinstance(source, Inflow))
         fates = [_fate(stream, samples.get(stream.index, []), container_format, convert) for stream in others]
         plan = StreamPlan(source, target, tuple(fates), tags)
         plan = _fitting_together(plan, opened, samples, container_format)
@@ -203,13 +202,14 @@ def _cover_name(stream: Any) -> tuple[str, str]:
 
 
 def _first_packets(
-    opened: av.container.InputContainer, indices: set[int], limits: tuple[int, int]
+    opened: av.container.InputContainer, indices: set[int], *, live: bool
 ) -> dict[int, list[Packet]]:
-    """Some packets of each stream, under the film's time stamps, out of the first (bytes, packets)."""
+    """Some packets of each stream, under the film's time stamps; what is ``live`` is not waited for long."""
     samples: dict[int, list[Packet]] = {}
-    most_bytes, most = limits
+    most_bytes, most = _LOOKED_AT_IN_PIPE if live else _LOOKED_AT
+    sparse = ("attachment", "subtitle", "data") if live else ("attachment",)
     silent = {
-        stream.index for stream in opened.streams if stream.index in indices and stream.type != "attachment"
+        stream.index for stream in opened.streams if stream.index in indices and stream.type not in sparse
     }
     for number, packet in enumerate(all_packets(opened, FilmClock.of(opened))):
         index = packet.stream.index
