@@ -111,6 +111,7 @@ class VideoReader:
         self._wider: dict[int | None, Fraction] = {}  # time stamps of pictures with wider pixels -> how much
         self._damaged = 0
         self._read_to = 0  # byte of the file
+        self._stopped = False
         self._times = 1  # that each picture is given out
         self._told_interlaced = False
         self._opened = contextlib.ExitStack()
@@ -154,7 +155,8 @@ class VideoReader:
         self._opened.close()
 
     def stop(self) -> None:
-        """Whoever waits in :meth:`frames` for what comes in by a pipe gets the end."""
+        """Whoever waits in :meth:`frames` for what comes in by a pipe gets the end, which tells nothing of the film."""
+        self._stopped = True
         if self._tap is not None:
             self._tap.close()
 
@@ -217,6 +219,8 @@ class VideoReader:
             wider = self._wider.pop(frame.pts, Fraction(1))
             yield self._to_rgb(frame, wider), stamp._replace(start=stamp.start - shift), starts
             frame = next(self._decoded, None)
+        if self._stopped:
+            return
         self._tell_jumps()
         self._tell_damage(times)
 

@@ -285,7 +285,13 @@ def _depth_for(info: VideoInfo, codec: str) -> int:
 
 
 def _tell_unheld(info: VideoInfo, codec: str) -> None:
-    if info.light and hdr.encoder_parameters(CODECS[codec].library, info.light) is None:
+    if not CODECS[codec].says_colors:
+        if info.colors.transfer in (hdr.PQ, hdr.HLG):
+            warn(
+                f"{info.path}: codec {codec} cannot say that it is HDR, so it is shown flat and pale; h264, hevc and "
+                "av1 say it"
+            )
+    elif info.light and hdr.encoder_parameters(CODECS[codec].library, info.light) is None:
         warn(
             f"{info.path}: codec {codec} cannot hold its HDR metadata (mastering display, light levels); the colour "
             "tags are kept. h264, hevc and av1 hold all of it"

@@ -18,9 +18,11 @@ import pytest
 
 from tests.runtime import y4m
 from tests.runtime.clips import make_video, picture
+from tests.runtime.media.test_hdr import BT2020
 from v2v.core.errors import UsageError
 from v2v.runtime.media.encoding import EncodedSegment, Encoding, SegmentEncoder
 from v2v.runtime.media.errors import MediaError, MediaWarning
+from v2v.runtime.media.hdr import PQ
 from v2v.runtime.media.pipe_in import Inflow
 from v2v.runtime.media.pipe_out import pipe_writer
 from v2v.runtime.media.reader import VideoReader
@@ -283,3 +285,18 @@ def test_what_y4m_cannot_hold_is_told(tmp_path: Path) -> None:
         told = pytest.warns(MediaWarning, match=r"no constant frame rate, and y4m no times: .* 10 a second")
         with pipe_writer(io.BytesIO(), reader, encoding, "", streams, parity=False) as writer, told:
             writer.add(segment_of(range(3), encoding), [Timestamp(when, 0) for when in (0, 100, 400)])
+
+
+def test_hdr_in_y4m_is_told(tmp_path: Path) -> None:
+    film = make_video(tmp_path / "film.mkv", frames=1, colors={**BT2020, "color_trc": PQ})
+    with VideoReader(film) as reader, pytest.warns(MediaWarning, match="y4m cannot say that it is HDR"):
+        encoding_for(reader.info, codec="y4m")
+
+
+def test_a_film_that_is_not_wanted_any_more_is_not_called_damaged() -> None:
+    with piped(y4m.film(40)) as inflow, VideoReader(inflow) as reader, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frames = reader.frames()
+        next(frames)
+        reader.stop()
+        assert len(list(frames)) < 39
