@@ -223,6 +223,43 @@ def test_a_reader_that_goes_away_ends_the_run_soon(crew: Crew, monkeypatch: pyte
     assert sent < 1000
 
 
+class Pace:
+    """Sends a film of so many frames no faster than it is enhanced."""
+
+    def __init__(self, content: bytes, frames: int) -> None:
+        self._content, self._frames = content, frames
+        self._enhanced = 0
+        self.most_waiting, self.out_before_the_end = 0, 0
+
+    def follow(self, inflow: Inflow) -> Callable[[Any], None]:
+        def told(now: Any) -> None:
+            self._enhanced = now.frames_done
+            self.most_waiting = max(self.most_waiting, inflow.waiting)
+
+        return told
+
+    def produce(self, ends: Ends) -> Iterator[bytes]:
+        """A frame is about so many bytes; six segments are on their way."""
+        for number, block in enumerate(in_blocks(self._content, len(self._content) // self._frames)(ends)):
+            patience = time.monotonic() + 20
+            while self._enhanced < number - 6 * LONGEST_SEGMENT and time.monotonic() < patience:
+                time.sleep(0.001)
+            self.out_before_the_end = sum(map(len, ends.blocks))
+            yield block
+
+
+def test_what_sound_waits_for_does_not_grow_with_the_film(
+    crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = 180
+    film = make_video(tmp_path / "in.mkv", frames=frames, size=SIZE, sounds=1)
+    pace = Pace(film.read_bytes(), frames)
+    out, _ = through_pipes(crew, pace.produce, monkeypatch, pace.follow)
+    (tmp_path / "out.mkv").write_bytes(out)
+    assert packets(tmp_path / "out.mkv", "audio") == packets(film, "audio")
+    assert pace.most_waiting < film.stat().st_size * 0.6
+
+
 def test_a_stream_that_is_silent_for_long_holds_nothing_up(
     crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,22 +275,9 @@ def test_a_stream_that_is_silent_for_long_holds_nothing_up(
             packet.stream = copies[packet.stream]
             joined.mux(packet)
     content = both.read_bytes()
-    enhanced, out_before_the_end = [0], [0]
-
-    def follow(inflow: Inflow) -> Callable[[Any], None]:
-        return lambda now: enhanced.append(now.frames_done)
-
-    def produce(ends: Ends) -> Iterator[bytes]:
-        """A picture is about a 120th of the file."""
-        for number, block in enumerate(in_blocks(content, len(content) // 120)(ends)):
-            patience = time.monotonic() + 20
-            while enhanced[-1] < number - 6 * LONGEST_SEGMENT and time.monotonic() < patience:
-                time.sleep(0.001)
-            out_before_the_end.append(sum(map(len, ends.blocks)))
-            yield block
-
-    out, _ = through_pipes(crew, produce, monkeypatch, follow)
+    pace = Pace(content, 120)
+    out, _ = through_pipes(crew, pace.produce, monkeypatch, pace.follow)
     (tmp_path / "out.mkv").write_bytes(out)
     shown = [when for when, _ in packets(tmp_path / "out.mkv", "subtitle")]
     assert shown == [Fraction(1, 10), Fraction(11)]
-    assert out_before_the_end[-1] > len(out) / 4
+    assert pace.out_before_the_end > len(out) / 4
