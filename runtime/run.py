@@ -27,7 +27,7 @@ from v2v.runtime.films.animate import Animator, FirstFilm, check_second_stage, f
 from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire, plan_of
 from v2v.runtime.films.piped import enhance_into_pipe
 from v2v.runtime.media.image_sequence import is_picture
-from v2v.runtime.media.stdio import PIPE, opened_input, output_path
+from v2v.runtime.media.stdio import PIPE, check_stdout, opened_input, output_path
 from v2v.runtime.options import RunOptions
 
 
@@ -75,6 +75,8 @@ def _enhance_one(
 ) -> Enhanced:
     """The single video of the command line, and the page that compares it with its source."""
     into_pipe, part = options.output == PIPE, request.time_range
+    if into_pipe:
+        check_stdout()  # before all of the input is kept
     from_the_start = part.start is None and part.preview is None
     source = opened.enter_context(
         opened_input(Path(options.inputs[0]), streamed=into_pipe, from_the_start=from_the_start)

@@ -282,7 +282,7 @@ class Encoding:
     def picture(self, frame: Frame, stream: Any) -> av.VideoFrame:
         """RGB levels ``[H, W, 3]`` in the stream's pixel format."""
         colors = REFERENCE_COLORS if self.parity else self.colors
-        if not self.library.says_colors:  # what players take it for
+        if not self.parity and not self.library.says_colors:  # what players take it for
             colors = Colors(full_range=colors.full_range).resolved(frame.shape[1], frame.shape[0])
         picture = pixels.from_rgb(frame, stream.pix_fmt, colors, fast=self.parity)
         # Most encoders go by the stream, ProRes and PNG by each picture. PNG is left alone unless it is HDR: viewers

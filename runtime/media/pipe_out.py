@@ -21,7 +21,7 @@ from v2v.runtime.media.stream_plan import StreamPlan
 from v2v.runtime.media.streams import open_media
 from v2v.runtime.media.timestamps import Timestamp
 
-# The muxer keeps back no more than it must: a cluster for each packet, and no waiting for streams that are silent.
+# The muxer keeps back no more than it must: small clusters, and no waiting for streams that are silent.
 _AT_ONCE = {"cluster_time_limit": "0", "flush_packets": "1", "max_interleave_delta": "1"}
 
 
@@ -74,8 +74,8 @@ def pipe_writer(
 class _Matroska(Muxer):
     """With the source's other streams, as far as they have come.
 
-    All but the last packet of each stream is written with its segment. The muxer keeps that one back until it has the
-    next.
+    The muxer keeps the last few packets of a segment back: a cluster is written when a picture comes that is shown
+    after its first one, and a packet when the next one of its stream has come.
     """
 
     def __init__(
@@ -146,7 +146,8 @@ class _Y4m:
             with segment.open() as container:
                 pictures = container.streams.video[0]
                 self._sink.write(self._first_line(pictures.height, pictures.width))
-        self._tell_rate(stamps)
+        if not self._encoding.parity:
+            self._tell_rate(stamps)
         self._sink.write(segment.file[line_end:])
 
     def _first_line(self, height: int, width: int) -> bytes:
