@@ -42,12 +42,18 @@ def command(options: RunOptions) -> None:
 
     Where an option is not given, the model's own default holds.
     """
-    with warnings_shown() as warnings, Display(options.quiet) as display:
+    with warnings_shown() as warnings, Display(options.quiet, _advice(options)) as display:
         done = run(options, display)
     if done.enhanced is None:
         _report_many(options, done.outcomes, warnings)
     else:
         _report_one(options, done.enhanced, warnings)
+
+
+def _advice(options: RunOptions) -> str:
+    """What to try before a long run, where it is not being done already."""
+    is_part = options.preview is not None or options.start is not None or options.end is not None
+    return "" if is_part else f"; --preview shows {PREVIEW_SECONDS} seconds of it first"
 
 
 def _report_one(options: RunOptions, enhanced: Enhanced, warnings: list[str]) -> None:

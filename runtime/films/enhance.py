@@ -24,9 +24,11 @@ from v2v.runtime.films.batch import was_made_before
 from v2v.runtime.films.compare_page import check_page, write_page
 from v2v.runtime.films.film import Target, enhance_film, journal_facts
 from v2v.runtime.films.journal import clear_up, digest_of, finished_run, journal_folder, sweep
+from v2v.runtime.films.observed import Observed
 from v2v.runtime.films.places import Place, check_places, link_target
 from v2v.runtime.films.pool import Alone, Team
 from v2v.runtime.films.processes import local_pool
+from v2v.runtime.films.speeds import costs_of, keep_costs
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import check_folder
 from v2v.runtime.media.reader import VideoReader
@@ -204,9 +206,13 @@ def enhance(
         if not encoding.makes_folder:
             streams = streams_for(reader, output, parity=run_plan.parity, convert=request.convert)
             target = replace(target, streams=streams)
+        device = crew.engine_set.device
+        observed = Observed(costs=costs_of(crew.engine_set, device))
         work.started = time.monotonic()
         with follow() as show:
-            enhance_film(team, reader, target, run_plan, show, work.finish)
+            enhance_film(team, reader, target, run_plan, show, work.finish, observed)
+        if observed.costs is not None:
+            keep_costs(crew.engine_set, device, observed.costs)
     return work.result
 
 

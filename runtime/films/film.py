@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from v2v.runtime.background import ahead
+from v2v.runtime.diffusion.estimate import Work, film_work
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.segments import Carry, Segment, segments
 from v2v.runtime.diffusion.settings import Plan
 from v2v.runtime.films.journal import Journal
+from v2v.runtime.films.observed import Observed, SegmentSeen
 from v2v.runtime.films.pool import Team
 from v2v.runtime.films.task import EnhancedSegment, Task
 from v2v.runtime.media import image_sequence as folders
@@ -35,6 +37,8 @@ from v2v.runtime.media.writer import VideoWriter, writing
 
 # Bytes of decoded frames that wait for the engines, and the least and the most frames.
 _AHEAD, _FRAMES_AHEAD = 256 << 20, (8, 256)
+# Evaluations of the UNet, of which one more is a small price for knowing how long they will take.
+_WORTH_A_REHEARSAL = 8
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,12 @@ def enhance_film(
     plan: Plan,
     progress: Callable[[Progress], None] = lambda now: None,
     afterwards: Callable[[int], None] = lambda frames: None,
+    observed: Observed | None = None,
 ) -> int:
     """Enhance what ``reader`` gives into ``target``; returns the number of frames.
 
     ``afterwards`` is called with it when the film is there; if the run is ended before that is done, the journal tells
-    the next run (:func:`v2v.runtime.films.journal.finished_run`).
+    the next run (:func:`v2v.runtime.films.journal.finished_run`). ``observed`` is filled with what happens.
 
     Raises:
         MediaError: the output cannot be written.
@@ -68,11 +73,17 @@ def enhance_film(
         NumericalError: a latent or a picture became NaN or Inf.
         WorkerError: no worker is left.
     """
+    observed = observed or Observed()
     total = reader.info.frames
     number = reader.first_number
     most = team.engines.model.parity.frames if plan.parity else None
-    report = Report(progress, total if most is None else min(total or most, most), number)
+    if most is not None:
+        total = min(total or most, most)
+    report = Report(progress, total, number)
     stamps = Timestamps()
+    observed.spans = report.spans
+    if total:
+        _foresee(team, reader.info, plan, total, report, observed.costs)
     with (
         writing(target.path),
         Journal(target.path, journal_facts(reader.path, target.described), restart=target.restart) as journal,
@@ -80,7 +91,7 @@ def enhance_film(
     ):
         window = team.engines.window
         preview = reader.time_range.preview is not None
-        with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
+        with _Chains(team, journal, plan, target.encoding, report, observed, preview=preview) as chains:
             for segment in segments(
                 window,
                 frames,
@@ -92,23 +103,45 @@ def enhance_film(
             ):
                 for _ in segment.frames:
                     stamps.append(reader.timestamps.popleft())
-                if journal.finished(segment.index):
+                made_earlier = journal.finished(segment.index)
+                observed.segments.append(
+                    SegmentSeen(
+                        segment.index, segment.first, len(segment.frames), segment.continues, made_earlier
+                    )
+                )
+                if made_earlier:
                     chains.skip(segment)
                 else:
                     chains.add(segment)
             chains.finish()
+        observed.costs = report.costs or observed.costs
+        report.begin_writing()
         with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
+        report.end_writing()
         afterwards(len(stamps))
         journal.discard()
     return len(stamps)
 
 
+def _foresee(
+    team: Team, source: VideoInfo, plan: Plan, frames: int, report: Report, last: Work | None
+) -> None:
+    """Let ``report`` know what work is to come and what it costs: by a rehearsal, or by the ``last`` run."""
+    film = film_work(plan, team.engines.model, team.engines.window, frame_bytes(source), frames)
+    costs = team.rehearse(plan) if film.whole.denoise >= _WORTH_A_REHEARSAL else None
+    report.foresee(film, costs or last, earlier=costs is None)
+
+
+def frame_bytes(source: VideoInfo) -> int:
+    """Of a decoded frame."""
+    return source.height * source.width * 3 * (2 if source.depth > 8 else 1)
+
+
 def frames_ahead(source: VideoInfo) -> int:
     """How many frames are decoded while the engines are at work: a whole segment of small ones, a few large ones."""
-    frame = source.height * source.width * 3 * (2 if source.depth > 8 else 1)
     least, most = _FRAMES_AHEAD
-    return min(max(_AHEAD // frame, least), most)
+    return min(max(_AHEAD // frame_bytes(source), least), most)
 
 
 @dataclass(frozen=True)
@@ -135,11 +168,13 @@ class _Chains:
         plan: Plan,
         encoding: Encoding,
         report: Report,
+        observed: Observed,
         *,
         preview: bool = False,
     ) -> None:
         self._team, self._journal, self._preview = team, journal, preview
         self._plan, self._encoding, self._report = plan, encoding, report
+        self._observed = observed
         self._at_work: dict[Future[None], _AtWork] = {}  # by when it is in the journal
         self._waiting: dict[int, Segment] = {}  # for the segment before them
         self._carries: dict[int, Carry] = {}  # of the last segment, if it is not in the journal yet
@@ -168,7 +203,7 @@ class _Chains:
     def skip(self, segment: Segment) -> None:
         """A segment that an earlier run has finished."""
         self._frames_done += len(segment.frames)
-        self._report.frames_done += len(segment.frames)
+        self._report.skip(len(segment.frames))
 
     def add(self, segment: Segment) -> None:
         """Take one more segment; returns when there is room for the next."""
@@ -191,7 +226,7 @@ class _Chains:
         carry = None
         if segment.continues:
             carry = self._carries.get(segment.index - 1) or self._journal.carry(segment.index - 1)
-        task = Task(segment, carry, self._plan, self._encoding, self._preview)
+        task = Task(segment, carry, self._plan, self._encoding, self._preview, self._observed.measures)
         job = self._team.submit(task, self._report)
         waiting_bytes = _bytes_of(segment)
         if job.carry is not None:  # its frames are not needed any more
@@ -209,7 +244,9 @@ class _Chains:
         try:
             with self._keeping:
                 if not self._ended:
-                    self._journal.finish(index, future.result())
+                    self._journal.finish(index, enhanced := future.result())
+                    if enhanced.looks is not None:
+                        self._observed.looks[index] = enhanced.looks
         except BaseException as error:  # whatever it is belongs to the thread that waits
             journaled.set_exception(error)
         else:
