@@ -183,6 +183,18 @@ class RunOptions:
     compare: Annotated[
         Path | None, typer.Option(help="Also write a page with a slider between before and after: page.html.")
     ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a page on the run: where its time went, sharpness, flicker: page.html."
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only say what would be done, and what time and memory it would take."
+        ),
+    ] = False
     prompt_file: Annotated[
         Path | None, typer.Option(help="A prompt for each video: lines 'name: prompt', or .csv, or .json.")
     ] = None
@@ -302,6 +314,10 @@ class RunOptions:
             UsageError: options that cannot be read, or that contradict each other.
         """
         codec = self.codec or ("png" if self.output.endswith("/") and not many else "h264")
+        if self.report is not None and (many or self.output == PIPE):
+            raise UsageError("--report is on one video: name one for INPUT, and a file or a folder for -o")
+        if self.dry_run and PIPE in self.inputs:
+            raise UsageError("--dry-run reads INPUT, and from a pipe that is possible only once; name a file")
         if self.compare is not None:
             if many or self.output == PIPE or codec == "png" or self.inputs[0] == PIPE:
                 raise UsageError("--compare needs files: name one video for INPUT and one for -o")

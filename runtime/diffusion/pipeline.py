@@ -19,6 +19,7 @@ import numpy.typing as npt
 from v2v.core.errors import EngineError, V2VError
 from v2v.device import Array, Device, Frame
 from v2v.engine.backend import Engines
+from v2v.engine.choose import Unbuilt
 from v2v.runtime.between import repeated
 from v2v.runtime.diffusion import noise
 from v2v.runtime.diffusion.estimate import Work, canvas_of
@@ -40,7 +41,7 @@ _LONG_REHEARSAL = 0.5  # seconds
 _CHUNK, _TO_THE_END = 32, {"cut": 1.25, "fade": 1.33}
 
 
-def check_reuse(plan: Plan, engines: Engines) -> None:
+def check_reuse(plan: Plan, engines: Engines | Unbuilt) -> None:
     """Refuse to reuse features with engines that leave none.
 
     Raises:
@@ -53,7 +54,7 @@ def check_reuse(plan: Plan, engines: Engines) -> None:
         )
 
 
-def check_between(plan: Plan, engines: Engines) -> None:
+def check_between(plan: Plan, engines: Engines | Unbuilt) -> None:
     """Refuse to make frames between frames where no two frames of the source fit into a window.
 
     Raises:

@@ -19,7 +19,7 @@ from v2v.core.abort import removed_on_abort
 from v2v.core.errors import UsageError
 
 PIPE = "-"
-_STREAMED = "stdout.mkv"  # Matroska can be played while it is still coming in
+STREAMED = "stdout.mkv"  # Matroska can be played while it is still coming in
 
 
 @contextmanager
@@ -85,8 +85,8 @@ def output_path(path: Path) -> Iterator[Path]:
             "-o is -, but the standard output is a terminal; redirect it, or name a file with -o"
         )
     with _temporary_folder() as folder:
-        yield folder / _STREAMED
-        with (folder / _STREAMED).open("rb") as file:
+        yield folder / STREAMED
+        with (folder / STREAMED).open("rb") as file:
             try:
                 shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
                 sys.stdout.buffer.flush()
