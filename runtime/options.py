@@ -263,6 +263,7 @@ class RunOptions:
             "--end": self.end,
             "--preview": self.preview,
             "--compare": self.compare,
+            "--report": self.report,
         }
         for flag, given in (of_videos if pictures else of_pictures).items():
             if given is not None and pictures:

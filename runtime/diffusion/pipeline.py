@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from v2v.runtime.between import repeated
 from v2v.runtime.diffusion import noise
 from v2v.runtime.diffusion.estimate import Work, canvas_of
 from v2v.runtime.diffusion.guidance import Guidance
-from v2v.runtime.diffusion.latents import Canvas, FrameDecoder, FrameEncoder
+from v2v.runtime.diffusion.latents import Canvas, FrameDecoder, FrameEncoder, tiles_of
 from v2v.runtime.diffusion.loaded import LoadedEngines, Memory, can_reuse
 from v2v.runtime.diffusion.progress import Progress, Report, Step
 from v2v.runtime.diffusion.prompt import Tokenizer
@@ -214,36 +214,43 @@ class VideoToVideo(LoadedEngines):
         return self._decode(fresh, segment, plan, canvas, report), Carry(last, ahead, source_latents)
 
     def rehearse(self, plan: Plan) -> Work:
-        """Seconds of a unit of each kind of work, from one of each: a tile, an evaluation of the UNet, a tile."""
-        device = self.device
+        """Seconds of a unit of each kind of work, from one of each: a tile, an evaluation of the UNet, a tile.
+
+        Where tiles take no time to speak of, those of a whole picture are measured, with what else it costs.
+        """
         window = replace(plan, size=(self.window.height, self.window.width), parity=False)
         canvas = canvas_of(window, self.model, self.window)
         loop = self._loop(window, (self.window.frames, *canvas.latent))
         loop.use(self._unet())
         contexts = self._encode_prompts(plan.prompt, plan.negative_prompt, plan.parity)
-        scale, frame = self.model.latent_scale, np.zeros((*canvas.size, 3), np.uint8)
-        encode = FrameEncoder(device, self._engine("vae_encoder"), canvas, scale, antialias=True)
+        encode, decode = self._rehearse_pictures(plan, canvas)
+        evaluation = _seconds_of(partial(loop.rehearse, contexts))
+        whole = canvas_of(replace(plan, parity=False), self.model, self.window)
+        tiles = tiles_of(whole.latent, canvas.latent)
+        if (encode + decode) * tiles < _LONG_REHEARSAL:
+            encode, decode = (seconds / tiles for seconds in self._rehearse_pictures(plan, whole))
+        return Work(encode, evaluation, decode)
+
+    def _rehearse_pictures(self, plan: Plan, canvas: Canvas) -> tuple[float, float]:
+        """Seconds of encoding and of decoding a black picture on a canvas."""
+        device, scale = self.device, self.model.latent_scale
+        frame = np.zeros((*canvas.size, 3), np.uint8)
         drawn = np.zeros((self.model.unet.latent_channels, *canvas.latent), np.float32)
         latents = device.empty((1, *drawn.shape), np.float32)
+        encode = FrameEncoder(device, self._engine("vae_encoder"), canvas, scale, antialias=True)
         decode = FrameDecoder(
-            device,
-            self._engine("vae_decoder"),
-            canvas,
-            scale,
-            colors=plan.color,
-            truncate=False,
+            device, self._engine("vae_decoder"), canvas, scale, colors=plan.color, truncate=False
         )
-
-        def decode_one() -> None:
-            for decoded in decode.clip(latents, [frame], 0):
-                decoded.result()
 
         def encode_one() -> None:
             encode(frame, drawn, latents)
             device.synchronize()
 
-        works = encode_one, lambda: loop.rehearse(contexts), decode_one
-        return Work(*map(_seconds_of, works))
+        def decode_one() -> None:
+            for decoded in decode.clip(latents, [frame], 0):
+                decoded.result()
+
+        return _seconds_of(encode_one), _seconds_of(decode_one)
 
     @staticmethod
     def _watching(

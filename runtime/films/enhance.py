@@ -203,10 +203,11 @@ def enhance(
     if not ((keep_if_same or earlier_run) and output.exists()):
         check_place(output, paths.source, request.codec, overwrite=request.overwrite)
     with contextlib.ExitStack() as opened:
+        warned = opened.enter_context(_noted())
         reader = opened.enter_context(request.open(paths.source))
         encoding, run_plan, facts = decide(request, paths, reader, crew.engine_set)
         observed = Observed(paths.report is not None, costs_of(crew.engine_set, crew.engine_set.device))
-        work = _Work(request, paths, crew.engine_set.path, facts, observed, opened.enter_context(_noted()))
+        work = _Work(request, paths, crew.engine_set.path, facts, observed, warned)
         if earlier_run is not None:
             same = earlier_run.facts == digest_of(journal_facts(paths.source, facts))
             if same and not request.restart:

@@ -169,8 +169,8 @@ def _shots(observed: Observed) -> Iterable[str]:
 
 
 _MEANINGS = (
-    "The mean step between neighbouring pixels, in levels of 255; noise counts as detail. Source and result are measured "
-    "on copies of one size, at most 640 pixels along a side: finer detail is not seen.",
+    "The mean step between neighbouring pixels, in levels of 255; noise counts as detail. Source and result are "
+    "measured on copies of one size, at most 640 pixels along a side: finer detail is not seen.",
     "How much the brightness of blocks differs from the mean of the frames before and after, in levels of 255. What "
     "moves flickers too, but as much in the source as in the result.",
 )
