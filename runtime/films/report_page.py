@@ -23,7 +23,7 @@ from v2v.runtime.films.observed import Observed, SegmentSeen
 from v2v.runtime.media.stream_plan import Fate
 from v2v.runtime.media.versions import versions
 
-_WIDTH, _LEFT, _RIGHT, _BOTTOM = 1000, 56, 12, 22  # of a drawing, in its units
+_WIDTH, _LEFT, _RIGHT, _BOTTOM = 1000, 66, 12, 22  # of a drawing, in its units
 _ROW, _PLOT = 26, 170  # heights
 _POINTS = 400  # of a curve
 _STAGES = {
