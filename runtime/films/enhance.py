@@ -206,7 +206,8 @@ def enhance(
         warned = opened.enter_context(_noted())
         reader = opened.enter_context(request.open(paths.source))
         encoding, run_plan, facts = decide(request, paths, reader, crew.engine_set)
-        observed = Observed(paths.report is not None, costs_of(crew.engine_set, crew.engine_set.device))
+        device = crew.engine_set.device
+        observed = Observed(True, paths.report is not None, costs_of(crew.engine_set, device))
         work = _Work(request, paths, crew.engine_set.path, facts, observed, warned)
         if earlier_run is not None:
             same = earlier_run.facts == digest_of(journal_facts(paths.source, facts))
@@ -225,10 +226,12 @@ def enhance(
             streams = streams_for(reader, output, parity=run_plan.parity, convert=request.convert)
             target, work.streams = replace(target, streams=streams), streams
         work.started = time.monotonic()
-        with follow() as show:
-            enhance_film(team, reader, target, run_plan, show, work.finish, observed)
-        if observed.costs is not None:
-            keep_costs(crew.engine_set, crew.engine_set.device, observed.costs)
+        try:
+            with follow() as show:
+                enhance_film(team, reader, target, run_plan, show, work.finish, observed)
+        finally:
+            if (costs := observed.report.costs) is not None:
+                keep_costs(crew.engine_set, device, costs)
     return work.result
 
 

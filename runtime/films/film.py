@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from v2v.runtime.background import ahead
-from v2v.runtime.diffusion.estimate import Work, film_work
+from v2v.runtime.diffusion.estimate import film_work
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.segments import Carry, Segment, segments
 from v2v.runtime.diffusion.settings import Plan
@@ -79,11 +79,10 @@ def enhance_film(
     most = team.engines.model.parity.frames if plan.parity else None
     if most is not None:
         total = min(total or most, most)
-    report = Report(progress, total, number)
+    report = observed.report = Report(progress, total, number)
     stamps = Timestamps()
-    observed.spans = report.spans
     if total:
-        _foresee(team, reader.info, plan, total, report, observed.costs)
+        _foresee(team, reader.info, plan, total, observed)
     with (
         writing(target.path),
         Journal(target.path, journal_facts(reader.path, target.described), restart=target.restart) as journal,
@@ -114,7 +113,6 @@ def enhance_film(
                 else:
                     chains.add(segment)
             chains.finish()
-        observed.costs = report.costs or observed.costs
         report.begin_writing()
         with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
@@ -124,13 +122,12 @@ def enhance_film(
     return len(stamps)
 
 
-def _foresee(
-    team: Team, source: VideoInfo, plan: Plan, frames: int, report: Report, last: Work | None
-) -> None:
-    """Let ``report`` know what work is to come and what it costs: by a rehearsal, or by the ``last`` run."""
+def _foresee(team: Team, source: VideoInfo, plan: Plan, frames: int, observed: Observed) -> None:
+    """Let the report know what work is to come and what it costs: by a rehearsal, or by an earlier run."""
     film = film_work(plan, team.engines.model, team.engines.window, frame_bytes(source), frames)
-    costs = team.rehearse(plan) if film.whole.denoise >= _WORTH_A_REHEARSAL else None
-    report.foresee(film, costs or last, earlier=costs is None)
+    worth = observed.rehearse and film.whole.denoise >= _WORTH_A_REHEARSAL
+    costs = team.rehearse(plan) if worth else None
+    observed.report.foresee(film, costs or observed.earlier, earlier=costs is None)
 
 
 def frame_bytes(source: VideoInfo) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from v2v.runtime.diffusion.estimate import Work
-from v2v.runtime.diffusion.progress import Span
+from v2v.runtime.diffusion.progress import Report, Span
 from v2v.runtime.films.looks import BothLooks
 
 
@@ -24,12 +24,23 @@ class SegmentSeen:
 class Observed:
     """Filled while a film is enhanced.
 
-    ``looks`` are there of the segments that this run has made, if ``measures`` asks for them. ``costs`` are those of an
-    earlier run before, and those of this one afterwards.
+    Attributes:
+        rehearse: measure before the film what work costs, if that is a small part of it.
+        measures: look at the frames before and after.
+        earlier: what work cost in an earlier run, if that is known.
+        report: of the time.
+        segments: of the film, in order.
+        looks: of the segments that this run has made, by number.
     """
 
+    rehearse: bool = False
     measures: bool = False
-    costs: Work | None = None
-    spans: list[Span] = field(default_factory=list)
+    earlier: Work | None = None
+    report: Report = field(default_factory=Report)
     segments: list[SegmentSeen] = field(default_factory=list)
     looks: dict[int, BothLooks] = field(default_factory=dict)
+
+    @property
+    def spans(self) -> list[Span]:
+        """What was done when."""
+        return self.report.spans
