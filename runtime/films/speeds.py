@@ -1,7 +1,7 @@
 """What a unit of work cost in the last run of each engine set on this machine: for forecasts, never for results.
 
-They are kept beside the engine sets, by the identity of the set and the device. What cannot be read or written there
-is not known.
+They are kept in the user's folder for state, by the identity of the set and the device. What cannot be read or written
+there is not known.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import platformdirs
 
 from v2v.core.files import read_limited, write_whole
-from v2v.engine.store import EngineSet, timing_cache_folder
+from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.estimate import Work
 
 _LARGEST = 1 << 20  # bytes
@@ -20,7 +21,7 @@ _MOST = 1000  # engine sets, of which the first to be written goes first
 
 
 def _file() -> Path:
-    return timing_cache_folder() / "speeds.json"
+    return Path(platformdirs.user_state_dir("v2v")) / "speeds.json"
 
 
 def _read() -> dict[str, Work]:

@@ -26,6 +26,12 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
     } | {str(path.relative_to(folder)): (b"", 0) for path in folder.rglob("*") if path.is_dir()}
 
 
+@pytest.fixture(autouse=True)
+def nothing_known(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run before those of the test has told how long its work took."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
     return make_video(tmp_path / "in.mkv", frames=60, sounds=1)
