@@ -326,7 +326,7 @@ class RunOptions:
                 raise UsageError("--compare and --preview both show before and after; leave one of them out")
         if self.fps is not None and self.interpolate is not None:
             raise UsageError("--fps and --interpolate say the same in two ways; leave one of them out")
-        if self.output == PIPE and self.as_json:
+        if self.output == PIPE and self.as_json and not self.dry_run:
             raise UsageError("--json and -o - both write to the standard output; leave one of them out")
         return Request(
             settings=self.settings(),

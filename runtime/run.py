@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -41,6 +42,8 @@ class Follower(Listener, Protocol):
         """Lend a function that is told how far the video called ``name`` is."""
 
 
+# What the standard output is called where a file's ending and place are asked for, and nothing is written.
+_NOWHERE = Path(tempfile.gettempdir()) / f"v2v-{os.getpid()}" / STREAMED
 _SMALL = 64 << 20  # bytes of engines that are tried within seconds on a CPU
 
 
@@ -193,9 +196,10 @@ def _foresee(options: RunOptions, follower: Follower) -> Iterator[Foreseen | bat
         source, piped = Path(options.inputs[0]), options.output == PIPE
         options.check_pictures(int(is_picture(source)), many=False)
         check_input(source)
-        output = Path(STREAMED if piped else options.output)
+        output = _NOWHERE if piped else Path(options.output)
         paths = Paths(source, output, options.compare, options.report)
-        yield _foresee_one(options, request, paths, engines, costs, follower, new=piped)
+        foreseen = _foresee_one(options, request, paths, engines, costs, follower, new=piped)
+        yield replace(foreseen, output=PIPE, writes=(PIPE,)) if piped else foreseen
         return
     folder = Path(options.output)
     jobs = batch.plan_jobs(

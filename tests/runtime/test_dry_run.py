@@ -116,6 +116,11 @@ def test_what_the_run_would_refuse_is_refused(dry: Any, film: Path, tmp_path: Pa
         assert why in err
 
 
+def test_the_standard_output_may_be_named(dry: Any, film: Path) -> None:
+    code, told, _ = dry(film, "-o", "-")
+    assert (code, told["output"], told["writes"], told["does"]) == (0, "-", ["-"], "make it")
+
+
 def test_a_batch_has_a_row_for_each_video(dry: Any, run: Run, film: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.mkv").write_bytes(b"no video")
     code, told, err = dry(film, tmp_path / "broken.mkv", "-o", tmp_path / "made")
