@@ -18,11 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from v2v.engine.backend import Engines
+from v2v.engine.choose import Unbuilt
 from v2v.runtime.background import ahead
+from v2v.runtime.diffusion.estimate import FilmWork, film_work
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.segments import Carry, Segment, segments
 from v2v.runtime.diffusion.settings import Plan
 from v2v.runtime.films.journal import Journal
+from v2v.runtime.films.observed import Observed, SegmentSeen
 from v2v.runtime.films.pool import Team
 from v2v.runtime.films.task import EnhancedSegment, Task
 from v2v.runtime.media import image_sequence as folders
@@ -36,6 +40,8 @@ from v2v.runtime.media.writer import VideoWriter
 
 # Bytes of decoded frames that wait for the engines, and the least and the most frames.
 _AHEAD, _FRAMES_AHEAD = 256 << 20, (8, 256)
+# Evaluations of the UNet, of which one more is a small price for knowing how long they will take.
+_WORTH_A_REHEARSAL = 8
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,12 @@ def enhance_film(
     plan: Plan,
     progress: Callable[[Progress], None] = lambda now: None,
     afterwards: Callable[[int], None] = lambda frames: None,
+    observed: Observed | None = None,
 ) -> int:
     """Enhance what ``reader`` gives into ``target``; returns the number of frames.
 
     ``afterwards`` is called with it when the film is there; if the run is ended before that is done, the journal tells
-    the next run (:func:`v2v.runtime.films.journal.finished_run`).
+    the next run (:func:`v2v.runtime.films.journal.finished_run`). ``observed`` is filled with what happens.
 
     Raises:
         MediaError: the output cannot be written.
@@ -69,14 +76,17 @@ def enhance_film(
         NumericalError: a latent or a picture became NaN or Inf.
         WorkerError: no worker is left.
     """
+    observed = observed or Observed()
     stamps = Timestamps()
     with (
         writing(target.path),
         Journal(target.path, journal_facts(reader.path, target.described), restart=target.restart) as journal,
     ):
-        enhance_segments(team, reader, plan, target.encoding, journal, stamps.append, progress)
+        enhance_segments(team, reader, plan, target.encoding, journal, stamps.append, progress, observed)
+        observed.report.begin_writing()
         with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
+        observed.report.end_writing()
         afterwards(len(stamps))
         journal.discard()
     return len(stamps)
@@ -103,33 +113,37 @@ def enhance_segments(
     keeper: Keeper,
     show_at: Callable[[Timestamp], None],
     progress: Callable[[Progress], None] = lambda now: None,
+    observed: Observed | None = None,
 ) -> int:
     """Enhance what ``reader`` gives, segment by segment, for ``keeper``; returns the number of frames.
 
-    ``show_at`` is called with each frame's time, in order, before its segment is begun.
+    ``show_at`` is called with each frame's time, in order, before its segment is begun. ``observed`` is filled with
+    what happens.
     """
-    total, number = reader.info.frames, reader.first_number
-    most = team.engines.model.parity.frames if plan.parity else None
-    report = Report(progress, total if most is None else min(total or most, most), number)
-    preview = reader.time_range.preview is not None
+    observed = observed or Observed()
+    _foresee(team, reader, plan, progress, observed)
     count = 0
     with (
         closing(ahead(reader.frames(), frames_ahead(reader.info), reader.stop)) as frames,
-        _Chains(team, keeper, plan, encoding, report, preview=preview) as chains,
+        _Chains(
+            team, keeper, plan, encoding, observed, preview=reader.time_range.preview is not None
+        ) as chains,
     ):
         for segment in segments(
             team.engines.window,
             frames,
             reader.cuts,
             whole=plan.parity,
-            most=most,
-            first_number=number,
+            most=most_frames(plan, team.engines),
+            first_number=reader.first_number,
             multiple=plan.between,
         ):
             for _ in segment.frames:
                 show_at(reader.timestamps.popleft())
             count += len(segment.frames)
-            if keeper.finished(segment.index):
+            made_earlier = keeper.finished(segment.index)
+            observed.segments.append(SegmentSeen.of(segment, made_earlier=made_earlier))
+            if made_earlier:
                 chains.skip(segment)
             else:
                 chains.add(segment)
@@ -137,11 +151,46 @@ def enhance_segments(
     return count
 
 
+def _foresee(
+    team: Team,
+    reader: VideoReader,
+    plan: Plan,
+    progress: Callable[[Progress], None],
+    observed: Observed,
+) -> None:
+    """Begin the report: with the work that is to come and what it costs, by a rehearsal or an earlier run."""
+    film = work_on(reader.info, plan, team.engines)
+    observed.report = Report(progress, None if film is None else film.frames, reader.first_number)
+    if film is not None:
+        worth = observed.rehearse and film.whole.denoise >= _WORTH_A_REHEARSAL
+        costs = team.rehearse(plan) if worth else None
+        observed.report.foresee(film, costs or observed.earlier, earlier=costs is None)
+
+
+def work_on(source: VideoInfo, plan: Plan, engines: Engines | Unbuilt) -> FilmWork | None:
+    """The work on a film; None where its source does not say how many frames it has."""
+    frames, most = source.frames, most_frames(plan, engines)
+    if most is not None:
+        frames = min(frames or most, most)
+    if not frames:
+        return None
+    return film_work(plan, engines.model, engines.window, frame_bytes(source), frames)
+
+
+def most_frames(plan: Plan, engines: Engines | Unbuilt) -> int | None:
+    """How many frames are read at most, where parity says so."""
+    return engines.model.parity.frames if plan.parity else None
+
+
+def frame_bytes(source: VideoInfo) -> int:
+    """Of a decoded frame."""
+    return source.height * source.width * 3 * (2 if source.depth > 8 else 1)
+
+
 def frames_ahead(source: VideoInfo) -> int:
     """How many frames are decoded while the engines are at work: a whole segment of small ones, a few large ones."""
-    frame = source.height * source.width * 3 * (2 if source.depth > 8 else 1)
     least, most = _FRAMES_AHEAD
-    return min(max(_AHEAD // frame, least), most)
+    return min(max(_AHEAD // frame_bytes(source), least), most)
 
 
 @dataclass(frozen=True)
@@ -167,12 +216,13 @@ class _Chains:
         keeper: Keeper,
         plan: Plan,
         encoding: Encoding,
-        report: Report,
+        observed: Observed,
         *,
         preview: bool = False,
     ) -> None:
         self._team, self._keeper, self._preview = team, keeper, preview
-        self._plan, self._encoding, self._report = plan, encoding, report
+        self._plan, self._encoding = plan, encoding
+        self._observed, self._report = observed, observed.report
         self._at_work: dict[Future[None], _AtWork] = {}  # by when it is in the journal
         self._waiting: dict[int, Segment] = {}  # for the segment before them
         self._carries: dict[int, Carry] = {}  # of the last segment, if it is not in the journal yet
@@ -201,7 +251,7 @@ class _Chains:
     def skip(self, segment: Segment) -> None:
         """A segment that an earlier run has finished."""
         self._frames_done += len(segment.frames)
-        self._report.frames_done += len(segment.frames)
+        self._report.skip(len(segment.frames))
 
     def add(self, segment: Segment) -> None:
         """Take one more segment; returns when there is room for the next."""
@@ -224,7 +274,7 @@ class _Chains:
         carry = None
         if segment.continues:
             carry = self._carries.get(segment.index - 1) or self._keeper.carry(segment.index - 1)
-        task = Task(segment, carry, self._plan, self._encoding, self._preview)
+        task = Task(segment, carry, self._plan, self._encoding, self._preview, self._observed.measures)
         job = self._team.submit(task, self._report)
         waiting_bytes = _bytes_of(segment)
         if job.carry is not None:  # its frames are not needed any more
@@ -242,7 +292,9 @@ class _Chains:
         try:
             with self._keeping:
                 if not self._ended:
-                    self._keeper.finish(index, future.result())
+                    self._keeper.finish(index, enhanced := future.result())
+                    if enhanced.looks is not None:
+                        self._observed.looks[index] = enhanced.looks
         except BaseException as error:  # whatever it is belongs to the thread that waits
             journaled.set_exception(error)
         else:

@@ -14,8 +14,9 @@ from contextlib import AbstractContextManager
 
 from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.diffusion.segments import Carry
-from v2v.runtime.films.enhance import Crew, Enhanced, Request, describe, prepared
+from v2v.runtime.films.enhance import Crew, Enhanced, Request, decide
 from v2v.runtime.films.film import enhance_segments
+from v2v.runtime.films.speeds import observing
 from v2v.runtime.films.task import EnhancedSegment
 from v2v.runtime.media.encoding import EncodedSegment
 from v2v.runtime.media.pipe_in import Source
@@ -40,10 +41,9 @@ def enhance_into_pipe(
         BrokenPipeError: nobody reads the output any more.
     """
     output, path = StandardOutput(), piped_name(request.codec)
-    with request.open(source) as reader:
-        run_plan, encoding = prepared(request, reader, crew.engine_set)
+    with request.open(source) as reader, observing(crew.engine_set, crew.device) as observed:
+        run_plan, encoding, facts = decide(request, reader, crew.engine_set)
         encoding.check(path, *run_plan.size)
-        facts = describe(request, run_plan, crew.engine_set, encoding)
         streams = streams_for(reader, path, parity=run_plan.parity, convert=request.convert)
         team, started = crew.team, time.monotonic()
         writer = pipe_writer(output, reader, encoding, json.dumps(facts), streams, parity=run_plan.parity)
@@ -54,7 +54,9 @@ def enhance_into_pipe(
                 output.check()
                 show(now)
 
-            frames = enhance_segments(team, reader, run_plan, encoding, outgoing, outgoing.show_at, progress)
+            frames = enhance_segments(
+                team, reader, run_plan, encoding, outgoing, outgoing.show_at, progress, observed
+            )
     return Enhanced(frames, time.monotonic() - started, crew.engine_set.path, facts)
 
 

@@ -175,7 +175,11 @@ class Encoding:
             choices = ", ".join(entry.presets) or "none: leave it out"
             raise EncodingError(f"--preset {self.preset}: codec {self.codec} takes {choices}")
         if self.depth is not None and self.depth not in entry.formats:
-            others = [name for name, codec in CODECS.items() if self.depth in codec.formats]
+            others = [
+                name
+                for name, codec in CODECS.items()
+                if self.depth in codec.formats and Y4M_ENDING not in codec.containers  # for pipes alone
+            ]
             advice = f"; {self.depth} has codec {' or '.join(others)}" if others else ""
             depths = " or ".join(map(str, entry.formats))
             raise EncodingError(f"--depth {self.depth}: codec {self.codec} has {depths} bits{advice}")
