@@ -42,6 +42,7 @@ from v2v.runtime.media.writer import VideoWriter
 _AHEAD, _FRAMES_AHEAD = 256 << 20, (8, 256)
 # Evaluations of the UNet, of which one more is a small price for knowing how long they will take.
 _WORTH_A_REHEARSAL = 8
+_LONG = 1 << 12  # frames: a film of many segments
 
 
 @dataclass(frozen=True)
@@ -159,22 +160,23 @@ def _foresee(
     observed: Observed,
 ) -> None:
     """Begin the report: with the work that is to come and what it costs, by a rehearsal or an earlier run."""
-    film = work_on(reader.info, plan, team.engines)
-    observed.report = Report(progress, None if film is None else film.frames, reader.first_number)
-    if film is not None:
-        worth = observed.rehearse and film.whole.denoise >= _WORTH_A_REHEARSAL
-        costs = team.rehearse(plan) if worth else None
-        observed.report.foresee(film, costs or observed.earlier, earlier=costs is None)
+    frames, film = frames_of(reader.info, plan, team.engines), work_on(reader.info, plan, team.engines)
+    observed.report = Report(progress, frames, reader.first_number)
+    worth = observed.rehearse and frames is not None and film.whole.denoise >= _WORTH_A_REHEARSAL
+    costs = team.rehearse(plan) if worth else None
+    observed.report.foresee(film, costs or observed.earlier, earlier=costs is None)
 
 
-def work_on(source: VideoInfo, plan: Plan, engines: Engines | Unbuilt) -> FilmWork | None:
-    """The work on a film; None where its source does not say how many frames it has."""
-    frames, most = source.frames, most_frames(plan, engines)
-    if most is not None:
-        frames = min(frames or most, most)
-    if not frames:
-        return None
+def work_on(source: VideoInfo, plan: Plan, engines: Engines | Unbuilt) -> FilmWork:
+    """The work on a film, a long one where its source does not say how many frames it has."""
+    frames = frames_of(source, plan, engines) or _LONG
     return film_work(plan, engines.model, engines.window, frame_bytes(source), frames)
+
+
+def frames_of(source: VideoInfo, plan: Plan, engines: Engines | Unbuilt) -> int | None:
+    """How many frames of a film are enhanced; None where its source does not say how many it has."""
+    frames, most = source.frames, most_frames(plan, engines)
+    return (frames if most is None else min(frames or most, most)) or None
 
 
 def most_frames(plan: Plan, engines: Engines | Unbuilt) -> int | None:
@@ -289,20 +291,20 @@ class _Chains:
 
     def _keep(self, index: int, future: Future[EnhancedSegment], journaled: Future[None]) -> None:
         """Put a finished segment into the journal, in whatever thread finished it."""
-        try:
-            with self._keeping:
+        with self._keeping:  # so that the first to fail is known before those behind it
+            try:
                 if not self._ended:
                     self._keeper.finish(index, enhanced := future.result())
                     if enhanced.looks is not None:
                         self._observed.looks[index] = enhanced.looks
-        except BaseException as error:  # whatever it is belongs to the thread that waits
-            journaled.set_exception(error)
-        else:
-            journaled.set_result(None)
+            except BaseException as error:  # whatever it is belongs to the thread that waits
+                journaled.set_exception(error)
+            else:
+                journaled.set_result(None)
 
     def _go_on(self, finished: Iterable[Future[None]]) -> None:
-        """Count segments that are kept, and start those that waited for them."""
-        for journaled in finished:
+        """Count segments that are kept, and start those that waited for them; raises what went wrong first."""
+        for journaled in sorted(finished, key=lambda each: self._at_work[each].index):
             journaled.result()
             work = self._at_work.pop(journaled)
             self._team.room.take(-work.room)

@@ -15,7 +15,7 @@ from v2v.runtime.diffusion.settings import Plan
 from v2v.runtime.films.animate import Animator, FirstFilm, encoding_of_picture
 from v2v.runtime.films.batch import Outcome, was_made_before
 from v2v.runtime.films.enhance import Paths, Request, check_place, decide, describe, plan_of
-from v2v.runtime.films.film import frame_bytes, frames_ahead, journal_facts, work_on
+from v2v.runtime.films.film import frame_bytes, frames_ahead, frames_of, journal_facts, work_on
 from v2v.runtime.films.journal import Journal, digest_of, finished_run
 from v2v.runtime.films.task import ENCODER_BYTES
 from v2v.runtime.media.reader import VideoReader
@@ -115,18 +115,14 @@ def foresee(
         )
         if output.exists() and not made_before:
             check_place(output, paths.source, request.codec, overwrite=request.overwrite)
-        streams: tuple[Stream, ...] = ()
-        if not encoding.makes_folder:
-            fates = streams_for(reader, output, parity=plan.parity, convert=request.convert).fates
-            streams = tuple(Stream(fate.index, fate.description, fate.outcome) for fate in fates)
-        film = work_on(reader.info, plan, engines)
+        frames, film = frames_of(reader.info, plan, engines), work_on(reader.info, plan, engines)
         finished = 0 if made_before else Journal(output, now, restart=request.restart).look()
         if made_before:
             does, cost = _ALREADY, Costs(None, "nothing is to be done")
         else:
             does, cost = _intent(output, finished), costs(plan)
         seconds = None
-        if film is not None and cost.each is not None:
+        if frames is not None and cost.each is not None:
             seconds = film.whole.seconds(cost.each) * max(1 - finished / film.segments, 0)
         return Foreseen(
             str(paths.source),
@@ -137,14 +133,14 @@ def foresee(
             engines.device,
             f"{reader.info.width}x{reader.info.height}",
             f"{plan.size[1]}x{plan.size[0]}",
-            None if film is None else film.frames,
-            None if film is None else film.segments,
+            frames,
+            None if frames is None else film.segments,
             facts,
             seconds,
-            cost.known_by if film is not None else "the file does not say how many frames it has",
-            _memory(reader, plan, engines, film),
+            cost.known_by if frames is not None else "the file does not say how many frames it has",
+            _memory(plan, engines, film, each := frame_bytes(reader.info), frames_ahead(reader.info) * each),
             () if made_before else (str(output), *map(str, paths.pages)),
-            streams,
+            () if encoding.makes_folder else _streams(request, reader, output, plan),
         )
 
 
@@ -189,7 +185,7 @@ def foresee_picture(
         facts,
         None,
         "the first stage's time is not recorded",
-        _memory_of(plan, engines, work, source, frames * source),
+        _memory(plan, engines, work, source, frames * source),
         () if made_before else (str(output), *keeps),
         first_stage={
             "engines": animator.engine_set.name,
@@ -204,15 +200,12 @@ def _intent(output: Path, finished: int) -> str:
     return f"{does}, going on behind {finished} finished segments" if finished else does
 
 
-def _memory(reader: VideoReader, plan: Plan, engines: EngineSet | Unbuilt, film: FilmWork | None) -> Memory:
-    each = frame_bytes(reader.info)
-    work = film or film_work(plan, engines.model, engines.window, each, 1 << 12)
-    return _memory_of(plan, engines, work, each, frames_ahead(reader.info) * each)
+def _streams(request: Request, reader: VideoReader, output: Path, plan: Plan) -> tuple[Stream, ...]:
+    fates = streams_for(reader, output, parity=plan.parity, convert=request.convert).fates
+    return tuple(Stream(fate.index, fate.description, fate.outcome) for fate in fates)
 
 
-def _memory_of(
-    plan: Plan, engines: EngineSet | Unbuilt, film: FilmWork, frame: int, read_ahead: int
-) -> Memory:
+def _memory(plan: Plan, engines: EngineSet | Unbuilt, film: FilmWork, frame: int, read_ahead: int) -> Memory:
     frames, rows, columns = film.canvas
     latents = _CANVASES * 4 * engines.model.unet.latent_channels * frames * rows * columns
     wait = min(frames * plan.size[0] * plan.size[1] * 3, ENCODER_BYTES)

@@ -143,6 +143,15 @@ def test_a_file_is_written_from_a_pipe_as_before(stand_in_engines: Path, tmp_pat
     assert times(output) == [Fraction(number, 25) for number in range(12)]
 
 
+def test_the_page_on_a_run_may_be_on_what_came_in_by_a_pipe(stand_in_engines: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    options = ("-o", tmp_path / "out.mp4", "--report", page, "--engines", stand_in_engines, *FAST)
+    process = start("-", *options, stdin=subprocess.PIPE, text=False)
+    _, said = process.communicate(y4m.film(12), timeout=60)
+    assert process.returncode == 0, said
+    assert "<b>12</b>frames" in page.read_text()
+
+
 def test_a_picture_becomes_a_film_in_a_pipe(
     stand_in_engines: Path, first_stage_engines: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +173,9 @@ def test_a_picture_becomes_a_film_in_a_pipe(
         (("-o", "-", "--ray", "local"), "--ray: workers finish a film's parts in any order"),
         (("-o", "-", "--codec", "png"), "--codec png makes a folder of pictures; name one with -o"),
         (("-o", "-", "--compare", "page.html"), "--compare needs files"),
+        (("-o", "-", "--report", "page.html"), "--report is on one video: name one for INPUT, and a file"),
+        (("-o", "-", "--json"), "--json and -o - both write to the standard output"),
+        (("-o", "-", "--dry-run", "--workers", 2), "--workers: workers finish a film's parts in any order"),
         (("-o", "out.mkv", "--codec", "y4m"), "--codec y4m is for pipes: give -o -"),
         (("-o", "-", "--codec", "y4m", "--crf", 3), "--crf 3: codec y4m has no such setting"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,18 @@ def test_what_the_run_would_refuse_is_refused(dry: Any, film: Path, tmp_path: Pa
 def test_the_standard_output_may_be_named(dry: Any, film: Path) -> None:
     code, told, _ = dry(film, "-o", "-")
     assert (code, told["output"], told["writes"], told["does"]) == (0, "-", ["-"], "make it")
+    assert [stream["becomes"] for stream in told["streams"]] == ["kept"]
+    code, told, _ = dry(film, "-o", "-", "--codec", "y4m")
+    assert (code, told["settings"]["codec"]) == (0, "y4m")
+    assert "left out" in told["streams"][0]["becomes"]
+
+
+def test_a_pipe_is_not_read_whatever_its_name(dry: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pipe = tmp_path_factory.mktemp("pipes") / "in.mkv"
+    os.mkfifo(pipe)
+    code, told, err = dry(pipe, "-o", "-")
+    assert (code, told) == (2, None)
+    assert "from a pipe that is possible only once" in " ".join(err.split())
 
 
 def test_a_batch_has_a_row_for_each_video(dry: Any, run: Run, film: Path, tmp_path: Path) -> None:

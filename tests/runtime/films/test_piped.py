@@ -20,14 +20,16 @@ import pytest
 
 from tests.runtime import y4m
 from tests.runtime.clips import make_video, packets, times
-from tests.stand_ins.arrays import NumpyEngines, no_velocity
+from tests.stand_ins.arrays import NumpyEngines, encode_image, no_velocity
 from v2v.device.cpu import CpuDevice
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.progress import Progress
 from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance
 from v2v.runtime.films.piped import enhance_into_pipe
 from v2v.runtime.films.pool import Alone
+from v2v.runtime.films.speeds import costs_of
 from v2v.runtime.media.pipe_in import Inflow
 
 SIZE = (64, 80)
@@ -81,8 +83,8 @@ def crew(stand_in_engines: Path, tmp_path: Path) -> Crew:
     return Crew(lambda: EngineSet.open(stand_in_engines), lambda chosen: Alone(v2v))
 
 
-def request(**options: Any) -> Request:
-    return Request(Settings(steps=1, guidance=1.0, strength=0.1, scale=1.0), **options)
+def request(scale: float = 1.0, **options: Any) -> Request:
+    return Request(Settings(steps=1, guidance=1.0, strength=0.1, scale=scale), **options)
 
 
 def unseen() -> contextlib.AbstractContextManager[Callable[[Any], None]]:
@@ -102,10 +104,10 @@ def through_pipes(
         os.fdopen(ends.stdout, "w") as stdout,
         closing(Inflow(ends.reading, Path("in"), beginning)) as inflow,
     ):
-        monkeypatch.setattr(sys, "stdout", stdout)
         told = follow(inflow)
-        done = enhance_into_pipe(request(**options), inflow, crew, lambda: contextlib.nullcontext(told))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            done = enhance_into_pipe(request(**options), inflow, crew, lambda: contextlib.nullcontext(told))
     return ends.finish(), done
 
 
@@ -281,3 +283,41 @@ def test_a_stream_that_is_silent_for_long_holds_nothing_up(
     shown = [when for when, _ in packets(tmp_path / "out.mkv", "subtitle")]
     assert shown == [Fraction(1, 10), Fraction(11)]
     assert pace.out_before_the_end > len(out) / 4
+
+
+def test_the_time_left_is_told_where_the_length_is_known(
+    crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Progress] = []
+    film = make_video(tmp_path / "in.mkv", frames=40, size=SIZE)
+    with (tmp_path / "out.mkv").open("w") as stdout:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            enhance_into_pipe(request(), film, crew, lambda: contextlib.nullcontext(told.append))
+    assert {now.frames_total for now in told} == {40}
+    assert any(now.is_measured and now.seconds_left for now in told)
+
+    told.clear()
+    through_pipes(crew, in_blocks(y4m.film(40, SIZE)), monkeypatch, lambda inflow: told.append)
+    assert told
+    assert {(now.frames_total, now.seconds_left) for now in told} == {(None, None)}
+
+
+def test_what_a_tile_costs_is_remembered_of_a_film_of_unknown_length(
+    stand_in_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, tiles = 0.02, 9  # of a tile, of a frame
+
+    def encode(image: Any) -> Any:
+        time.sleep(seconds)
+        return encode_image(image)
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    engines = NumpyEngines(tmp_path, unet=no_velocity, vae_encoder=encode)
+    engine_set = EngineSet.open(stand_in_engines)
+    crew = Crew(lambda: engine_set, lambda chosen: Alone(VideoToVideo(engines, CpuDevice())), "cuda")
+    through_pipes(crew, in_blocks(y4m.film(4, SIZE)), monkeypatch, scale=2.0)
+    costs = costs_of(engine_set, "cuda")  # which was asked for
+    assert costs is not None
+    assert seconds < costs.encode < seconds * tiles
+    assert costs_of(engine_set, "cpu") is None
