@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -21,15 +22,17 @@ import pytest
 from tests.runtime import y4m
 from tests.runtime.clips import make_video, packets, times
 from tests.stand_ins.arrays import NumpyEngines, encode_image, no_velocity
+from v2v.core.errors import V2VError
 from v2v.device.cpu import CpuDevice
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.pipeline import VideoToVideo
-from v2v.runtime.diffusion.progress import Progress
+from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance
 from v2v.runtime.films.piped import enhance_into_pipe
-from v2v.runtime.films.pool import Alone
+from v2v.runtime.films.pool import Alone, Room
 from v2v.runtime.films.speeds import costs_of
+from v2v.runtime.films.task import EnhancedSegment, SegmentJob, Task
 from v2v.runtime.media.pipe_in import Inflow
 
 SIZE = (64, 80)
@@ -225,6 +228,42 @@ def test_a_reader_that_goes_away_ends_the_run_soon(crew: Crew, monkeypatch: pyte
     assert sent < 1000
 
 
+class FailTogether:
+    """A team that works on six segments, all of which fail one right after the other."""
+
+    size = 6
+
+    def __init__(self, engines: Any) -> None:
+        self.engines, self.room = engines, Room(1 << 30)
+        self._at_work: list[Future[EnhancedSegment]] = []
+
+    def submit(self, task: Task, report: Report) -> SegmentJob:
+        self._at_work.append(Future())
+        if len(self._at_work) == self.size:
+            for number, work in enumerate(self._at_work):
+                work.set_exception(V2VError(f"segment {number} failed"))
+        return SegmentJob(self._at_work[-1])
+
+    def rehearse(self, plan: Any) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def test_of_segments_that_fail_together_the_first_is_told(
+    crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shots = np.random.default_rng(0).integers(0, 255, (8, *SIZE[::-1], 3), np.uint8)
+    film = make_video(tmp_path / "in.mkv", pictures=np.repeat(shots, 12, axis=0), size=SIZE)
+    team = FailTogether(crew.team.engines)
+    together = Crew(lambda: crew.engine_set, lambda chosen: team)
+    with (tmp_path / "out.mkv").open("w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        with pytest.raises(V2VError, match="segment 0 failed"):
+            enhance_into_pipe(request(), film, together, unseen)
+
+
 class Pace:
     """Sends a film of so many frames no faster than it is enhanced."""
 
@@ -290,10 +329,9 @@ def test_the_time_left_is_told_where_the_length_is_known(
 ) -> None:
     told: list[Progress] = []
     film = make_video(tmp_path / "in.mkv", frames=40, size=SIZE)
-    with (tmp_path / "out.mkv").open("w") as stdout:
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", stdout)
-            enhance_into_pipe(request(), film, crew, lambda: contextlib.nullcontext(told.append))
+    with (tmp_path / "out.mkv").open("w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        enhance_into_pipe(request(), film, crew, lambda: contextlib.nullcontext(told.append))
     assert {now.frames_total for now in told} == {40}
     assert any(now.is_measured and now.seconds_left for now in told)
 
