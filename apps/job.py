@@ -24,12 +24,13 @@ _NOT_OFFERED = {
         "output",
         "settings_file",
         "compare",
+        "report",
         "prompt_file",
         "first_stage",
         "engines",
         "engines_first",
     ),
-    *("device", "memory", "workers", "ray", "overwrite", "restart", "quiet", "as_json", "rate"),
+    *("device", "memory", "workers", "ray", "overwrite", "restart", "quiet", "as_json", "rate", "dry_run"),
 }
 OFFERED: dict[str, Any] = {
     name: hint for name, hint in get_type_hints(RunOptions).items() if name not in _NOT_OFFERED

@@ -76,16 +76,11 @@ class Follower:
     @contextlib.contextmanager
     def following(self, name: str) -> Iterator[Callable[[diffusion.Progress], None]]:
         """Lend a function that is told how far the video is."""
-        first: list[diffusion.Progress] = []
 
         def tell(now: diffusion.Progress) -> None:
-            if now.fraction is not None and not first:
-                first.append(now)
             stage = f"{name}: {now.stage}" if name else now.stage
-            left = _seconds_left(first[0], now) if first else None
-            self._maybe(
-                progress=Progress(stage, now.fraction, left, now.frames_done, now.frames_total), news=""
-            )
+            progress = Progress(stage, now.fraction, now.seconds_left, now.frames_done, now.frames_total)
+            self._maybe(progress=progress, news="")
 
         yield tell
 
@@ -105,13 +100,6 @@ class Follower:
         self._written = time.monotonic()
         self._lines.write(msgspec.json.encode(self._now) + b"\n")
         self._lines.flush()
-
-
-def _seconds_left(first: diffusion.Progress, now: diffusion.Progress) -> float | None:
-    """By the pace since the first sign: what an earlier run has done took no time."""
-    if first.fraction is None or now.fraction is None or now.fraction <= first.fraction:
-        return None
-    return (now.seconds - first.seconds) * (1 - now.fraction) / (now.fraction - first.fraction)
 
 
 @contextlib.contextmanager

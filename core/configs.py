@@ -19,6 +19,9 @@ CLIP_VOCABULARY = 49408
 # Marks a field that models built by earlier versions did not have: see :func:`facts_of`.
 _ADDED = {"added": True}
 
+# Marks a field that decides nothing of what is built, and so never identifies a model.
+_OF_RUNS = {"identifies": False}
+
 ControlName = Literal["none", "every frame", "key frames"]
 """What steers a UNet besides its prompt: nothing, a hint for every frame, or hints for some frames."""
 
@@ -152,6 +155,8 @@ class Defaults:
     guidance_rescale: float = 0.2
     short_side: int | None = 720  # output's short side in pixels; None: scale decides
     scale: float = 1.0  # output size over input size where short_side is None
+    # Short side past which scale enlarges nothing; a source that has more stays as large as it is. None: no such end.
+    most_short_side: int | None = field(default=None, metadata=_OF_RUNS)
     window: tuple[int, int, int] = (32, 720, 1280)  # frames, height, width in pixels
     grid: GridName = field(default="normal", metadata=_ADDED)
     color: ColorName = field(default="wavelet", metadata=_ADDED)
@@ -159,10 +164,9 @@ class Defaults:
     up_scale: int = field(default=8, metadata=_ADDED)  # that a UNet with key frames is told
 
     def __post_init__(self) -> None:
-        if not (
-            0 < self.scale <= 100 and 1 <= (1 if self.short_side is None else self.short_side) <= 1 << 15
-        ):
-            raise ValueError(f"no model has scale {self.scale} and short_side {self.short_side}")
+        sides = [side for side in (self.short_side, self.most_short_side) if side is not None]
+        if not (0 < self.scale <= 100 and all(1 <= side <= 1 << 15 for side in sides)):
+            raise ValueError(f"no model has scale {self.scale} and a short side of {sides}")
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,7 @@ class ModelConfig:
 
 
 def facts_of(value: Any) -> Any:
-    """As ``dataclasses.asdict``, without fields that were added later and hold their default.
+    """As ``dataclasses.asdict``, without fields that decide nothing or were added later and hold their default.
 
     So what was built before they were there is described, and identified, as it was then.
     """
@@ -285,7 +289,8 @@ def facts_of(value: Any) -> Any:
         return {
             each.name: facts_of(getattr(value, each.name))
             for each in fields(value)
-            if not (each.metadata.get("added") and getattr(value, each.name) == each.default)
+            if each.metadata.get("identifies", True)
+            and not (each.metadata.get("added") and getattr(value, each.name) == each.default)
         }
     if isinstance(value, Mapping):
         return {name: facts_of(each) for name, each in value.items()}
@@ -395,6 +400,7 @@ MODELS = {
                 guidance_rescale=0.0,
                 short_side=None,
                 scale=2.0,
+                most_short_side=720,
                 window=(16, 360, 640),
                 color="none",  # what the decoder adds to the source moves no colours
             ),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from v2v.core.components import Precision, window_for
+from v2v.core.components import ComponentName, Precision, Window, component_names, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.console import one_of
 from v2v.core.errors import BuildError, EngineError
@@ -176,6 +177,53 @@ def _tell(engine_set: EngineSet, listener: Listener) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Unbuilt:
+    """Engines that a run would build first."""
+
+    model: ModelConfig
+    device: str
+    path: None = None
+
+    @property
+    def window(self) -> Window:
+        """What the UNet will take at once."""
+        return window_for(self.model)
+
+    @property
+    def names(self) -> Collection[ComponentName]:
+        """The components that will be built."""
+        return component_names(self.model)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """As far as they are known."""
+        return {"model": self.model.name, "engines": "to be built"}
+
+    @property
+    def command_with_reuse(self) -> str:
+        """What builds the same with a UNet that can go on from the features of an earlier evaluation."""
+        return f"v2v-build-engines {self.model.name} --reuse"
+
+
+def foresee_engines(
+    named: str | None, wanted: Wanted, listener: Listener, *, fast: bool = False, reuse: int | None = None
+) -> EngineSet | Unbuilt:
+    """As :func:`choose_engines`, but nothing is built.
+
+    Raises:
+        EngineError: as there.
+    """
+    if named is None:
+        try:
+            _find(wanted)
+        except NoEngineSet:
+            if wanted.model not in (None, _BUILT_ON_DEMAND):
+                raise
+            return Unbuilt(MODELS[_BUILT_ON_DEMAND], wanted.device or default_device())
+    return choose_engines(named, wanted, listener, fast=fast, reuse=reuse)
+
+
 def _specialised(engine_set: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) -> EngineSet:
     """The set like ``engine_set`` that was built with --reuse or FP8 as asked; ``engine_set`` where there is none."""
     recipe = engine_set.manifest.recipe
@@ -194,16 +242,25 @@ def _specialised(engine_set: EngineSet, wanted: Wanted, *, fast: bool, reuse: bo
     return engine_set
 
 
-def _find_or_build(wanted: Wanted, listener: Listener) -> EngineSet:
-    models = _PREFERENCE if wanted.model is None else [wanted.model]
-    for name in models:
-        try:
+def _find(wanted: Wanted) -> EngineSet:
+    """The best set of the first model that has one.
+
+    Raises:
+        NoEngineSet: none has.
+    """
+    *others, last = _PREFERENCE if wanted.model is None else [wanted.model]
+    for name in others:
+        with contextlib.suppress(NoEngineSet):
             return find(Wanted(model=name, backend=wanted.backend, device=wanted.device))
-        except NoEngineSet:
-            if name != _BUILT_ON_DEMAND:
-                if name == models[-1]:
-                    raise
-                continue
+    return find(Wanted(model=last, backend=wanted.backend, device=wanted.device))
+
+
+def _find_or_build(wanted: Wanted, listener: Listener) -> EngineSet:
+    try:
+        return _find(wanted)
+    except NoEngineSet:
+        if wanted.model not in (None, _BUILT_ON_DEMAND):
+            raise
     model = MODELS[_BUILT_ON_DEMAND]
     listener.say(f"there are no engines for model {model.name} yet: building them once")
     return build_default(model, wanted, listener)

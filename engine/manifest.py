@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from v2v.core.components import ComponentName, Tensor, Window, component_names
-from v2v.core.configs import ModelConfig, facts_of
+from v2v.core.configs import MODELS, ModelConfig, facts_of
 from v2v.core.errors import EngineError
 from v2v.engine.backend import BuildOptions
 
@@ -238,8 +238,12 @@ class _Format:
 def _modernised(data: Any) -> Any:
     """What versions before 0.2 wrote: TensorRT's options among everybody's, FP8 as an option alone.
 
-    They also had ranges of frames, which no run made use of.
+    They also had ranges of frames, which no run made use of, and a small model that enlarged whatever the size.
     """
+    model = data["recipe"]["model"]
+    if model["name"] in MODELS:
+        usual = MODELS[model["name"]].defaults.most_short_side
+        model.get("defaults", {}).setdefault("most_short_side", usual)
     options, facts = data["recipe"]["options"], data["recipe"]["backend"]["facts"]
     for old, new, text in (
         ("workspace_bytes", "workspace", lambda count: f"{count / 2**30:g}"),

@@ -25,7 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
@@ -247,7 +247,8 @@ def _write_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be written ({error})") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 # Checking ---------------------------------------------------------------------------------------------------
@@ -351,10 +352,8 @@ class _HubFolder:
         try:
             return function(**self._repository, **arguments)
         except Exception as error:  # the hub, its cache and the network each have errors of their own
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise WeightsError(
-                f"{self.name}: {arguments.get('filename', 'its list of files')}: {cause}"
-            ) from error
+            asked = arguments.get("filename", "its list of files")
+            raise WeightsError(f"{self.name}: {asked}: {first_line(error)}") from error
 
 
 def _from_folder(

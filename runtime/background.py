@@ -44,11 +44,13 @@ class _Pipe(Generic[T]):
             yield cast(T, item)
 
 
-def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
+def ahead(
+    items: Iterable[T], depth: int, stop: Callable[[], None] = lambda: None
+) -> Generator[T, None, None]:
     """Give out ``items`` while a thread takes up to ``depth`` more of them; its exception is raised here, in order.
 
     Once this is closed nobody takes any more, even if Ctrl-C came while the thread was being started: whoever made
-    ``items`` may close the file that they come from.
+    ``items`` may close the file that they come from. ``stop`` ends the wait for an item that may be long in coming.
     """
     pipe: _Pipe[T] = _Pipe(depth)
     failure: list[BaseException] = []
@@ -78,6 +80,7 @@ def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             raise failure[0]
     finally:
         pipe.closed.set()
+        stop()
         with at_work:  # not a join, which would not wait for a thread that is about to begin
             pass
 

@@ -21,7 +21,7 @@ from v2v.runtime.diffusion.settings import Settings
 from v2v.runtime.diffusion.solvers import SOLVERS
 from v2v.runtime.films.enhance import Request
 from v2v.runtime.media.encoding import CODECS
-from v2v.runtime.media.stdio import PIPE
+from v2v.runtime.media.stdio import PIPE, is_pipe
 from v2v.runtime.media.time_range import TimeRange, parse_time
 from v2v.runtime.settings_file import from_file
 
@@ -183,6 +183,18 @@ class RunOptions:
     compare: Annotated[
         Path | None, typer.Option(help="Also write a page with a slider between before and after: page.html.")
     ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a page on the run: where its time went, sharpness, flicker: page.html."
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only say what would be done, and what time and memory it would take."
+        ),
+    ] = False
     prompt_file: Annotated[
         Path | None, typer.Option(help="A prompt for each video: lines 'name: prompt', or .csv, or .json.")
     ] = None
@@ -251,6 +263,7 @@ class RunOptions:
             "--end": self.end,
             "--preview": self.preview,
             "--compare": self.compare,
+            "--report": self.report,
         }
         for flag, given in (of_videos if pictures else of_pictures).items():
             if given is not None and pictures:
@@ -302,15 +315,7 @@ class RunOptions:
             UsageError: options that cannot be read, or that contradict each other.
         """
         codec = self.codec or ("png" if self.output.endswith("/") and not many else "h264")
-        if self.compare is not None:
-            if many or self.output == PIPE or codec == "png" or self.inputs[0] == PIPE:
-                raise UsageError("--compare needs files: name one video for INPUT and one for -o")
-            if self.preview is not None:
-                raise UsageError("--compare and --preview both show before and after; leave one of them out")
-        if self.fps is not None and self.interpolate is not None:
-            raise UsageError("--fps and --interpolate say the same in two ways; leave one of them out")
-        if self.output == PIPE and self.as_json:
-            raise UsageError("--json and -o - both write to the standard output; leave one of them out")
+        self._check_together(codec, many=many)
         return Request(
             settings=self.settings(),
             time_range=self.time_range(),
@@ -325,6 +330,37 @@ class RunOptions:
             overwrite=self.overwrite,
             restart=self.restart,
         )
+
+    def _check_together(self, codec: str, *, many: bool) -> None:
+        """Refuse options that contradict each other."""
+        if self.report is not None and (many or self.output == PIPE):
+            raise UsageError("--report is on one video: name one for INPUT, and a file or a folder for -o")
+        if self.dry_run and any(name == PIPE or is_pipe(Path(name)) for name in self.inputs):
+            raise UsageError("--dry-run reads INPUT, and from a pipe that is possible only once; name a file")
+        if self.compare is not None:
+            if many or self.output == PIPE or codec == "png" or self.inputs[0] == PIPE:
+                raise UsageError("--compare needs files: name one video for INPUT and one for -o")
+            if self.preview is not None:
+                raise UsageError("--compare and --preview both show before and after; leave one of them out")
+        if self.fps is not None and self.interpolate is not None:
+            raise UsageError("--fps and --interpolate say the same in two ways; leave one of them out")
+        if self.output == PIPE:
+            self._check_pipe(codec)
+        elif codec == "y4m":
+            raise UsageError("--codec y4m is for pipes: give -o -, or choose another codec")
+
+    def _check_pipe(self, codec: str) -> None:
+        """Refuse what does not go with ``-o -``."""
+        if codec == "png":
+            raise UsageError("--codec png makes a folder of pictures; name one with -o, as -o pictures/")
+        if self.ray is not None or (self.workers or 1) > 1:
+            flag = "--workers" if self.ray is None else "--ray"
+            raise UsageError(
+                f"{flag}: workers finish a film's parts in any order, and -o - sends them as they come; leave it out, "
+                "or name a file with -o"
+            )
+        if self.as_json and not self.dry_run:
+            raise UsageError("--json and -o - both write to the standard output; leave one of them out")
 
 
 def parse_rate(text: str | None, flag: str = "--rate") -> Fraction | None:

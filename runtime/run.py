@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -18,15 +19,21 @@ from typing import Any, Protocol
 
 from v2v.core.errors import UsageError, V2VError
 from v2v.core.progress import BuildProgress, Listener
-from v2v.engine.choose import choose_engines, choose_first_stage
+from v2v.engine.choose import Unbuilt, choose_engines, choose_first_stage, foresee_engines
+from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.loaded import Memory
+from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Progress
-from v2v.runtime.diffusion.settings import Settings
+from v2v.runtime.diffusion.settings import Plan, Settings
 from v2v.runtime.films import batch
 from v2v.runtime.films.animate import Animator, FirstFilm, check_second_stage, first_film_of, is_made
 from v2v.runtime.films.enhance import Crew, Enhanced, Paths, Request, enhance, hire, plan_of
+from v2v.runtime.films.foresight import Costs, Foreseen, foresee, foresee_picture
+from v2v.runtime.films.piped import enhance_into_pipe
+from v2v.runtime.films.speeds import costs_of
 from v2v.runtime.media.image_sequence import is_picture
-from v2v.runtime.media.stdio import input_path, output_path
+from v2v.runtime.media.pipe_out import piped_name
+from v2v.runtime.media.stdio import PIPE, check_input, check_stdout, opened_input, output_path
 from v2v.runtime.options import RunOptions
 
 
@@ -37,12 +44,18 @@ class Follower(Listener, Protocol):
         """Lend a function that is told how far the video called ``name`` is."""
 
 
+# Where the standard output would be if it were a file: nothing is there, and nothing is written.
+_NOWHERE = Path(tempfile.gettempdir()) / f"v2v-{os.getpid()}"
+_SMALL = 64 << 20  # bytes of engines that are tried within seconds on a CPU
+
+
 @dataclass(frozen=True)
 class Run:
     """What became of a run: of its one video, or of each of its many."""
 
     enhanced: Enhanced | None
     outcomes: tuple[batch.Outcome, ...] = ()
+    foreseen: tuple[Foreseen | batch.Outcome, ...] = ()  # of a dry run
 
 
 def run(options: RunOptions, follower: Follower) -> Run:
@@ -51,6 +64,8 @@ def run(options: RunOptions, follower: Follower) -> Run:
     Raises:
         V2VError: something that a person can put right; of many videos, those that fail are in their outcomes.
     """
+    if options.dry_run:
+        return Run(None, foreseen=tuple(_foresee(options, follower)))
     wanted, memory = options.wanted(), options.memory_mode()
     many = batch.is_batch(options.inputs, options.prompt_file)
     request = options.request(many=many)
@@ -60,6 +75,7 @@ def run(options: RunOptions, follower: Follower) -> Run:
                 choose_engines, options.engines, wanted, follower, fast=options.fast, reuse=options.reuse
             ),
             partial(hire, wanted.device, memory, options.workers, options.ray, opened),
+            wanted.device,
         )
         if many:
             return Run(None, tuple(_enhance_many(options, request, crew, follower)))
@@ -73,9 +89,17 @@ def _enhance_one(
     options: RunOptions, request: Request, crew: Crew, follower: Follower, opened: contextlib.ExitStack
 ) -> Enhanced:
     """The single video of the command line, and the page that compares it with its source."""
-    source = opened.enter_context(input_path(Path(options.inputs[0])))
-    output = opened.enter_context(output_path(Path(options.output)))
-    paths = Paths(source, output, options.compare)
+    into_pipe, part = options.output == PIPE, request.time_range
+    if into_pipe:
+        check_stdout()  # before all of the input is kept
+    from_the_start = part.start is None and part.preview is None
+    source = opened.enter_context(
+        opened_input(Path(options.inputs[0]), streamed=into_pipe, from_the_start=from_the_start)
+    )
+    if into_pipe:
+        return enhance_into_pipe(request, source, crew, partial(follower.following, ""))
+    assert isinstance(source, Path)
+    paths = Paths(source, Path(options.output), options.compare, options.report)
     enhanced = enhance(request, paths, crew, partial(follower.following, ""))
     assert enhanced is not None
     return enhanced
@@ -87,7 +111,7 @@ def _animate_one(
     """The single picture of the command line: its film is made, then enhanced."""
     options.check_pictures(1, many=False)
     picture = Path(options.inputs[0])
-    output = opened.enter_context(output_path(Path(options.output)))
+    output = opened.enter_context(output_path(Path(options.output), request.codec))
     film = first_film_of(picture, output, options.first_stage)
     film.check(output)
     animator = _animator(options, follower)
@@ -102,7 +126,11 @@ def _animate_one(
     finally:
         animator.close()  # the second stage has the memory for itself
     asked = animator.second_stage(request, picture)
-    enhanced = enhance(asked, Paths(film.path, output), crew, partial(follower.following, ""))
+    follow = partial(follower.following, "")
+    if options.output == PIPE:
+        enhanced: Enhanced | None = enhance_into_pipe(asked, film.path, crew, follow)
+    else:
+        enhanced = enhance(asked, Paths(film.path, output), crew, follow)
     film.clear_up()
     assert enhanced is not None
     made_by = {"engine_set": str(animator.engine_set.path), "seconds": round(seconds, 3)}
@@ -171,6 +199,69 @@ def _enhance_many(
         done = batch.run_jobs(going_on, attempt, crew.team.size, crew.team.close)
         outcomes |= {outcome.job: outcome for outcome in done}
     return [outcomes[job] for job in jobs]
+
+
+def _foresee(options: RunOptions, follower: Follower) -> Iterator[Foreseen | batch.Outcome]:
+    """What the run would do with each of its videos, or why it would fail with one of many."""
+    many = batch.is_batch(options.inputs, options.prompt_file)
+    request, wanted = options.request(many=many), options.wanted()
+    engines = foresee_engines(options.engines, wanted, follower, fast=options.fast, reuse=options.reuse)
+    costs = partial(_costs, engines, wanted.device or engines.device, options)
+    if not many:
+        source, piped = Path(options.inputs[0]), options.output == PIPE
+        options.check_pictures(int(is_picture(source)), many=False)
+        check_input(source)
+        output = _NOWHERE / piped_name(request.codec) if piped else Path(options.output)
+        paths = Paths(source, output, options.compare, options.report)
+        foreseen = _foresee_one(options, request, paths, engines, costs, follower, new=piped)
+        yield replace(foreseen, output=PIPE, writes=(PIPE,)) if piped else foreseen
+        return
+    folder = Path(options.output)
+    jobs = batch.plan_jobs(
+        options.inputs, folder, request.codec, options.prompt, options.prompt_file, dry=True
+    )
+    options.check_pictures(sum(is_picture(job.source) for job in jobs), many=True)
+    for job in jobs:
+        asked, paths = request.with_prompt(job.prompt), Paths(job.source, job.output)
+        try:
+            yield _foresee_one(
+                options, asked, paths, engines, costs, follower, new=not folder.is_dir(), many=True
+            )
+        except (V2VError, OSError) as error:
+            yield batch.Outcome(job, "failed", error=" ".join(str(error).split()))
+
+
+def _foresee_one(
+    options: RunOptions,
+    request: Request,
+    paths: Paths,
+    engines: EngineSet | Unbuilt,
+    costs: Callable[[Plan], Costs],
+    follower: Follower,
+    *,
+    new: bool,
+    many: bool = False,
+) -> Foreseen:
+    if not is_picture(paths.source):
+        return foresee(request, paths, engines, costs, keep_if_same=many, place_is_new=new)
+    film = first_film_of(paths.source, paths.output, options.first_stage)
+    film.check(paths.output)
+    animator = _animator(options, follower)
+    return foresee_picture(animator, film, request, paths, engines, place_is_new=new)
+
+
+def _costs(engines: EngineSet | Unbuilt, device: str, options: RunOptions, plan: Plan) -> Costs:
+    """By the last run of these engines, or by a rehearsal of small ones on this CPU."""
+    if isinstance(engines, Unbuilt):
+        return Costs(None, "the engines have not been built yet")
+    if (options.workers or 1) > 1 or options.ray is not None:
+        return Costs(None, "it depends on how many shots the workers can share")
+    if (last := costs_of(engines, device)) is not None:
+        return Costs(last, "by the last run of these engines on this machine")
+    if device != "cpu" or sum(file.bytes for file in engines.manifest.files) > _SMALL:
+        return Costs(None, "no run of these engines was finished on this machine yet")
+    with VideoToVideo.load(engines, device) as loaded:
+        return Costs(loaded.rehearse(plan), "by one window that was tried")
 
 
 class Cancelled(V2VError):
@@ -243,6 +334,8 @@ def enhance_file(
         overwrite=overwrite,
         **{name: _as_typed(name, value) for name, value in text.items()},
     )
+    if asked.dry_run:
+        raise UsageError("dry_run has no result to return; run v2v-run --dry-run --json")
     if batch.is_batch(asked.inputs, asked.prompt_file):
         raise UsageError(f"{asked.inputs[0]} is several videos; enhance them one by one")
     enhanced = run(asked, _Silent(on_progress, cancel)).enhanced

@@ -12,6 +12,7 @@ until it is here. What stands in for something, and why:
   The wheel is really built and unpacked for the first command.
 - ``pytest`` is running already: tests are collected, not run.
 - ``make`` says what it would do.
+- ``ffmpeg`` writes uncompressed video that the tests make, or like ``ffplay`` reads a video that comes in.
 - ``v2v-serve`` and ``v2v-web`` are ended by Ctrl-C once they listen.
 """
 
@@ -61,7 +62,7 @@ FIRST = "pip install . && v2v-run assets/sample.mp4"
 QUICK = "v2v-bench --quick"
 DOCTOR = "v2v-doctor"
 SLOW = (FIRST, QUICK, DOCTOR, "v2v-build-engines small", "v2v-run film.mkv -o out.mkv --ray")
-OUTPUT = re.compile(r"(?:\s-o|--compare|--save-weights|>) (?!-)(\S+)")
+OUTPUT = re.compile(r"(?:\s-o|--compare|--report|--save-weights|>) (?!-)(\S+)")
 OTHER_PACKAGES = {"onnxruntime-gpu", "pre-commit"}
 
 
@@ -120,6 +121,8 @@ def programs(folder: Path, python: Path, engines: Path) -> Path:
     }
     texts = {name: f"#!{BASH}\n{line}\n" for name, line in shell.items()}
     texts["pip"] = f"#!{sys.executable}\n{PIP}"
+    for name in ("ffmpeg", "ffplay"):
+        texts[name] = f"#!{sys.executable}\n{FFMPEG.format(root=str(ROOT))}"
     for name in ("v2v-serve", "v2v-web"):
         texts[name] = f"#!{sys.executable}\n{SERVE.format(program=python.parent / name)}"
     texts["v2v-build-engines"] = (
@@ -142,6 +145,25 @@ if extras is None:
 else:
     unknown = set((extras[1] or "").split(",")) - {{"", *{sorted(EXTRAS)}}}
     assert not unknown, unknown
+"""
+
+FFMPEG = """
+import io, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import av
+from tests.runtime import y4m
+
+if sys.argv[-2:] == ["yuv4mpegpipe", "-"]:
+    kind = "420p10" if "yuv420p10le" in sys.argv else "420jpeg"
+    assert kind == "420jpeg" or "-strict" in sys.argv, "FFmpeg refuses more than 8 bits"
+    sys.stdout.buffer.write(y4m.film(6, kind=kind))
+else:
+    came = sys.stdin.buffer.read()
+    with av.open(io.BytesIO(came)) as video:
+        assert len(list(video.decode(video=0))) == 6
+    if sys.argv[-1] != "-":
+        Path(sys.argv[-1]).write_bytes(came)
 """
 
 SERVE = """
@@ -350,6 +372,9 @@ def test_a_command_runs(
     assert done.returncode == 0, done.stderr[-4000:]
     for output in OUTPUT.findall(command.text):
         made = place / output
+        if "--dry-run" in command.text and not command.text.endswith(f"> {output}"):
+            assert not made.exists(), output
+            continue
         assert any(made.iterdir()) if made.is_dir() else made.stat().st_size > 0, output
 
 

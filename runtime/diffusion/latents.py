@@ -6,6 +6,7 @@ latents, or pixels, are cross-faded; a smaller one is placed in the middle and i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ from v2v.core.configs import ColorName
 from v2v.device import Array, Device, Frame, Pending
 from v2v.engine.backend import Engine
 from v2v.runtime.diffusion.colors import LowFrequencies, match_statistics
-from v2v.runtime.diffusion.windows import Span, spans, tiles
+from v2v.runtime.diffusion.windows import Span, spans, starts, tiles
 
 # Tiles share an eighth of their rows and columns: the decoder's field of view is short, a seam needs no more. Small
 # ones share four latents: tiles differ a little as wholes too, and over 8 pixels the step between them shows.
@@ -287,6 +288,12 @@ def _tiled(
     rows, columns = (max(side // _OVERLAP, min(_LEAST_SHARED, side // 2)) for side in window)
     placed = tiles((1, *extent), (1, *window), (0, rows, columns), subdivisions=factor)
     return [(tile.start, tile.weights) for tile in placed]
+
+
+def tiles_of(extent: tuple[int, int], window: tuple[int, int]) -> int:
+    """How many tiles of ``window`` latent (rows, columns) cover ``extent``."""
+    shared = (max(side // _OVERLAP, min(_LEAST_SHARED, side // 2)) for side in window)
+    return math.prod(len(starts(*each)) for each in zip(extent, window, shared, strict=True))
 
 
 def _placed(

@@ -11,7 +11,7 @@ from v2v.core.errors import EngineError
 from v2v.core.progress import BuildProgress
 from v2v.device import Device, Frame, open_device
 from v2v.engine.backend import Engine, Engines
-from v2v.engine.choose import open_or_build
+from v2v.engine.choose import Unbuilt, open_or_build
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.deepcache import UNetEngines
 from v2v.runtime.diffusion.sampling import NumericalError
@@ -20,7 +20,7 @@ Memory = Literal["high", "low"]
 Self = TypeVar("Self", bound="LoadedEngines")
 
 
-def can_reuse(engines: Engines) -> bool:
+def can_reuse(engines: Engines | Unbuilt) -> bool:
     """Whether the UNet can go on from the features of an earlier evaluation."""
     return "unet_outer" in engines.names
 

@@ -7,9 +7,10 @@ of the enhanced ones stays on the device.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ import numpy.typing as npt
 from v2v.core.errors import EngineError, V2VError
 from v2v.device import Array, Device, Frame
 from v2v.engine.backend import Engines
+from v2v.engine.choose import Unbuilt
 from v2v.runtime.between import repeated
 from v2v.runtime.diffusion import noise
+from v2v.runtime.diffusion.estimate import Work, canvas_of
 from v2v.runtime.diffusion.guidance import Guidance
-from v2v.runtime.diffusion.latents import Canvas, FrameDecoder, FrameEncoder
+from v2v.runtime.diffusion.latents import Canvas, FrameDecoder, FrameEncoder, tiles_of
 from v2v.runtime.diffusion.loaded import LoadedEngines, Memory, can_reuse
 from v2v.runtime.diffusion.progress import Progress, Report, Step
 from v2v.runtime.diffusion.prompt import Tokenizer
@@ -32,11 +35,13 @@ from v2v.runtime.diffusion.solvers import SOLVERS
 from v2v.runtime.diffusion.tensors import Frames
 from v2v.runtime.diffusion.windows import Span, chunks, joined
 
+_LONG_REHEARSAL = 0.5  # seconds
+
 # Frames of the pieces of STAR's and VEnhancer's authors; how much longer the last one may be.
 _CHUNK, _TO_THE_END = 32, {"cut": 1.25, "fade": 1.33}
 
 
-def check_reuse(plan: Plan, engines: Engines) -> None:
+def check_reuse(plan: Plan, engines: Engines | Unbuilt) -> None:
     """Refuse to reuse features with engines that leave none.
 
     Raises:
@@ -49,7 +54,7 @@ def check_reuse(plan: Plan, engines: Engines) -> None:
         )
 
 
-def check_between(plan: Plan, engines: Engines) -> None:
+def check_between(plan: Plan, engines: Engines | Unbuilt) -> None:
     """Refuse to make frames between frames where no two frames of the source fit into a window.
 
     Raises:
@@ -75,6 +80,17 @@ def with_room_between(
             yield given.item
 
     return give(), moved
+
+
+def _seconds_of(work: Callable[[], None]) -> float:
+    """What ``work`` takes; of short work the second time, as the first makes things ready."""
+    for _ in range(2):
+        started = time.monotonic()
+        work()
+        seconds = time.monotonic() - started
+        if seconds > _LONG_REHEARSAL:
+            break
+    return seconds
 
 
 class VideoToVideo(LoadedEngines):
@@ -155,7 +171,7 @@ class VideoToVideo(LoadedEngines):
         report = report or Report()
         carry = carry if segment.continues else None
         carried_frames = 0 if carry is None else len(carry.latents)
-        canvas = self._canvas(plan)
+        canvas = canvas_of(plan, self.model, self.window)
         frames = max(carried_frames + len(segment.frames) + len(segment.ahead), self.window.frames)
         frames += -(frames - self.window.frames) % plan.between  # windows begin at frames of the source
         loop = self._loop(plan, (frames, *canvas.latent))
@@ -176,7 +192,7 @@ class VideoToVideo(LoadedEngines):
             else self.device.download(self.device.view(shown, slice(max(stop - shared, 0), stop)))
         )
         hint = None if shown is None else self._hint(shown, segment, plan, source, frame_numbers, stop)
-        report.begin("denoise", segment, len(loop.updates))
+        report.begin("denoise", segment, len(loop.updates), loop.evaluations)
         latents = loop.run(
             contexts,
             lambda step: noise.canvas(source, frame_numbers, step),
@@ -185,6 +201,7 @@ class VideoToVideo(LoadedEngines):
             carried,
             hint,
             self._watching(report, segment, frame_numbers[0], loop),
+            report.evaluated,
         )
         if carry is not None:
             self._fade_over(carry.ahead, self.device.view(latents, slice(carried_frames, frames)))
@@ -195,6 +212,45 @@ class VideoToVideo(LoadedEngines):
         fresh = self.device.view(latents, slice(carried_frames, stop))
         ahead = self.device.download(self.device.view(latents, slice(stop, stop + len(segment.ahead))))
         return self._decode(fresh, segment, plan, canvas, report), Carry(last, ahead, source_latents)
+
+    def rehearse(self, plan: Plan) -> Work:
+        """Seconds of a unit of each kind of work, from one of each: a tile, an evaluation of the UNet, a tile.
+
+        Where tiles take no time to speak of, those of a whole picture are measured, with what else it costs.
+        """
+        window = replace(plan, size=(self.window.height, self.window.width), parity=False)
+        canvas = canvas_of(window, self.model, self.window)
+        loop = self._loop(window, (self.window.frames, *canvas.latent))
+        loop.use(self._unet())
+        contexts = self._encode_prompts(plan.prompt, plan.negative_prompt, plan.parity)
+        encode, decode = self._rehearse_pictures(plan, canvas)
+        evaluation = _seconds_of(partial(loop.rehearse, contexts))
+        whole = canvas_of(replace(plan, parity=False), self.model, self.window)
+        tiles = tiles_of(whole.latent, canvas.latent)
+        if (encode + decode) * tiles < _LONG_REHEARSAL:
+            encode, decode = (seconds / tiles for seconds in self._rehearse_pictures(plan, whole))
+        return Work(encode, evaluation, decode)
+
+    def _rehearse_pictures(self, plan: Plan, canvas: Canvas) -> tuple[float, float]:
+        """Seconds of encoding and of decoding a black picture on a canvas."""
+        device, scale = self.device, self.model.latent_scale
+        frame = np.zeros((*canvas.size, 3), np.uint8)
+        drawn = np.zeros((self.model.unet.latent_channels, *canvas.latent), np.float32)
+        latents = device.empty((1, *drawn.shape), np.float32)
+        encode = FrameEncoder(device, self._engine("vae_encoder"), canvas, scale, antialias=True)
+        decode = FrameDecoder(
+            device, self._engine("vae_decoder"), canvas, scale, colors=plan.color, truncate=False
+        )
+
+        def encode_one() -> None:
+            encode(frame, drawn, latents)
+            device.synchronize()
+
+        def decode_one() -> None:
+            for decoded in decode.clip(latents, [frame], 0):
+                decoded.result()
+
+        return _seconds_of(encode_one), _seconds_of(decode_one)
 
     @staticmethod
     def _watching(
@@ -207,11 +263,6 @@ class VideoToVideo(LoadedEngines):
         return lambda k, latents: tell(
             Step(segment.index, first, k + 1, len(updates), updates[k].sigma, latents)
         )
-
-    def _canvas(self, plan: Plan) -> Canvas:
-        window = self.window.latent_height, self.window.latent_width
-        made = Canvas.with_margin if plan.parity and self.model.parity.white_margin else Canvas.of
-        return made(plan.size, window, self.window.factor)
 
     def _clean_hint(self, loop: DenoisingLoop, carry: Carry | None) -> Array | None:
         """The source's latents, which :attr:`loop.x` still is; those of carried frames are carried along with them."""

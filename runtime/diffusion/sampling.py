@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -105,9 +106,28 @@ class DenoisingLoop:
         self._plans = [self._plan(tuple(window), overlap, phase) for phase in _PHASES]
         self._last_plan = self._plan(tuple(window), overlap, None)
         self._in_full = evaluations_in_full(self._guided, reuse)
+        self.evaluations = self._count_evaluations()
         self._features = self._make_features()
         self._captured: dict[Hashable, Callable[[], None]] = {}  # by kind of work
         self._contexts: tuple[Array, Array] | None = None
+
+    def _count_evaluations(self) -> list[int]:
+        """Evaluations of the UNet in all windows, finished when each row of the table is."""
+        counts = [len(self._windows(row)) * (1 + guided) for row, guided in enumerate(self._guided)]
+        return [*accumulate(counts)]
+
+    def _windows(self, row: int) -> list[tuple[Tile, Array]]:
+        """The windows of a row of the table; they stay in place as long as their features are used."""
+        last = row == len(self._coefficients) - 1
+        return self._last_plan if last else self._plans[(sum(self._in_full[: row + 1]) - 1) % len(_PHASES)]
+
+    def rehearse(self, contexts: tuple[Array, Array]) -> None:
+        """Evaluate the UNet once in one window of zeros, and wait for it."""
+        for array in (self.scaled, *self._told.values()):
+            self.device.zero(array)
+        self._select(0)
+        self._evaluate(contexts, guided=False, in_full=True)
+        self.device.synchronize()
 
     def use(self, unet: UNetEngines) -> None:
         """Run on ``unet`` from now on: the same engines, perhaps loaded again."""
@@ -127,6 +147,7 @@ class DenoisingLoop:
         carried: tuple[Array, Array] | None = None,
         hint: Hint | None = None,
         watch: Callable[[int, npt.NDArray[np.float32]], None] | None = None,
+        on_window: Callable[[int], None] = lambda evaluations: None,
     ) -> Array:
         """Denoise :attr:`x` in place from the first sigma to 0 and return it.
 
@@ -140,6 +161,8 @@ class DenoisingLoop:
             hint: where the UNet has a control branch.
             watch: called after each evaluation with the row of the table and the estimate of the clean latents, for
                 which the device is waited for.
+            on_window: where the device waits for nothing, called after each window with the evaluations of the UNet
+                that are finished, of :attr:`evaluations`.
 
         Raises:
             NumericalError: a latent became NaN or Inf; names the step and the frame.
@@ -153,7 +176,8 @@ class DenoisingLoop:
             if self._supply is not None:
                 self._supply.drop()
             self._supply = supply = _Supply(self._feed, self.noise, drawn)
-            self._solve(contexts, supply, pace, carried, watch)
+            told = on_window if self.device.synchronous else lambda evaluations: None
+            self._solve(contexts, supply, pace, carried, watch, told)
             pace.finish()
         self._raise_if_nonfinite(first)
         return self.x
@@ -165,13 +189,14 @@ class DenoisingLoop:
         pace: _Pace,
         carried: tuple[Array, Array] | None,
         watch: Callable[[int, npt.NDArray[np.float32]], None] | None,
+        on_window: Callable[[int], None],
     ) -> None:
         """Follow the solver's table; in every step the windows' velocities add up to one velocity of the whole segment.
 
         What a window costs, its evaluations and guidance, is captured once and serves all windows.
         """
         device = self.device
-        evaluation = in_full = 0
+        evaluation = done = 0
 
         def guide(guided: bool, in_full: bool, window_index: int) -> None:
             unconditional = self._evaluate(contexts, guided, in_full, window_index)
@@ -180,22 +205,21 @@ class DenoisingLoop:
             )
 
         def denoise(x: Array, sigma: float, out: Array) -> None:
-            nonlocal evaluation, in_full
+            nonlocal evaluation, done
             c, kind = self._coefficients[evaluation], (self._guided[evaluation], self._in_full[evaluation])
-            in_full += self._in_full[evaluation]  # windows stay in place as long as their features are used
             if carried is not None:
                 latents, noise = carried
                 device.combine(noised(latents, sigma, noise), device.view(x, slice(0, latents.shape[0])))
             self._select(evaluation)
             device.zero(self.total)
-            last = evaluation == len(self._coefficients) - 1
-            plan = self._last_plan if last else self._plans[(in_full - 1) % len(_PHASES)]
-            for window_index, (tile, weights) in enumerate(plan):
+            for window_index, (tile, weights) in enumerate(self._windows(evaluation)):
                 device.take_window(x, tile.start, c.scale, self.scaled)
                 self._show_hint(tile)
                 work = partial(guide, *kind, window_index)
                 self._queue(("window", *kind, *map(id, self._features[window_index])), work)
                 device.add_window(self.velocity, weights, tile.start, self.total)
+                done += 1 + kind[0]
+                on_window(done)
             # Velocity -> x0: Karras et al. 2022, eq. 7, with c_skip = alpha / sqrt(sigma^2 + 1), c_out = -s.
             device.combine([(c.alpha * c.scale, x), (-c.s, self.total)], out)
             device.check(out, evaluation)

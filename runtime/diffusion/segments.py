@@ -81,8 +81,7 @@ def segments(
     index, first, continues, shot = 0, 0, False, 0
     for number, frame in enumerate(islice(frames, most)):
         if number == 0 and not whole:
-            windows = min(max(SEGMENT_BYTES // (frame.nbytes * window.frames), 1), _WINDOWS_PER_SEGMENT)
-            length = window.frames * windows - shared * (windows - 1)
+            length = segment_length(window, frame.nbytes, multiple)
         full = len(waiting) == length - (shared if continues else 0)
         if waiting and (full or number in cuts):
             count = len(waiting)
@@ -97,6 +96,12 @@ def segments(
         waiting.append(frame)
     if waiting:
         yield Segment(index, first_number + first, waiting, continues, [], first - shot)
+
+
+def segment_length(window: Window, frame_bytes: int, multiple: int = 1) -> int:
+    """Frames that are denoised together, those of the segment before and after included, of so many bytes each."""
+    windows = min(max(SEGMENT_BYTES // (frame_bytes * window.frames), 1), _WINDOWS_PER_SEGMENT)
+    return window.frames * windows - shared_frames(window, multiple) * (windows - 1)
 
 
 def overlap(window: Window, multiple: int = 1) -> tuple[int, int, int]:

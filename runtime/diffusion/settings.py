@@ -187,11 +187,20 @@ def output_size(settings: Settings, defaults: Defaults, source: tuple[int, int])
         return settings.size
     scale = settings.scale
     if scale is None:
-        scale = defaults.scale if defaults.short_side is None else defaults.short_side / min(source)
+        scale = _usual_scale(defaults, min(source))
     elif not 0 < scale <= 100:
         raise V2VError(f"--scale {scale}: must lie above 0 and up to 100")
     height, width = (max(round(side * scale / 2) * 2, 2) for side in source)
     return height, width
+
+
+def _usual_scale(defaults: Defaults, short_side: int) -> float:
+    """How much a model enlarges a source of that short side where nobody says it."""
+    if defaults.short_side is not None:
+        return defaults.short_side / short_side
+    if defaults.most_short_side is None:
+        return defaults.scale
+    return max(min(defaults.scale, defaults.most_short_side / short_side), 1.0)
 
 
 def parity_size(settings: Settings, model: ModelConfig, source: tuple[int, int]) -> tuple[int, int]:

@@ -151,7 +151,7 @@ def check_second_stage(request: Request, paths: Paths, crew: Crew, size: tuple[i
         V2VError: there are no engines for it, a value is out of range, or the output cannot be written.
     """
     paths.check(crew.engine_set.path)
-    _encoding(request).check(paths.output, *plan_of(size, request.settings, crew.engine_set).size)
+    encoding_of_picture(request).check(paths.output, *plan_of(size, request.settings, crew.engine_set).size)
     if finished_run(paths.output) is None:
         check_place(paths.output, paths.source, request.codec, overwrite=request.overwrite)
 
@@ -163,11 +163,11 @@ def is_made(output: Path, request: Request, crew: Crew, size: tuple[int, int]) -
         V2VError: there are no engines for the second stage, or a value is out of range.
     """
     made = plan_of(size, request.settings, crew.engine_set)
-    facts = describe(request, made, crew.engine_set, _encoding(request))
+    facts = describe(request, made, crew.engine_set, encoding_of_picture(request))
     return output.exists() and not request.overwrite and was_made_before(output, facts)
 
 
-def _encoding(request: Request) -> Encoding:
+def encoding_of_picture(request: Request) -> Encoding:
     """What the second stage is asked to write, of a film of the first."""
     return Encoding(
         REFERENCE_COLORS,

@@ -85,9 +85,17 @@ def is_batch(inputs: Sequence[str], prompt_file: Path | None) -> bool:
 
 
 def plan_jobs(
-    inputs: Sequence[str], folder: Path, codec: str, prompt: str, prompt_file: Path | None
+    inputs: Sequence[str],
+    folder: Path,
+    codec: str,
+    prompt: str,
+    prompt_file: Path | None,
+    *,
+    dry: bool = False,
 ) -> list[Job]:
-    """All videos that ``inputs`` name, each with its output in ``folder``, which is made if it is not there.
+    """All videos that ``inputs`` name, each with its output in ``folder``.
+
+    It is made if it is not there, unless the run is ``dry``.
 
     Raises:
         UsageError: an input names nothing, two videos would get one name, or the prompt file cannot be used.
@@ -108,6 +116,8 @@ def plan_jobs(
     check_places([Place(output, "-o") for output in outputs.values()], inputs_read)
     prompts = _prompts(prompt_file, list(outputs)) if prompt_file else {}
     jobs = [Job(source, output, prompts.get(source, prompt)) for source, output in outputs.items()]
+    if dry:
+        return jobs
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

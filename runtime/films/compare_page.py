@@ -15,28 +15,26 @@ from typing import Any
 from v2v.core.abort import removed_on_abort
 from v2v.core.files import hidden_sibling, sync
 from v2v.runtime.media.errors import MediaError, MediaWarning
+from v2v.runtime.media.muxing import writing
 from v2v.runtime.media.playable import playable
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.time_range import WHOLE, TimeRange
-from v2v.runtime.media.writer import writing
 
 # A page holds the videos as text: more than this would be slow to open.
 LONGEST = Fraction(60)
 """Seconds of video that a page shows at most."""
 
 
-def check_page(path: Path, *, overwrite: bool) -> None:
-    """Find out before the work whether the page may be written.
+def check_page(path: Path, flag: str = "--compare", *, overwrite: bool) -> None:
+    """Find out before the work whether the page that ``flag`` names may be written.
 
     Raises:
         MediaError: it exists, or there is no such folder.
     """
     if not path.parent.is_dir():
-        raise MediaError(f"--compare {path}: there is no folder {path.parent}; create it first")
+        raise MediaError(f"{flag} {path}: there is no folder {path.parent}; create it first")
     if path.exists() and not overwrite:
-        raise MediaError(
-            f"--compare {path} already exists; choose another name, or replace it with --overwrite"
-        )
+        raise MediaError(f"{flag} {path} already exists; choose another name, or replace it with --overwrite")
 
 
 def write_page(
@@ -70,13 +68,22 @@ def write_page(
             ),
             **videos,
         )
-        partial = hidden_sibling(path, ".v2v-part")
+        place_page(path, page)
+
+
+def place_page(path: Path, page: str) -> None:
+    """Write a page that appears when it is whole.
+
+    Raises:
+        MediaError: it cannot be written.
+    """
+    partial = hidden_sibling(path, ".v2v-part")
+    with writing(path), removed_on_abort(partial):
         partial.unlink(missing_ok=True)  # of a run that was killed here
-        with removed_on_abort(partial):
-            try:
-                with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
-                    file.write(page)
-                sync(partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        try:
+            with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(page)
+            sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

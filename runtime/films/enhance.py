@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -15,6 +16,7 @@ from typing import Any
 from v2v.core.configs import ModelConfig, Parity
 from v2v.core.version import __version__
 from v2v.engine.backend import Engines
+from v2v.engine.choose import Unbuilt
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.loaded import Memory, can_reuse
 from v2v.runtime.diffusion.pipeline import VideoToVideo, check_between, check_reuse
@@ -24,14 +26,21 @@ from v2v.runtime.films.batch import was_made_before
 from v2v.runtime.films.compare_page import check_page, write_page
 from v2v.runtime.films.film import Target, enhance_film, journal_facts
 from v2v.runtime.films.journal import clear_up, digest_of, finished_run, journal_folder, sweep
+from v2v.runtime.films.observed import Observed
 from v2v.runtime.films.places import Place, check_places, link_target
 from v2v.runtime.films.pool import Alone, Team
 from v2v.runtime.films.processes import local_pool
+from v2v.runtime.films.report_page import RunFacts, write_report
+from v2v.runtime.films.speeds import observing
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import check_folder
+from v2v.runtime.media.pipe_in import Source
 from v2v.runtime.media.reader import VideoReader
+from v2v.runtime.media.stream_plan import StreamPlan
 from v2v.runtime.media.time_range import NOT_GIVEN, WHOLE, TimeRange
 from v2v.runtime.media.writer import check_output, encoding_for, streams_for
+
+_COMPARE, _REPORT = "--compare", "--report"
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Request:
         """The same for a video that shows something else."""
         return replace(self, settings=replace(self.settings, prompt=prompt))
 
-    def open(self, source: Path) -> VideoReader:
+    def open(self, source: Source) -> VideoReader:
         """Read ``source`` as asked; raises as :class:`VideoReader` does."""
         return VideoReader(
             source,
@@ -93,13 +102,20 @@ class Request:
 class Crew:
     """The engines and whoever runs them: chosen and loaded when they are first needed, then kept for every video."""
 
-    def __init__(self, choose: Callable[[], EngineSet], hire: Callable[[EngineSet], Team]) -> None:
-        self._choose, self._hire = choose, hire
+    def __init__(
+        self, choose: Callable[[], EngineSet], hire: Callable[[EngineSet], Team], device: str | None = None
+    ) -> None:
+        self._choose, self._hire, self._device = choose, hire, device
 
     @cached_property
     def engine_set(self) -> EngineSet:
         """Chosen, not loaded."""
         return self._choose()
+
+    @property
+    def device(self) -> str:
+        """What runs them: that of the engines, unless another was asked for."""
+        return self._device or self.engine_set.device
 
     @cached_property
     def team(self) -> Team:
@@ -135,21 +151,38 @@ class Paths:
     source: Path
     output: Path
     page: Path | None = None  # that compares both
+    report: Path | None = None  # page on the run
     read_too: tuple[Place, ...] = ()  # what else the run reads, so that nothing is written there
 
     def check(self, engine_set: Path | None = None) -> None:
         """Raises UsageError if something would be written where something else is read or written."""
         journal = journal_folder(self.output)
         outputs = [Place(self.output, "-o"), Place(journal, "the folder of what is finished")]
-        outputs += [Place(self.page, "--compare")] if self.page else []
+        outputs += [Place(path, flag) for flag, path in self._pages.items()]
         inputs = [Place(self.source, "the input"), *self.read_too]
         inputs += [Place(engine_set, "the engine set")] if engine_set else []
         check_places(outputs, inputs)
 
     def followed(self) -> Paths:
         """The same with links among what is written resolved."""
-        page = None if self.page is None else link_target(Place(self.page, "--compare"))
-        return replace(self, output=link_target(Place(self.output, "-o")), page=page)
+        pages = {flag: link_target(Place(path, flag)) for flag, path in self._pages.items()}
+        output = link_target(Place(self.output, "-o"))
+        return replace(self, output=output, page=pages.get(_COMPARE), report=pages.get(_REPORT))
+
+    @property
+    def _pages(self) -> dict[str, Path]:
+        """What is written beside the output, by flag."""
+        return {flag: path for flag, path in ((_COMPARE, self.page), (_REPORT, self.report)) if path}
+
+    @property
+    def pages(self) -> tuple[Path, ...]:
+        """What is written beside the output."""
+        return tuple(self._pages.values())
+
+    def check_pages(self, *, overwrite: bool) -> None:
+        """Raises MediaError if one of the pages cannot be written."""
+        for flag, path in self._pages.items():
+            check_page(path, flag, overwrite=overwrite)
 
 
 def enhance(
@@ -174,20 +207,17 @@ def enhance(
     output, earlier_run = paths.output, finished_run(paths.output)
     if earlier_run is None and output.exists():
         sweep(output)
-    if paths.page is not None:
-        check_page(paths.page, overwrite=request.overwrite)
+    paths.check_pages(overwrite=request.overwrite)
     if not ((keep_if_same or earlier_run) and output.exists()):
         check_place(output, paths.source, request.codec, overwrite=request.overwrite)
-    with request.open(paths.source) as reader:
-        encoding = request.encoding(reader)
-        run_plan = plan_for(reader, request.settings_for(reader), crew.engine_set)
-        if run_plan.between > 1:
-            reader.leave_room(run_plan.between)
-        if run_plan.between > 1 or run_plan.parity:
-            encoding = request.encoding(reader, crew.engine_set.model.parity)
+    with (
+        _noted() as warned,
+        request.open(paths.source) as reader,
+        observing(crew.engine_set, crew.device, measures=paths.report is not None) as observed,
+    ):
+        run_plan, encoding, facts = decide(request, reader, crew.engine_set)
         paths.check(crew.engine_set.path)
-        facts = describe(request, run_plan, crew.engine_set, encoding)
-        work = _Work(request, paths, crew.engine_set.path, facts)
+        work = _Work(request, paths, crew.engine_set.path, facts, observed, warned)
         if earlier_run is not None:
             same = earlier_run.facts == digest_of(journal_facts(paths.source, facts))
             if same and not request.restart:
@@ -203,32 +233,88 @@ def enhance(
         team, target = crew.team, Target(output, encoding, facts, request.overwrite, request.restart)
         if not encoding.makes_folder:
             streams = streams_for(reader, output, parity=run_plan.parity, convert=request.convert)
-            target = replace(target, streams=streams)
+            target, work.streams = replace(target, streams=streams), streams
         work.started = time.monotonic()
         with follow() as show:
-            enhance_film(team, reader, target, run_plan, show, work.finish)
+            enhance_film(team, reader, target, run_plan, show, work.finish, observed)
     return work.result
+
+
+def decide(
+    request: Request, reader: VideoReader, engines: EngineSet | Unbuilt
+) -> tuple[Plan, Encoding, dict[str, Any]]:
+    """The plan of the video of ``reader``, how it is encoded, and all that decides what the result shows.
+
+    The reader then leaves room for frames between its own.
+
+    Raises:
+        V2VError: as :func:`plan_of` and :meth:`Request.encoding`.
+    """
+    encoding = request.encoding(reader)
+    run_plan = plan_for(reader, request.settings_for(reader), engines)
+    if run_plan.between > 1:
+        reader.leave_room(run_plan.between)
+    if run_plan.between > 1 or run_plan.parity:
+        encoding = request.encoding(reader, engines.model.parity)
+    return run_plan, encoding, describe(request, run_plan, engines, encoding)
 
 
 class _Work:
     """Finishes a video once its film is written: the page, and the result."""
 
-    def __init__(self, request: Request, paths: Paths, engine_set: Path, facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        paths: Paths,
+        engine_set: Path,
+        facts: dict[str, Any],
+        observed: Observed,
+        warned: list[str],
+    ) -> None:
         self._request, self._paths, self._engine_set, self._facts = request, paths, engine_set, facts
+        self._observed, self._warned = observed, warned
+        self.streams: StreamPlan | None = None
         self.started = time.monotonic()
         self.result: Enhanced | None = None
 
     def finish(self, frames: int) -> None:
-        """Write the page, if there is to be one."""
+        """Write the pages, if there are to be some."""
         result = Enhanced(frames, time.monotonic() - self.started, self._engine_set, self._facts)
         if (page := self._paths.page) is not None:
             write_page(
                 page, self._paths.source, self._paths.output, result.page_rows(), self._request.time_range
             )
+        if (page := self._paths.report) is not None:
+            fates = self.streams.fates if self.streams else ()
+            made = RunFacts(
+                self._paths.source,
+                self._paths.output,
+                frames,
+                result.seconds,
+                self._facts,
+                fates,
+                self._warned,
+            )
+            write_report(page, made, self._observed)
         self.result = result
 
 
-def describe(request: Request, plan: Plan, engines: Engines, encoding: Encoding) -> dict[str, Any]:
+@contextlib.contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Inside, the texts of all warnings are kept too, in the list that is lent."""
+    texts: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *details: Any, **more: Any) -> None:
+            texts.append(str(message))
+            show(message, *details, **more)
+
+        warnings.showwarning = note
+        yield texts
+
+
+def describe(request: Request, plan: Plan, engines: Engines | Unbuilt, encoding: Encoding) -> dict[str, Any]:
     """All that decides what a run gives, by the names that a person knows it by: the output's comment holds it.
 
     What was left as it usually is is not mentioned: a whole film, deinterlaced, its cuts found, its streams converted.
@@ -270,12 +356,12 @@ def check_place(output: Path, source: Path, codec: str, *, overwrite: bool) -> N
         check_output(output, source, overwrite=overwrite)
 
 
-def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet) -> Plan:
+def plan_for(reader: VideoReader, settings: Settings, engine_set: EngineSet | Unbuilt) -> Plan:
     """:func:`plan_of` for this video."""
     return plan_of((reader.info.height, reader.info.width), settings, engine_set)
 
 
-def plan_of(source: tuple[int, int], settings: Settings, engine_set: EngineSet) -> Plan:
+def plan_of(source: tuple[int, int], settings: Settings, engine_set: EngineSet | Unbuilt) -> Plan:
     """Settings made whole for a source of (height, width) pixels, checked before anything is loaded.
 
     Raises:

@@ -16,25 +16,33 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from v2v.engine.backend import Engines
+from v2v.engine.choose import Unbuilt
 from v2v.runtime.background import ahead
+from v2v.runtime.diffusion.estimate import FilmWork, film_work
 from v2v.runtime.diffusion.progress import Progress, Report
 from v2v.runtime.diffusion.segments import Carry, Segment, segments
 from v2v.runtime.diffusion.settings import Plan
 from v2v.runtime.films.journal import Journal
+from v2v.runtime.films.observed import Observed, SegmentSeen
 from v2v.runtime.films.pool import Team
 from v2v.runtime.films.task import EnhancedSegment, Task
 from v2v.runtime.media import image_sequence as folders
 from v2v.runtime.media.encoding import Encoding
 from v2v.runtime.media.image_sequence import FolderWriter
+from v2v.runtime.media.muxing import writing
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.stream_plan import StreamPlan
-from v2v.runtime.media.timestamps import Timestamps
-from v2v.runtime.media.writer import VideoWriter, writing
+from v2v.runtime.media.timestamps import Timestamp, Timestamps
+from v2v.runtime.media.writer import VideoWriter
 
 # Bytes of decoded frames that wait for the engines, and the least and the most frames.
 _AHEAD, _FRAMES_AHEAD = 256 << 20, (8, 256)
+# Evaluations of the UNet, of which one more is a small price for knowing how long they will take.
+_WORTH_A_REHEARSAL = 8
+_LONG = 1 << 12  # frames: a film of many segments
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,12 @@ def enhance_film(
     plan: Plan,
     progress: Callable[[Progress], None] = lambda now: None,
     afterwards: Callable[[int], None] = lambda frames: None,
+    observed: Observed | None = None,
 ) -> int:
     """Enhance what ``reader`` gives into ``target``; returns the number of frames.
 
     ``afterwards`` is called with it when the film is there; if the run is ended before that is done, the journal tells
-    the next run (:func:`v2v.runtime.films.journal.finished_run`).
+    the next run (:func:`v2v.runtime.films.journal.finished_run`). ``observed`` is filled with what happens.
 
     Raises:
         MediaError: the output cannot be written.
@@ -68,47 +77,122 @@ def enhance_film(
         NumericalError: a latent or a picture became NaN or Inf.
         WorkerError: no worker is left.
     """
-    total = reader.info.frames
-    number = reader.first_number
-    most = team.engines.model.parity.frames if plan.parity else None
-    report = Report(progress, total if most is None else min(total or most, most), number)
+    observed = observed or Observed()
     stamps = Timestamps()
     with (
         writing(target.path),
         Journal(target.path, journal_facts(reader.path, target.described), restart=target.restart) as journal,
-        closing(ahead(reader.frames(), frames_ahead(reader.info))) as frames,
     ):
-        window = team.engines.window
-        preview = reader.time_range.preview is not None
-        with _Chains(team, journal, plan, target.encoding, report, preview=preview) as chains:
-            for segment in segments(
-                window,
-                frames,
-                reader.cuts,
-                whole=plan.parity,
-                most=most,
-                first_number=number,
-                multiple=plan.between,
-            ):
-                for _ in segment.frames:
-                    stamps.append(reader.timestamps.popleft())
-                if journal.finished(segment.index):
-                    chains.skip(segment)
-                else:
-                    chains.add(segment)
-            chains.finish()
+        enhance_segments(team, reader, plan, target.encoding, journal, stamps.append, progress, observed)
+        observed.report.begin_writing()
         with _writer(target, reader, journal, len(stamps), parity=plan.parity) as writer:
             writer.join(journal.segments(), stamps)
+        observed.report.end_writing()
         afterwards(len(stamps))
         journal.discard()
     return len(stamps)
 
 
+class Keeper(Protocol):
+    """Whoever keeps finished segments."""
+
+    def finished(self, index: int) -> bool:
+        """Whether segment ``index`` is done."""
+
+    def finish(self, index: int, segment: EnhancedSegment) -> None:
+        """Keep what was made of segment ``index``."""
+
+    def carry(self, index: int) -> Carry:
+        """What the finished segment ``index`` hands to the next."""
+
+
+def enhance_segments(
+    team: Team,
+    reader: VideoReader,
+    plan: Plan,
+    encoding: Encoding,
+    keeper: Keeper,
+    show_at: Callable[[Timestamp], None],
+    progress: Callable[[Progress], None] = lambda now: None,
+    observed: Observed | None = None,
+) -> int:
+    """Enhance what ``reader`` gives, segment by segment, for ``keeper``; returns the number of frames.
+
+    ``show_at`` is called with each frame's time, in order, before its segment is begun. ``observed`` is filled with
+    what happens.
+    """
+    observed = observed or Observed()
+    _foresee(team, reader, plan, progress, observed)
+    count = 0
+    with (
+        closing(ahead(reader.frames(), frames_ahead(reader.info), reader.stop)) as frames,
+        _Chains(
+            team, keeper, plan, encoding, observed, preview=reader.time_range.preview is not None
+        ) as chains,
+    ):
+        for segment in segments(
+            team.engines.window,
+            frames,
+            reader.cuts,
+            whole=plan.parity,
+            most=most_frames(plan, team.engines),
+            first_number=reader.first_number,
+            multiple=plan.between,
+        ):
+            for _ in segment.frames:
+                show_at(reader.timestamps.popleft())
+            count += len(segment.frames)
+            made_earlier = keeper.finished(segment.index)
+            observed.segments.append(SegmentSeen.of(segment, made_earlier=made_earlier))
+            if made_earlier:
+                chains.skip(segment)
+            else:
+                chains.add(segment)
+        chains.finish()
+    return count
+
+
+def _foresee(
+    team: Team,
+    reader: VideoReader,
+    plan: Plan,
+    progress: Callable[[Progress], None],
+    observed: Observed,
+) -> None:
+    """Begin the report: with the work that is to come and what it costs, by a rehearsal or an earlier run."""
+    frames, film = frames_of(reader.info, plan, team.engines), work_on(reader.info, plan, team.engines)
+    observed.report = Report(progress, frames, reader.first_number)
+    worth = observed.rehearse and frames is not None and film.whole.denoise >= _WORTH_A_REHEARSAL
+    costs = team.rehearse(plan) if worth else None
+    observed.report.foresee(film, costs or observed.earlier, earlier=costs is None)
+
+
+def work_on(source: VideoInfo, plan: Plan, engines: Engines | Unbuilt) -> FilmWork:
+    """The work on a film, a long one where its source does not say how many frames it has."""
+    frames = frames_of(source, plan, engines) or _LONG
+    return film_work(plan, engines.model, engines.window, frame_bytes(source), frames)
+
+
+def frames_of(source: VideoInfo, plan: Plan, engines: Engines | Unbuilt) -> int | None:
+    """How many frames of a film are enhanced; None where its source does not say how many it has."""
+    frames, most = source.frames, most_frames(plan, engines)
+    return (frames if most is None else min(frames or most, most)) or None
+
+
+def most_frames(plan: Plan, engines: Engines | Unbuilt) -> int | None:
+    """How many frames are read at most, where parity says so."""
+    return engines.model.parity.frames if plan.parity else None
+
+
+def frame_bytes(source: VideoInfo) -> int:
+    """Of a decoded frame."""
+    return source.height * source.width * 3 * (2 if source.depth > 8 else 1)
+
+
 def frames_ahead(source: VideoInfo) -> int:
     """How many frames are decoded while the engines are at work: a whole segment of small ones, a few large ones."""
-    frame = source.height * source.width * 3 * (2 if source.depth > 8 else 1)
     least, most = _FRAMES_AHEAD
-    return min(max(_AHEAD // frame, least), most)
+    return min(max(_AHEAD // frame_bytes(source), least), most)
 
 
 @dataclass(frozen=True)
@@ -123,7 +207,7 @@ class _AtWork:
 
 
 class _Chains:
-    """Hands segments to a team, each once the segment that it continues is finished, and journals the results.
+    """Hands segments to a team, each once the segment that it continues is finished, and the results to a keeper.
 
     On an exception it cancels the segments that have not begun; those that only have to be encoded it finishes.
     """
@@ -131,15 +215,16 @@ class _Chains:
     def __init__(
         self,
         team: Team,
-        journal: Journal,
+        keeper: Keeper,
         plan: Plan,
         encoding: Encoding,
-        report: Report,
+        observed: Observed,
         *,
         preview: bool = False,
     ) -> None:
-        self._team, self._journal, self._preview = team, journal, preview
-        self._plan, self._encoding, self._report = plan, encoding, report
+        self._team, self._keeper, self._preview = team, keeper, preview
+        self._plan, self._encoding = plan, encoding
+        self._observed, self._report = observed, observed.report
         self._at_work: dict[Future[None], _AtWork] = {}  # by when it is in the journal
         self._waiting: dict[int, Segment] = {}  # for the segment before them
         self._carries: dict[int, Carry] = {}  # of the last segment, if it is not in the journal yet
@@ -168,13 +253,13 @@ class _Chains:
     def skip(self, segment: Segment) -> None:
         """A segment that an earlier run has finished."""
         self._frames_done += len(segment.frames)
-        self._report.frames_done += len(segment.frames)
+        self._report.skip(len(segment.frames))
 
     def add(self, segment: Segment) -> None:
         """Take one more segment; returns when there is room for the next."""
         self._team.room.take(_bytes_of(segment))
         before = segment.index - 1
-        if segment.continues and before not in self._carries and not self._journal.finished(before):
+        if segment.continues and before not in self._carries and not self._keeper.finished(before):
             self._waiting[segment.index] = segment
         else:
             self._start(segment)
@@ -190,8 +275,8 @@ class _Chains:
     def _start(self, segment: Segment) -> None:
         carry = None
         if segment.continues:
-            carry = self._carries.get(segment.index - 1) or self._journal.carry(segment.index - 1)
-        task = Task(segment, carry, self._plan, self._encoding, self._preview)
+            carry = self._carries.get(segment.index - 1) or self._keeper.carry(segment.index - 1)
+        task = Task(segment, carry, self._plan, self._encoding, self._preview, self._observed.measures)
         job = self._team.submit(task, self._report)
         waiting_bytes = _bytes_of(segment)
         if job.carry is not None:  # its frames are not needed any more
@@ -206,18 +291,20 @@ class _Chains:
 
     def _keep(self, index: int, future: Future[EnhancedSegment], journaled: Future[None]) -> None:
         """Put a finished segment into the journal, in whatever thread finished it."""
-        try:
-            with self._keeping:
+        with self._keeping:  # so that the first to fail is known before those behind it
+            try:
                 if not self._ended:
-                    self._journal.finish(index, future.result())
-        except BaseException as error:  # whatever it is belongs to the thread that waits
-            journaled.set_exception(error)
-        else:
-            journaled.set_result(None)
+                    self._keeper.finish(index, enhanced := future.result())
+                    if enhanced.looks is not None:
+                        self._observed.looks[index] = enhanced.looks
+            except BaseException as error:  # whatever it is belongs to the thread that waits
+                journaled.set_exception(error)
+            else:
+                journaled.set_result(None)
 
     def _go_on(self, finished: Iterable[Future[None]]) -> None:
-        """Count segments that are kept, and start those that waited for them."""
-        for journaled in finished:
+        """Count segments that are kept, and start those that waited for them; raises what went wrong first."""
+        for journaled in sorted(finished, key=lambda each: self._at_work[each].index):
             journaled.result()
             work = self._at_work.pop(journaled)
             self._team.room.take(-work.room)

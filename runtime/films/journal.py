@@ -238,6 +238,27 @@ class Journal:
             else:
                 path.unlink(missing_ok=True)
 
+    def look(self) -> int:
+        """How many segments an earlier run has finished that this one would take over; changes nothing.
+
+        Raises:
+            JournalError: as on entering, for an earlier run of other facts.
+        """
+        if self._restart or not self.folder.is_dir():
+            return 0
+        _check_folder(self.folder)
+        names = _names(self.folder)
+        records = {int(match[1]) for name in names if (match := _RECORD.fullmatch(name))}
+        if any(_UNVERIFIABLE.fullmatch(name) for name in names) or not records:
+            return 0
+        self._compare_facts()
+        count = 0
+        for index in records:
+            with suppress(_Damaged, OSError):
+                self._verified(index)
+                count += 1
+        return count
+
     def finished(self, index: int) -> bool:
         """Whether segment ``index`` is done."""
         return index in self._finished

@@ -20,8 +20,10 @@ from typing import Any, Protocol
 from v2v.core.errors import V2VError
 from v2v.engine.backend import Engines
 from v2v.runtime.background import Behind
+from v2v.runtime.diffusion.estimate import Work
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Report
+from v2v.runtime.diffusion.settings import Plan
 from v2v.runtime.films.task import ENCODER_BYTES, EnhancedSegment, SegmentJob, Task, WorkerError, begin_task
 
 _WAITING = 1 << 30  # bytes of decoded frames that all films together may have read for the workers
@@ -59,6 +61,9 @@ class Team(Protocol):
     def submit(self, task: Task, report: Report) -> SegmentJob:
         """Enhance a segment, now or later; ``report`` is told of what comes before the end, where it can be."""
 
+    def rehearse(self, plan: Plan) -> Work | None:
+        """Seconds of a unit of each kind of work, measured now; None where that cannot be done in passing."""
+
     def close(self) -> None:
         """Stop; segments that are not done end with an exception."""
 
@@ -83,6 +88,10 @@ class Alone:
             failed: Future[EnhancedSegment] = Future()
             failed.set_exception(error)
             return SegmentJob(failed)
+
+    def rehearse(self, plan: Plan) -> Work | None:
+        """Measured with the engines of this process, unless they would have to be loaded one by one for it."""
+        return self.v2v.rehearse(plan) if self.v2v.memory == "high" else None
 
     def close(self) -> None:
         """Free the engines' memory."""
@@ -179,6 +188,9 @@ class Pool:
                 self._orders.append(order)
                 self._changed.notify_all()
         return SegmentJob(order.future)
+
+    def rehearse(self, plan: Plan) -> None:
+        """The engines are elsewhere."""
 
     def close(self) -> None:
         """End all workers, whatever they do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.progress import Report
 from v2v.runtime.diffusion.segments import Carry, Segment
 from v2v.runtime.diffusion.settings import Plan
+from v2v.runtime.films.looks import BothLooks
 from v2v.runtime.films.preview import side_by_side
 from v2v.runtime.media.encoding import Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.media.errors import FFmpegError
@@ -36,6 +38,7 @@ class Task:
     plan: Plan
     encoding: Encoding
     preview: bool = False  # the source beside each picture
+    measured: bool = False  # how the frames look before and after is wanted too
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class EnhancedSegment:
     pictures: bytes
     order: tuple[int, ...]
     carry: Carry
+    looks: BothLooks | None = None  # of its frames, if wanted
 
 
 @dataclass(frozen=True)
@@ -82,22 +86,25 @@ def begin_task(v2v: VideoToVideo, task: Task, encoders: Behind, report: Report |
     """
     report = report or Report()
     pictures, carry = v2v.enhance(task.segment, task.plan, task.carry, report)
-    encoder = _Encoder(task.encoding, encoders)
+    encoder = _Encoder(task.encoding, encoders, report)
+    looks = BothLooks() if task.measured else None
     try:
         for frame, picture in zip(task.segment.frames, pictures, strict=True):
+            if looks is not None:
+                looks.add(frame, picture)
             encoder.write(side_by_side(frame, picture) if task.preview else picture)
             report.frames_done += 1
     except BaseException:
         encoder.abort()
         raise
-    return SegmentJob(encoder.finish(carry), carry)
+    return SegmentJob(encoder.finish(carry, looks), carry)
 
 
 class _Encoder:
     """Encodes a segment in the thread of a :class:`Behind`."""
 
-    def __init__(self, encoding: Encoding, thread: Behind) -> None:
-        self._codec, self._thread = encoding.codec, thread
+    def __init__(self, encoding: Encoding, thread: Behind, report: Report) -> None:
+        self._codec, self._thread, self._report = encoding.codec, thread, report
         self._file, self._opened = io.BytesIO(), ExitStack()
         self._encoder = self._opened.enter_context(SegmentEncoder(self._file, encoding))
         self._failure: Exception | None = None
@@ -106,16 +113,21 @@ class _Encoder:
         """Hand over the next picture; what went wrong with one before is raised here."""
         if self._failure is not None:
             raise self._failure
-        self._thread.hand_over(partial(self._try, partial(self._encoder.write, picture)), picture.nbytes)
+        self._thread.hand_over(partial(self._try, partial(self._write, picture)), picture.nbytes)
 
-    def finish(self, carry: Carry) -> Future[EnhancedSegment]:
+    def _write(self, picture: Frame) -> None:
+        started = time.monotonic()
+        self._encoder.write(picture)
+        self._report.encoded(1, time.monotonic() - started)
+
+    def finish(self, carry: Carry, looks: BothLooks | None) -> Future[EnhancedSegment]:
         """Hand over the end."""
 
         def work() -> EnhancedSegment:
             self._try(self._opened.close)
             if self._failure is not None:
                 raise self._failure
-            return EnhancedSegment(self._file.getvalue(), self._encoder.order, carry)
+            return EnhancedSegment(self._file.getvalue(), self._encoder.order, carry, looks)
 
         return self._thread.hand_over(work)
 

@@ -14,6 +14,7 @@ from v2v.runtime.media.clock import FilmClock, Packet
 from v2v.runtime.media.errors import warn
 from v2v.runtime.media.formats import OF_THE_PLACE, is_cover, reason_of
 from v2v.runtime.media.packet_order import PacketOrder
+from v2v.runtime.media.pipe_in import Inflow
 from v2v.runtime.media.stream_plan import Converter, StreamPlan, declare
 from v2v.runtime.media.streams import all_packets, open_media
 from v2v.runtime.media.tags import copy_tags
@@ -28,17 +29,25 @@ _APART = 10  # seconds by which packets of different streams may lie apart in a 
 class StreamCopier:
     """Copies or converts streams as planned, packet by packet, in step with the pictures that are written.
 
-    It reads the input a second time, so that nothing is collected in memory however far pictures lag behind.
+    It reads the input a second time, so that nothing is collected in memory however far pictures lag behind. What
+    comes in by a pipe is lent to it as ``opened``, and waits in memory from where the pictures are written to where
+    they are read.
 
     Of a ``part`` the packets that begin inside are copied, so sound is cut to its packets (about 20 ms), a second
     video begins at a key picture, and a subtitle that is on the screen when the part begins is shown from 0.
     """
 
     def __init__(
-        self, plan: StreamPlan, output: av.container.OutputContainer, part: Part | None = None
+        self,
+        plan: StreamPlan,
+        output: av.container.OutputContainer,
+        part: Part | None = None,
+        opened: av.container.InputContainer | None = None,
     ) -> None:
-        self._output, self._source, self._part = output, plan.source, part
-        self._input = open_media(plan.source)
+        self._output, self._part = output, part
+        self._source = plan.source.path if isinstance(plan.source, Inflow) else plan.source
+        self._in_step = opened is not None  # with the pipe: never read ahead for a stream that is sparse
+        self._input = opened or open_media(self._source)
         self._clock = FilmClock.of(self._input)
         self._copies: dict[int, Any] = {}
         self._converters: dict[int, Converter] = {}
@@ -49,7 +58,8 @@ class StreamCopier:
             if converter is not None:
                 self._converters[fate.index] = converter
         copy_tags(self._input, output, self._clock, part)
-        if part and part.shift > _BACK and self._input.format.name.startswith(SEEKABLE):
+        seekable = opened is None and self._input.format.name.startswith(SEEKABLE)
+        if part and part.shift > _BACK and seekable:
             position = part.shift - _BACK + (self._clock.zero or 0)
             self._input.seek(math.floor(position * av.time_base))
             self._clock.moved()
@@ -67,7 +77,8 @@ class StreamCopier:
             if seconds is not None and start * packet.time_base > seconds:
                 return
             self._next = None
-            self._write(packet)
+            if packet.stream.index in self._copies:
+                self._write(packet)
         if seconds is None:
             self._end()
 
@@ -126,6 +137,9 @@ class StreamCopier:
         started: set[int] = set()  # streams of which something is shown
         for packet in all_packets(self._input, self._clock):
             copy = self._copies.get(packet.stream.index)
+            if self._in_step and copy is None and packet.size and _is_of_pictures(packet):
+                yield packet  # which tells only how far the pipe is
+                continue
             if not packet.size or copy is None or copy.type == "attachment":
                 continue
             stream = packet.stream
@@ -190,6 +204,10 @@ class StreamCopier:
             raise error
         count, _ = self._failures.get(index, (0, ""))
         self._failures[index] = (count + 1, reason_of(error))
+
+
+def _is_of_pictures(packet: Packet) -> bool:
+    return packet.stream.type == "video" and not is_cover(packet.stream)
 
 
 def _begin_at_zero(packet: Packet) -> None:

@@ -21,7 +21,7 @@ import av
 from v2v.core.errors import V2VError
 from v2v.device import Frame
 from v2v.runtime.media import hdr, pixels
-from v2v.runtime.media.formats import reason_of, reasons_kept
+from v2v.runtime.media.formats import Y4M_ENDING, reason_of, reasons_kept
 from v2v.runtime.media.names import file_url
 from v2v.runtime.media.pixels import REFERENCE_COLORS, Colors
 
@@ -51,6 +51,8 @@ class Codec:
     fastest: int = 1000  # pictures a second that the encoder may be told of
     own: str | None = None  # name of the option that holds the encoder's own parameters
     parameters: dict[str, str] = field(default_factory=dict)  # what is always among them
+    segment_options: dict[str, str] = field(default_factory=dict)  # what the muxer of a lone segment is told
+    says_colors: bool = True  # beside their range
 
 
 _X264_PRESETS = (
@@ -112,6 +114,14 @@ CODECS: dict[str, Codec] = {
     ),
     "ffv1": Codec("ffv1", _WHOLE_CHROMA, (".mkv",), "matroska", options={"level": "3", "g": "1"}, chroma=1),
     "prores": Codec("prores_ks", {10: "yuv422p10le"}, (".mov", ".mkv"), "mov", options={"profile": "hq"}),
+    "y4m": Codec(  # for pipes; in 10 bits it is what mjpegtools and FFmpeg agreed on, and no standard
+        "rawvideo",
+        _8_AND_10,
+        (Y4M_ENDING,),
+        "yuv4mpegpipe",
+        segment_options={"strict": "unofficial"},
+        says_colors=False,
+    ),
     "png": Codec("png", {8: "rgb24", 16: "rgb48be"}, (), "mov", chroma=1),
     "h264_nvenc": Codec("h264_nvenc", {8: "yuv420p"}, _ANY, "mp4", "cq", 19, _NVENC_PRESETS),
     "hevc_nvenc": Codec("hevc_nvenc", _NVENC_10, _ANY, "mp4", "cq", 21, _NVENC_PRESETS),
@@ -165,7 +175,11 @@ class Encoding:
             choices = ", ".join(entry.presets) or "none: leave it out"
             raise EncodingError(f"--preset {self.preset}: codec {self.codec} takes {choices}")
         if self.depth is not None and self.depth not in entry.formats:
-            others = [name for name, codec in CODECS.items() if self.depth in codec.formats]
+            others = [
+                name
+                for name, codec in CODECS.items()
+                if self.depth in codec.formats and Y4M_ENDING not in codec.containers  # for pipes alone
+            ]
             advice = f"; {self.depth} has codec {' or '.join(others)}" if others else ""
             depths = " or ".join(map(str, entry.formats))
             raise EncodingError(f"--depth {self.depth}: codec {self.codec} has {depths} bits{advice}")
@@ -209,7 +223,7 @@ class Encoding:
     def _check_encoder(self, height: int, width: int) -> None:
         """Open the encoder as it will be opened."""
         try:
-            with reasons_kept(), av.open(io.BytesIO(), "w", format=self.library.segment) as trial:
+            with reasons_kept(), self.open_segment(io.BytesIO()) as trial:
                 self.add_stream(trial, height, width).codec_context.time_base = 1 / self.rate
                 trial.start_encoding()
         except (av.FFmpegError, ValueError) as error:
@@ -225,6 +239,12 @@ class Encoding:
                 f"--size {width}x{height}: codec {self.codec} needs a width of {self.library.narrowest} or more; "
                 "take another codec"
             )
+
+    def open_segment(self, file: BinaryIO) -> av.container.OutputContainer:
+        """The container of a lone segment, in ``file``."""
+        # bitexact leaves out what differs from run to run
+        options = {"fflags": "+bitexact", **self.library.segment_options}
+        return av.open(file, "w", format=self.library.segment, container_options=options)
 
     def add_stream(self, container: av.container.OutputContainer, height: int, width: int) -> Any:
         """Open the encoder as a stream of ``container``.
@@ -266,6 +286,8 @@ class Encoding:
     def picture(self, frame: Frame, stream: Any) -> av.VideoFrame:
         """RGB levels ``[H, W, 3]`` in the stream's pixel format."""
         colors = REFERENCE_COLORS if self.parity else self.colors
+        if not self.parity and not self.library.says_colors:  # what players take it for
+            colors = Colors(full_range=colors.full_range).resolved(frame.shape[1], frame.shape[0])
         picture = pixels.from_rgb(frame, stream.pix_fmt, colors, fast=self.parity)
         # Most encoders go by the stream, ProRes and PNG by each picture. PNG is left alone unless it is HDR: viewers
         # take it for sRGB, which is how films of BT.709 are shown too.
@@ -276,12 +298,12 @@ class Encoding:
 
 @dataclass(frozen=True)
 class EncodedSegment:
-    """A segment's pictures in a file of their own.
+    """A segment's pictures in a file of their own, which has a name or is in memory.
 
     ``order`` gives each packet's picture, counted from 0 in the order in which pictures are shown.
     """
 
-    path: Path
+    file: Path | bytes
     order: tuple[int, ...]
 
     @property
@@ -291,7 +313,9 @@ class EncodedSegment:
 
     def open(self) -> av.container.InputContainer:
         """The file, for reading."""
-        return av.open(file_url(self.path))
+        file: Any = file_url(self.file) if isinstance(self.file, Path) else io.BytesIO(self.file)
+        opened: av.container.InputContainer = av.open(file)
+        return opened
 
     @staticmethod
     def packets(container: av.container.InputContainer) -> Iterator[Any]:
@@ -312,9 +336,7 @@ class SegmentEncoder:
 
     def __init__(self, file: BinaryIO, encoding: Encoding) -> None:
         self._encoding = encoding
-        self._container = av.open(
-            file, "w", format=encoding.library.segment, container_options={"fflags": "+bitexact"}
-        )
+        self._container = encoding.open_segment(file)
         self._stream: Any = None
         self._count = 0
         self._order: list[int] = []

@@ -15,6 +15,9 @@ import av.logging
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """Endings of files that are written -> FFmpeg's names of their formats."""
 
+Y4M_ENDING = ".y4m"
+"""Stands for uncompressed pictures, which are written into pipes alone."""
+
 REORDERED = 32
 """Pictures that a decoder may hold back to put them in order."""
 

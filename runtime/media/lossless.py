@@ -16,8 +16,8 @@ from v2v.core.abort import removed_on_abort
 from v2v.core.files import hidden_sibling, new_file, sync, umask
 from v2v.device import Frame
 from v2v.runtime.media.errors import MediaError
+from v2v.runtime.media.muxing import writing
 from v2v.runtime.media.names import file_url
-from v2v.runtime.media.writer import writing
 
 ENDING = ".mkv"
 _RGB = "bgr0"  # FFV1's name of 8-bit RGB

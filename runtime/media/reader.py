@@ -21,7 +21,7 @@ from typing import Any
 import av
 import av.container
 
-from v2v.core.errors import V2VError
+from v2v.core.errors import UsageError, V2VError
 from v2v.device import Frame
 from v2v.runtime.between import Given, repeated
 from v2v.runtime.media import hdr, pixels
@@ -30,6 +30,7 @@ from v2v.runtime.media.clock import FilmClock
 from v2v.runtime.media.deinterlacing import Deinterlacer
 from v2v.runtime.media.errors import MediaError, warn
 from v2v.runtime.media.formats import REORDERED
+from v2v.runtime.media.pipe_in import Inflow, Source, Tap
 from v2v.runtime.media.pixels import Colors
 from v2v.runtime.media.shots import ShotDetector
 from v2v.runtime.media.side_data import Crop, crop_of
@@ -78,16 +79,17 @@ class VideoReader:
     end.
 
     With a ``time_range`` only its pictures are given out, the first of them at time 0. Files with an index are
-    entered at the last key picture before it, others are decoded from their beginning.
+    entered at the last key picture before it, others, and what comes in by a pipe, are decoded from their beginning.
 
     Raises:
+        UsageError: the middle is asked for of something whose length is not known yet.
         MediaError: no such file, not a video, no video stream, no picture that can be decoded, or none in the
             range.
     """
 
     def __init__(
         self,
-        path: Path,
+        source: Source,
         *,
         parity: bool = False,
         find_cuts: bool = False,
@@ -95,7 +97,9 @@ class VideoReader:
         time_range: TimeRange = WHOLE,
         deinterlace: bool = True,
     ) -> None:
-        self.path, self.time_range, self.rate = path, time_range, rate
+        self.source = source
+        self.path = source.path if isinstance(source, Inflow) else source
+        self.time_range, self.rate = time_range, rate
         self.deinterlace = deinterlace and not parity
         self.find_cuts = find_cuts
         self.cuts: set[int] = set()
@@ -106,10 +110,17 @@ class VideoReader:
         self._aspects: list[tuple[int, Fraction]] = []  # shapes of pixels, and from which packet on
         self._wider: dict[int | None, Fraction] = {}  # time stamps of pictures with wider pixels -> how much
         self._damaged = 0
+        self._read_to = 0  # byte of the file
+        self._stopped = False
         self._times = 1  # that each picture is given out
         self._told_interlaced = False
         self._opened = contextlib.ExitStack()
-        self._container = _open(path, rate, self._opened)
+        self._tap = (
+            self._opened.enter_context(contextlib.closing(source.open()))
+            if isinstance(source, Inflow)
+            else None
+        )
+        self._container = _open(self.path, rate, self._opened, self._tap)
         try:
             self._stream = self._find_stream()
             self._stream.thread_type = "AUTO"
@@ -142,6 +153,12 @@ class VideoReader:
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
+
+    def stop(self) -> None:
+        """Whoever waits in :meth:`frames` for what comes in by a pipe gets the end, which tells nothing of the film."""
+        self._stopped = True
+        if self._tap is not None:
+            self._tap.close()
 
     def leave_room(self, times: int) -> None:
         """From now on each picture is given out ``times`` times, at times evenly spread until the next one is shown.
@@ -202,6 +219,8 @@ class VideoReader:
             wider = self._wider.pop(frame.pts, Fraction(1))
             yield self._to_rgb(frame, wider), stamp._replace(start=stamp.start - shift), starts
             frame = next(self._decoded, None)
+        if self._stopped:
+            return
         self._tell_jumps()
         self._tell_damage(times)
 
@@ -210,10 +229,16 @@ class VideoReader:
         tick = self._stream.time_base or Fraction(1, av.time_base)
         beginning = max(first.pts or 0, 0) * tick
         length = self._length()
+        if self._tap is not None and length is None and time_range.preview and time_range.start is None:
+            raise UsageError(
+                "--preview shows the middle of a film, and what comes in by the pipe does not say how long it is; "
+                "say from where, as --start 0"
+            )
         start, stop = time_range.within(length)
         part = Part(start, stop)
         frame: av.VideoFrame | None = first
-        if before(beginning, part.start) and self._container.format.name.startswith(SEEKABLE):
+        seekable = self._tap is None and self._container.format.name.startswith(SEEKABLE)
+        if seekable and before(beginning, part.start):
             frame = next(self._decoded, None) if self._seek(part.start) else None
             if frame is None or frame.pts is None or before(part.start, frame.pts * tick):
                 self._seek(beginning)  # the index leads behind the start: read all instead
@@ -303,6 +328,7 @@ class VideoReader:
                 continue
             if packet.size:
                 number += 1
+                self._read_to = (packet.pos or 0) + packet.size
                 if packet.is_keyframe:
                     self._keys.append(number)
                 packet.opaque = (number, packet.pts is None)
@@ -450,11 +476,18 @@ class VideoReader:
         extent = (
             f"{times.count}{f' of about {expected}' if missing > 0 else ''} frames could be read and are used"
         )
-        if self._damaged or self._ends_early(times, missing):
+        if self._damaged or self._is_torn() or self._ends_early(times, missing):
             warn(f"{self.path} is damaged or cut short: {extent}")
         elif missing > 1 and times.regular and (self._is_indexed() or times.longest > _TORN * times.usual):
             # some demuxers skip what they cannot read without a word
             warn(f"{self.path} may be damaged: {extent}")
+
+    def _is_torn(self) -> bool:
+        """Whether the last of the uncompressed pictures that came in by a pipe is not whole."""
+        source = self.source
+        if not isinstance(source, Inflow) or not source.is_y4m:
+            return False
+        return source.received > self._read_to + len(b"FRAME\n")
 
     def _is_indexed(self) -> bool:
         return self._container.format.name.startswith(("mov", "avi"))
@@ -478,17 +511,19 @@ def _in_order(unstamped: deque[tuple[int, int]], number: int) -> int | None:
     return unstamped.popleft()[1] if unstamped else None
 
 
-def _open(path: Path, rate: Fraction | None, opened: contextlib.ExitStack) -> av.container.InputContainer:
-    if not path.exists():
+def _open(
+    path: Path, rate: Fraction | None, opened: contextlib.ExitStack, tap: Tap | None
+) -> av.container.InputContainer:
+    if tap is None and not path.exists():
         raise MediaError(f"{path}: no such file")
-    if rate is not None and not path.is_dir():
+    if rate is not None and (tap is not None or not path.is_dir()):
         raise MediaError(f"--rate is for folders of pictures; {path} has a frame rate of its own")
     try:
-        if path.is_dir():
+        if tap is None and path.is_dir():
             return opened.enter_context(folders.opened_folder(path, rate or folders.RATE))
         if path.is_file() and not path.stat().st_size:
             raise MediaError(f"{path} is empty (0 bytes); give a video file")
-        container: av.container.InputContainer = opened.enter_context(open_media(path))
+        container: av.container.InputContainer = opened.enter_context(open_media(tap or path))
     except (av.FFmpegError, OSError) as error:
         reasons = {
             ValueError: "it is not a video, or cut off too early",

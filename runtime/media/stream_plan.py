@@ -19,9 +19,10 @@ from av.bitstream import BitStreamFilterContext
 from v2v.runtime.media.clock import FilmClock, Packet
 from v2v.runtime.media.conversion import SoundConverter, SubtitleConverter, is_unusual, wanted_codec
 from v2v.runtime.media.errors import warn
-from v2v.runtime.media.formats import FORMATS, ending_of, is_cover, reason_of, reasons_kept
+from v2v.runtime.media.formats import FORMATS, Y4M_ENDING, ending_of, is_cover, reason_of, reasons_kept
 from v2v.runtime.media.packet_order import PacketOrder
-from v2v.runtime.media.streams import all_packets, describe, open_media
+from v2v.runtime.media.pipe_in import Inflow, Source
+from v2v.runtime.media.streams import all_packets, describe, looked_at
 from v2v.runtime.media.tags import TagPlan, film_tags, plan_tags, stream_tags
 
 Action = Literal["copy", "convert", "attach", "fold in", "leave out"]
@@ -30,6 +31,7 @@ Converter = SoundConverter | SubtitleConverter
 
 _TRIED_PACKETS = 8  # of each stream
 _LOOKED_AT = 32 << 20, 20_000  # bytes and packets of a file in which they are looked for
+_LOOKED_AT_IN_PIPE = 4 << 20, 300  # the same where the pictures wait for it
 _REFUSALS = (av.FFmpegError, ValueError, TypeError, AttributeError, NotImplementedError, MemoryError)
 _STAND_INS = {"audio": ("aac", "mp3"), "subtitle": ("subrip", "mov_text"), "video": ("mpeg4", "h264")}
 _ROLES = {
@@ -82,7 +84,7 @@ class Fate:
 class StreamPlan:
     """The fates of all streams of ``source`` but that of the pictures, in ``target``."""
 
-    source: Path
+    source: Source
     target: Path
     fates: tuple[Fate, ...] = ()
     tags: TagPlan = field(default_factory=TagPlan)
@@ -104,28 +106,49 @@ class StreamPlan:
         """The streams that go along."""
         return tuple(fate for fate in self.fates if fate.action not in ("fold in", "leave out"))
 
+    @property
+    def have_packets(self) -> bool:
+        """Whether anything that goes along comes with the pictures, and not at the beginning alone."""
+        return any(
+            fate.action != "attach" and not fate.description.startswith("attachment") for fate in self.kept()
+        )
+
     def without(self, unwanted: Iterable[int]) -> StreamPlan:
         """The same with streams left out."""
         indices = set(unwanted)
         return replace(self, fates=tuple(fate for fate in self.fates if fate.index not in indices))
 
 
-def plan_streams(source: Path, skip: int, target: Path, *, convert: bool = True) -> StreamPlan:
+def plan_streams(source: Source, skip: int, target: Path, *, convert: bool = True) -> StreamPlan:
     """Decide what becomes of each stream of ``source`` but number ``skip``; reads the beginning of the file.
 
     ``convert``: what cannot be copied may be made into something else.
     """
+    if target.suffix == Y4M_ENDING:
+        return _without_others(source, skip, target)
     container_format = FORMATS[target.suffix.lower()]
-    with open_media(source) as opened, reasons_kept():
+    with looked_at(source) as opened, reasons_kept():
         others = [stream for stream in opened.streams if stream.index != skip]
         tags = plan_tags(film_tags(opened), container_format, cover=any(map(is_cover, others)))
         if not others:
             return StreamPlan(source, target, tags=tags)
-        samples = _first_packets(opened, {stream.index for stream in others})
+        samples = _first_packets(opened, {stream.index for stream in others}, live=isinstance(source, Inflow))
         fates = [_fate(stream, samples.get(stream.index, []), container_format, convert) for stream in others]
         plan = StreamPlan(source, target, tuple(fates), tags)
         plan = _fitting_together(plan, opened, samples, container_format)
         return _with_roles(plan, opened, samples, container_format)
+
+
+def _without_others(source: Source, skip: int, target: Path) -> StreamPlan:
+    """The plan of a format that holds pictures alone."""
+    reason = "y4m holds pictures alone"
+    with looked_at(source) as opened:
+        fates = tuple(
+            Fate(stream.index, describe(stream), "leave out", reason=reason, keeper=ending_of("matroska"))
+            for stream in opened.streams
+            if stream.index != skip
+        )
+    return StreamPlan(source, target, fates)
 
 
 def declare(
@@ -178,12 +201,15 @@ def _cover_name(stream: Any) -> tuple[str, str]:
     return tags.get("filename", f"cover.{ending}"), tags.get("mimetype", kind)
 
 
-def _first_packets(opened: av.container.InputContainer, indices: set[int]) -> dict[int, list[Packet]]:
-    """Some packets of each stream, under the film's time stamps."""
+def _first_packets(
+    opened: av.container.InputContainer, indices: set[int], *, live: bool
+) -> dict[int, list[Packet]]:
+    """Some packets of each stream, under the film's time stamps; what is ``live`` is not waited for long."""
     samples: dict[int, list[Packet]] = {}
-    most_bytes, most = _LOOKED_AT
+    most_bytes, most = _LOOKED_AT_IN_PIPE if live else _LOOKED_AT
+    sparse = ("attachment", "subtitle", "data") if live else ("attachment",)
     silent = {
-        stream.index for stream in opened.streams if stream.index in indices and stream.type != "attachment"
+        stream.index for stream in opened.streams if stream.index in indices and stream.type not in sparse
     }
     for number, packet in enumerate(all_packets(opened, FilmClock.of(opened))):
         index = packet.stream.index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,31 @@ import av.container
 from v2v.runtime.media.clock import FilmClock, Packet
 from v2v.runtime.media.formats import is_cover
 from v2v.runtime.media.names import file_url
+from v2v.runtime.media.pipe_in import Inflow, Source, Tap
 
 _PYAV = int(av.__version__.split(".")[0])
 _DAMAGED_PACKETS = 100  # in a row, after which the rest of a file counts as unreadable
 
 
-def open_media(path: Path) -> av.container.InputContainer:
-    """Open a file for reading. Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced."""
+@contextmanager
+def looked_at(source: Source) -> Iterator[av.container.InputContainer]:
+    """Opened for a look at its beginning; what came in by a pipe waits for others to read it."""
+    if not isinstance(source, Inflow):
+        with open_media(source) as opened:
+            yield opened
+        return
+    with closing(source.open()) as tap, open_media(tap) as opened:
+        yield opened
+
+
+def open_media(source: Path | Tap) -> av.container.InputContainer:
+    """Open for reading; a tap is not closed with the container.
+
+    Tags need not be UTF-8: PyAV 19 keeps their bytes, before it they are replaced.
+    """
     lenient: Any = {} if _PYAV >= 19 else {"metadata_errors": "replace"}
-    opened: av.container.InputContainer = av.open(file_url(path), **lenient)
+    file: Any = file_url(source) if isinstance(source, Path) else source
+    opened: av.container.InputContainer = av.open(file, **lenient)
     # PyAV asks FFmpeg to make up stamps that are missing, which it gets wrong for H.264 with B-frames in AVI.
     make_up: Any = av.container.Flags.gen_pts.value
     opened.flags &= ~make_up

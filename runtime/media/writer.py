@@ -5,35 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import av.container
+import av
 
 from v2v.core.abort import removed_on_abort
 from v2v.core.files import sync, umask
 from v2v.device import Frame
 from v2v.runtime.media import hdr
-from v2v.runtime.media.copier import StreamCopier
 from v2v.runtime.media.encoding import CODECS, EncodedSegment, Encoding
 from v2v.runtime.media.errors import MediaError, warn
-from v2v.runtime.media.formats import FORMATS, OF_THE_PLACE, OF_THE_SPACE, reason_of, reasons_kept
-from v2v.runtime.media.immersive import is_immersive, keeps_immersive, saying
+from v2v.runtime.media.formats import OF_THE_PLACE, reason_of
+from v2v.runtime.media.muxing import PARITY_RATE, Muxer, format_for, writing
 from v2v.runtime.media.names import file_url
 from v2v.runtime.media.reader import VideoInfo, VideoReader
 from v2v.runtime.media.stream_plan import StreamPlan, plan_streams
-from v2v.runtime.media.tags import copy_stream_tags, mov_flags
-from v2v.runtime.media.timecode import at_rate, has_track, later
-from v2v.runtime.media.timestamps import Timestamp, is_constant
-
-PARITY_RATE = Fraction(8)
+from v2v.runtime.media.tags import mov_flags
+from v2v.runtime.media.timestamps import Timestamp
 
 
-class VideoWriter:
+class VideoWriter(Muxer):
     """Encodes enhanced pictures, with the source's other streams, into a file that appears when finished.
 
     Until then the work lies in a hidden temporary file in the same folder, which is removed when the ``with``
@@ -68,23 +63,21 @@ class VideoWriter:
         complete: Callable[[], None] = lambda: None,
         streams: StreamPlan | None = None,
     ) -> None:
-        self._complete = complete
-        self.path, self.source, self.overwrite, self.note, self.parity = path, source, overwrite, note, parity
-        self.encoding = encoding or encoding_for(source.info, parity=parity)
-        self._counts = (
-            parity and self.encoding.time_base == 1 / PARITY_RATE
-        )  # pictures, whatever their time stamps
-        self._format = format_for(path)
+        self._complete, self.overwrite = complete, overwrite
         check_output(path, source.path, overwrite=overwrite)
-        self._streams = streams if streams is not None else streams_for(source, path, parity=parity)
+        super().__init__(
+            path,
+            source,
+            encoding or encoding_for(source.info, parity=parity),
+            parity=parity,
+            note=note,
+            streams=streams if streams is not None else streams_for(source, path, parity=parity),
+        )
         self._partial = partial or _create_beside(path)
         self._cleanup = contextlib.ExitStack()
         self._cleanup.callback(self._partial.unlink, missing_ok=True)
         self._cleanup.enter_context(removed_on_abort(self._partial))
-        self._output: Any = None
         self._encoder: Any = None
-        self._copier: StreamCopier | None = None
-        self._pictures_written = 0
         try:
             self._open()
         except BaseException:
@@ -93,15 +86,7 @@ class VideoWriter:
 
     def _open(self) -> None:
         options = {"movflags": mov_flags(self._streams.tags)} if self._format in ("mp4", "mov") else {}
-        if is_immersive(self.source.info.immersive):
-            options["strict"] = "unofficial"  # Google's boxes, which all players go by, are no standard
-        # bitexact leaves out what differs from run to run, such as Matroska's random identifiers
-        self._output = av.open(
-            file_url(self._partial),
-            "w",
-            format=self._format,
-            container_options={"fflags": "+bitexact", **options},
-        )
+        self._open_output(file_url(self._partial), options)
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -143,50 +128,12 @@ class VideoWriter:
         self._encoder = self.encoding.add_stream(self._output, height, width)
         self._declare_others(self._encoder)
 
-    def _keep_timecode(self, pictures: Any, stamps: Sequence[Timestamp] | None) -> None:
-        """Let the first picture show the time code that it had; MP4 makes a track of it, at a constant rate alone."""
-        timecode, info = self.source.timecode, self.source.info
-        if timecode is None:
-            return
-        if self.source.first_number:
-            timecode = later(timecode, self.source.first_number, info.frame_rate)
-        if self._format != "matroska":
-            constant = stamps is not None and is_constant(stamps, info.time_base, info.frame_rate)
-            if not (constant and has_track(self._format, timecode, info.frame_rate)):
-                warn(
-                    f"{self.path}: its time code {timecode} has no place here, at this frame rate; .mkv keeps it"
-                )
-                return
-            at_rate(pictures, info.frame_rate)
-        self._output.metadata["timecode"] = timecode
-
-    def _declare_others(self, pictures: Any, stamps: Sequence[Timestamp] | None = None) -> None:
-        """Declare all that comes along with the stream of pictures."""
-        if self.encoding.codec.startswith("hevc") and self._format in ("mp4", "mov"):
-            pictures.codec_context.codec_tag = "hvc1"  # Apple's players know HEVC by this name alone
-        carries_aspect = self._format != "matroska" or self.encoding.codec.startswith(("h264", "hevc"))
-        if not self.parity and self.encoding.aspect != 1 and not carries_aspect:
-            warn(
-                f"{self.path}: its pixels are {self.encoding.aspect} as wide as high, which codec "
-                f"{self.encoding.codec} cannot say in Matroska; take another codec, or .mp4 or .mov where it goes"
-            )
-        if not self.parity:
-            copy_stream_tags(self.source._stream, pictures)
-            if not self.source.path.is_dir():
-                self._copier = StreamCopier(self._streams, self._output, self.source.part)
-                self._keep_timecode(pictures, stamps)
-        _add_note(self._output.metadata, self.note)
-
     def join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:
         """Write segments that were encoded on their own, one behind the other, under ``stamps`` of all pictures.
-
-        Pictures are shown at their stamps; decoding times follow from them, so that they rise across segments too.
 
         Raises:
             MediaError: the disk is full or fails.
         """
-        if self._counts:
-            stamps = [Timestamp(n, 1) for n in range(len(stamps))]
         with writing(self.path):
             while True:
                 try:
@@ -208,65 +155,16 @@ class VideoWriter:
         )
         self._streams = self._streams.without(fate.index for fate in refused)
         self._close()
-        self._copier, self._pictures_written = None, 0
+        self._start()
         self._open()
 
     def _join(self, segments: Sequence[EncodedSegment], stamps: Sequence[Timestamp]) -> None:
-        tick = self.encoding.time_base
-        delay = max(segment.delay for segment in segments)
-        step = stamps[1].start - stamps[0].start if len(stamps) > 1 else max(stamps[0].duration, 1)
-        stream: Any = None
+        self._plan_decoding(max(segment.delay for segment in segments), stamps)
         first = 0
         for segment in segments:
-            with segment.open() as container:
-                if stream is None:
-                    stream = self._declare_joined(container.streams.video[0], tick, stamps)
-                for packet, picture in zip(segment.packets(container), segment.order, strict=True):
-                    stamp = stamps[first + picture]
-                    ahead = self._pictures_written - delay
-                    packet.time_base, packet.pts = tick, stamp.start
-                    packet.dts = stamps[ahead].start if ahead >= 0 else stamps[0].start + ahead * step
-                    packet.duration = stamp.duration
-                    packet.stream = stream
-                    if self._copier:
-                        self._copier.advance(packet.dts * tick)
-                    self._output.mux_one(packet)
-                    self._pictures_written += 1
-            first += len(segment.order)
-
-    def _declare_joined(self, template: Any, tick: Fraction, stamps: Sequence[Timestamp]) -> Any:
-        """The stream of pictures that were encoded before, and all that comes along with it."""
-        with contextlib.ExitStack() as lent:
-            stream = self._output.add_stream_from_template(self._immersive(template, lent), opaque=True)
-        context = template.codec_context
-        for name in ("color_primaries", "color_trc", "colorspace", "color_range", "pix_fmt"):
-            setattr(stream.codec_context, name, getattr(context, name))
-        stream.time_base = tick
-        if not self.parity:  # a segment's file may hold it where the codec does not
-            stream.codec_context.sample_aspect_ratio = self.encoding.aspect
-        self._declare_others(stream, stamps)
-        return stream
-
-    def _immersive(self, template: Any, lent: contextlib.ExitStack) -> Any:
-        """``template`` itself, or one like it that says what the source does of 360 degrees and of two eyes."""
-        side_data = self.source.info.immersive
-        if self.parity or not is_immersive(side_data):
-            return template
-        carrier = saying(side_data, template) if keeps_immersive(self._format) else None
-        if carrier is None:
-            warn(
-                f"{self.path}: that it is a film of 360 degrees or for two eyes cannot be said here; .mkv says it"
-            )
-            return template
-        return lent.enter_context(carrier).streams.video[0]
-
-    def _end(self) -> None:
-        """Write all that is left, and the file's trailer."""
-        if self._copier:
-            self._copier.advance(None)
-            self._copier.tell_losses()
-        with reasons_kept():
-            self._output.close()
+            count = len(segment.order)
+            self._add(segment, [stamps[number] for number in range(first, first + count)])
+            first += count
 
     def _finish(self) -> None:
         with writing(self.path):
@@ -308,38 +206,12 @@ class VideoWriter:
         with self._cleanup:
             self._close()
 
-    def _close(self) -> None:
-        if self._copier:
-            self._copier.close()
-        with contextlib.suppress(Exception):  # the trailer of an unfinished file may well fail
-            self._output.close()
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Inside, what goes wrong with files is told of the output ``path``.
-
-    Raises:
-        MediaError: the disk is full or fails.
-    """
-    try:
-        yield
-    except (av.FFmpegError, OSError) as error:
-        number = error.errno or 0
-        if not isinstance(error, OSError) and number not in OF_THE_PLACE:
-            raise MediaError(f"cannot write {path}: FFmpeg refuses it ({reason_of(error)})") from error
-        advice = (
-            "free space there or choose another place" if number in OF_THE_SPACE else "choose another place"
-        )
-        cause = error.strerror or str(error)
-        raise MediaError(f"cannot write {path}: {cause}; {advice} with -o") from error
-
 
 def streams_for(source: VideoReader, path: Path, *, parity: bool = False, convert: bool = True) -> StreamPlan:
     """Decide, and tell, what becomes of the streams of ``source`` beside its pictures in the file ``path``."""
     if parity or source.path.is_dir():
-        return StreamPlan(source.path, path)
-    plan = plan_streams(source.path, source.info.stream_index, path, convert=convert)
+        return StreamPlan(source.source, path)
+    plan = plan_streams(source.source, source.info.stream_index, path, convert=convert)
     plan.tell()
     return plan
 
@@ -413,7 +285,13 @@ def _depth_for(info: VideoInfo, codec: str) -> int:
 
 
 def _tell_unheld(info: VideoInfo, codec: str) -> None:
-    if info.light and hdr.encoder_parameters(CODECS[codec].library, info.light) is None:
+    if not CODECS[codec].says_colors:
+        if info.colors.transfer in (hdr.PQ, hdr.HLG):
+            warn(
+                f"{info.path}: codec {codec} cannot say that it is HDR, so it is shown flat and pale; h264, hevc and "
+                "av1 say it"
+            )
+    elif info.light and hdr.encoder_parameters(CODECS[codec].library, info.light) is None:
         warn(
             f"{info.path}: codec {codec} cannot hold its HDR metadata (mastering display, light levels); the colour "
             "tags are kept. h264, hevc and av1 hold all of it"
@@ -425,21 +303,6 @@ def _tell_unheld(info: VideoInfo, codec: str) -> None:
         )
 
 
-def format_for(path: Path) -> str:
-    """FFmpeg's name of the format that a name's ending stands for.
-
-    Raises:
-        MediaError: there is none.
-    """
-    try:
-        return FORMATS[path.suffix.lower()]
-    except KeyError:
-        raise MediaError(
-            f"cannot write {path}: '{path.suffix}' is no video format known here; "
-            f"end the name in {', '.join(FORMATS)}"
-        ) from None
-
-
 def _create_beside(path: Path) -> Path:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
@@ -449,14 +312,3 @@ def _create_beside(path: Path) -> Path:
         ) from error
     os.close(handle)
     return Path(name)
-
-
-def _add_note(metadata: dict[str, str], note: str) -> None:
-    """Keep ``note`` in the first free text field that every container has, without losing what is in them."""
-    if note:
-        keys = {key.lower(): key for key in metadata}  # Matroska's come in capitals
-        free = next((key for key in ("comment", "description", "synopsis") if key not in keys), None)
-        if free:
-            metadata[free] = note
-        else:
-            metadata[keys["comment"]] += "\n" + note

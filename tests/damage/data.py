@@ -151,7 +151,7 @@ def read_journal(folder: Path) -> None:
         for number in filter(journal.finished, range(3)):
             np.testing.assert_array_equal(journal.carry(number).latents, done(number).carry.latents)
         for segment in journal.segments():
-            assert (segment.path.read_bytes(), segment.order) == (b"pictures", (1, 0))
+            assert (segment.file.read_bytes(), segment.order) == (b"pictures", (1, 0))
 
 
 # Engine sets ----------------------------------------------------------------------------------------------------

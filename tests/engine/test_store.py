@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -10,22 +11,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.stand_ins.model import MODEL, WINDOW
 from tests.stand_ins.sets import CopyBackend, build, install
 from v2v.core.components import COMPONENTS, Window, components
-from v2v.core.errors import BuildError, EngineError
+from v2v.core.errors import BuildError, EngineError, MachineError, V2VError
 from v2v.engine.backend import BuildOptions
 from v2v.engine.manifest import FORMAT, MANIFEST, Manifest
 from v2v.engine.store import (
+    BUILD_MARK,
     EngineSet,
     NoEngineSet,
     Wanted,
+    building_lock,
     engines_root,
     find,
     list_sets,
+    new_set,
+    stored_file,
     timing_cache_folder,
 )
 
@@ -123,6 +129,35 @@ def test_a_manifest_with_a_range_of_frames_stays_readable(built: EngineSet) -> N
         assert EngineSet.open(built.path).rebuild_command == built.rebuild_command
 
 
+def test_sets_are_kept_where_the_environment_says_or_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("V2V_ENGINES", "~/mine")
+    assert engines_root() == tmp_path / "mine"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for unset in (lambda: monkeypatch.setenv("V2V_ENGINES", ""), lambda: monkeypatch.delenv("V2V_ENGINES")):
+        unset()
+        assert engines_root() == tmp_path / "cache" / "v2v" / "engines"
+    assert list(list_sets()) == []
+    with pytest.raises(NoEngineSet, match="it holds none"):
+        find(Wanted())
+
+
+def test_a_set_is_as_large_as_its_files(built: EngineSet) -> None:
+    files = [path for path in built.path.rglob("*") if path.is_file() and path.name != MANIFEST]
+    assert built.bytes == sum(path.stat().st_size for path in files) > 32_000
+    read: list[int] = []
+    built.verify(read.append)
+    assert read == sorted(read)
+    assert len(read) == len(files)
+    assert read[-1] == built.bytes
+
+
+def test_the_command_for_reuse_asks_for_it_and_for_all_else(built: EngineSet) -> None:
+    assert built.command_with_reuse == built.manifest.recipe.command + " --reuse"
+
+
 # Fit or not -------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +188,52 @@ def test_what_was_asked_for_fits(built: EngineSet) -> None:
     wanted = Wanted("stand-in", WINDOW, "copy", "fp32", "cpu", built.manifest.recipe.weights.identity)
     built.require(wanted)
     assert find(wanted) == built
+
+
+def test_what_was_built_in_is_named(backend: CopyBackend) -> None:
+    plain = build().engine_set
+    both = build(options=BuildOptions(reuse=True, extra={"fp8": "yes"})).engine_set
+    assert plain.suits(Wanted(reuse=True)).reason == "it was built without --reuse"
+    assert both.suits(Wanted(reuse=False)).reason == "it was built with --reuse"
+    assert plain.suits(Wanted(fp8=True)).reason == "it was built without --option fp8=yes"
+    assert both.suits(Wanted(fp8=False)).reason == "it was built with --option fp8=yes"
+    for each, flag in ((plain, False), (both, True)):
+        assert each.suits(Wanted(reuse=flag, fp8=flag)).fits
+        assert each.suits(Wanted()).fits
+        assert find(Wanted(reuse=flag)) == find(Wanted(fp8=flag)) == each
+    assert find(Wanted()) == plain
+
+
+@pytest.mark.parametrize(
+    ("wanted", "command"),
+    [
+        (Wanted(), "v2v-build-engines MODEL"),
+        (
+            Wanted("small", Window(8, 80, 64), "tensorrt", "fp16", "cuda"),
+            "v2v-build-engines small --size 64x80 --frames 8 --backend tensorrt --device cuda --precision fp16",
+        ),
+        (Wanted("small", reuse=True, fp8=True), "v2v-build-engines small --reuse --option fp8=yes"),
+        (Wanted("small", reuse=False, fp8=False), "v2v-build-engines small"),
+    ],
+)
+def test_where_nothing_fits_the_command_builds_what_does(
+    built: EngineSet, wanted: Wanted, command: str
+) -> None:
+    shutil.rmtree(built.path)
+    with pytest.raises(NoEngineSet) as missing:
+        find(wanted)
+    assert str(missing.value).endswith(f"(it holds none); build one with: {command}")
+
+
+def test_where_it_runs_on_no_device_the_first_reason_is_told(backend: CopyBackend) -> None:
+    backend.devices = ("cpu", "cuda")
+    made = build().engine_set
+    assert made.runs_on(None).fits
+    backend.version = "2.0"
+    assert made.runs_on(None).reason == "its version is 1.0, here is 2.0"
+    backend.devices = ()
+    assert made.runs_on(None).reason == "backend copy finds no device here"
+    assert made.runs_on("cpu").reason == "there is no cpu here"
 
 
 def test_another_version_of_the_backend_is_named(built: EngineSet, backend: CopyBackend) -> None:
@@ -256,6 +337,53 @@ def test_a_flipped_bit_is_found_by_verify(built: EngineSet) -> None:
         EngineSet.open(built.path).verify()
 
 
+class Loaded:
+    """An engine that says whether it was closed."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_large_file_is_checked_while_it_is_loaded(built: EngineSet, backend: CopyBackend) -> None:
+    large = built.path / "unet/unet.onnx.data"
+    os.truncate(large, 80 << 20)
+    records = json.loads((built.path / MANIFEST).read_text())["components"]
+    described = stored_file(large, built.path)
+    assert (described.name, described.bytes) == ("unet/unet.onnx.data", 80 << 20)
+    records["unet"]["files"][1] |= {"bytes": described.bytes, "sha256": described.sha256}
+    edit_manifest(built.path, components=records)
+    changed = EngineSet.open(built.path)
+    engine: Any = Loaded()
+    backend.load = lambda component, files, device: engine  # type: ignore[method-assign]
+    assert changed.load("unet", "cpu") is engine
+    assert not engine.closed
+    with large.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    with pytest.raises(EngineError, match=r"unet\.onnx\.data is damaged: .*; rebuild the engine set with"):
+        changed.load("unet", "cpu")
+    assert engine.closed
+
+
+def test_what_keeps_an_engine_from_loading_is_told_with_what_helps(
+    built: EngineSet, backend: CopyBackend
+) -> None:
+    def fail(component: Any, files: Any, device: str) -> Any:
+        raise error
+
+    backend.load = fail  # type: ignore[method-assign]
+    error: EngineError = MachineError("the GPU's memory is full")
+    with pytest.raises(MachineError, match=r"the GPU.s memory is full$"):
+        built.load("unet", "cpu")
+    error = EngineError("the engine is odd")
+    with pytest.raises(
+        EngineError, match=r"the engine is odd; rebuild the engine set with: v2v-build-engines"
+    ):
+        built.load("unet", "cpu")
+
+
 def test_a_damaged_set_in_the_store_is_listed_and_built_anew(built: EngineSet) -> None:
     (built.path / "unet/unet.onnx").write_bytes(b"")
     assert [type(found) for found in list_sets()] == [EngineError]
@@ -341,6 +469,51 @@ def test_a_folder_of_the_users_is_never_replaced(backend: CopyBackend, tmp_path:
     with pytest.raises(BuildError, match="exists and is no engine set"):
         build(mine, force=force)
     assert (mine / "photo.jpg").read_bytes() == b"dear"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+def test_what_is_no_folder_is_never_replaced(backend: CopyBackend, tmp_path: Path, kind: str) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    if kind == "file":
+        mine.write_bytes(b"dear")
+    else:
+        mine.symlink_to(other)
+        if kind == "link":
+            other.mkdir()
+    with pytest.raises(BuildError, match="mine exists and is not a folder"):
+        build(mine, force=True)
+    assert mine.is_symlink() == (kind != "file")
+
+
+def test_a_build_without_a_manifest_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    with (
+        pytest.raises(V2VError, match="ended without a manifest"),
+        building_lock(path),
+        new_set(path) as made,
+    ):
+        (made / "engine").touch()
+    assert not path.exists()
+    assert [left.name for left in tmp_path.iterdir()] == [".mine.lock"]
+
+
+def test_a_set_that_was_being_replaced_is_put_back(built: EngineSet, tmp_path: Path) -> None:
+    """A build may be killed between taking the old set away and giving the new one its name."""
+    old = built.path.rename(built.path.with_name(f".{built.name}.old"))
+    (old / BUILD_MARK).touch()
+    (dead := built.path.with_name(f".{built.name}.building")).mkdir()
+    (dead / BUILD_MARK).touch()
+    (dead / "unet").mkdir()
+    (dead / "unet" / "half").touch()
+    (abandoned := built.path.with_name(".other.building")).mkdir()
+    (abandoned / BUILD_MARK).touch()
+    (abandoned / "half").touch()
+    built.path.with_name(".begun.building").mkdir()  # killed before it left its mark
+    assert not build().fresh
+    build(weights="random:1")
+    built.verify()
+    assert list(engines_root().glob(".*.building")) == list(engines_root().glob(".*.old")) == []
+    assert not (built.path / BUILD_MARK).exists()
 
 
 def test_a_users_file_inside_a_set_is_never_deleted(backend: CopyBackend, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from v2v.core.configs import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
 from v2v.core.errors import V2VError
@@ -138,6 +138,64 @@ def test_the_same_content_has_the_same_identity(published: Path) -> None:
     assert load_weights(str(published), TINY, verify=False).identity != before
 
 
+def known_here(published: Path, monkeypatch: pytest.MonkeyPatch, **forgotten: str | None) -> None:
+    """Let the files in ``published`` be those that the authors have published."""
+    known = {
+        network: replace(
+            file,
+            bytes=(published / file.name).stat().st_size,
+            sha256=forgotten.get(network, hashlib.sha256((published / file.name).read_bytes()).hexdigest()),
+        )
+        for network, file in FILES.items()
+    }
+    monkeypatch.setitem(PUBLISHED, TINY.name, replace(PUBLISHED[TINY.name], files=known))
+
+
+def test_weights_are_published_if_every_file_is(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known_here(published, monkeypatch, autoencoder=None)
+    assert load_weights(str(published), TINY).kind == "published", (
+        "no digest is known of one: its name counts"
+    )
+    for network, file in FILES.items():
+        known_here(published, monkeypatch, **{network: "0" * 64})
+        assert load_weights(str(published), TINY, verify=False).kind == "trained", network
+        with pytest.raises(WeightsError, match=f"{file.name}: is not the published file.*instead of 0000"):
+            load_weights(str(published), TINY)
+
+
+def test_a_file_of_another_size_is_told_before_it_is_read(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_here(published, monkeypatch)
+    path, heard = published / FILES["unet"].name, []
+    size = path.stat().st_size
+    for other in (size - 1, size + 1):
+        os.truncate(path, other)
+        with pytest.raises(WeightsError, match=rf"\({other} bytes instead of {size}\)"):
+            load_weights(str(published), TINY, lambda *said: heard.append(said))
+    assert heard == []
+
+
+def test_what_configuration_json_names_and_is_not_there_is_lacking(published: Path) -> None:
+    configuration = {"model": {"model_args": {"ckpt_unet": "mine.pth"}}}
+    (published / "configuration.json").write_text(json.dumps(configuration))
+    with pytest.raises(WeightsError, match=r"of those it lacks mine\.pth$"):
+        load_weights(str(published), TINY, verify=False)
+
+
+def test_progress_tells_of_each_file_how_much_of_it_is_read(tmp_path: Path) -> None:
+    save_safetensors(load_weights("random:3", TINY), tmp_path)
+    large = tmp_path / "text_encoder.safetensors"
+    save_file({"padding": torch.zeros(50 << 18)}, large)  # 50 MiB
+    heard: dict[str, list[float]] = {}
+    load_weights(str(tmp_path), TINY, lambda phase, part: heard.setdefault(phase, []).append(part))
+    assert list(heard) == [f"checking {network}.safetensors" for network in networks_of(TINY)]
+    for parts in heard.values():
+        assert parts == sorted(parts)
+        assert 0 < parts[0] <= parts[-1] == 1
+    assert len(heard["checking text_encoder.safetensors"]) > 2
+
+
 # Code in checkpoints ----------------------------------------------------------------------------------------
 
 
@@ -204,6 +262,23 @@ def test_a_small_checkpoint_cannot_take_much_memory(tmp_path: Path, size: int) -
     assert packed.stat().st_size < 1 << 20
     with pytest.raises(WeightsError, match=r"packed\.pth: "):
         read_pickle(packed)
+
+
+@pytest.mark.parametrize(("own", "mebibytes"), [(8 << 30, range(250, 1000)), (64 << 20, range(65))])
+def test_a_limit_that_somebody_has_set_is_not_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int, mebibytes: range
+) -> None:
+    path, hard = tmp_path / "a.pth", 1 << 60
+    torch.save({"a": torch.ones(3)}, path)
+    before = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (before + own, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    assert torch.equal(read_pickle(path)["a"], torch.ones(3))
+    inside, afterwards = limits
+    assert (inside[0] - before) >> 20 in mebibytes
+    assert inside[1] == hard
+    assert afterwards == (before + own, hard)
 
 
 def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
@@ -335,6 +410,79 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "unet.safetensors").read_bytes() == b"precious"
 
 
+def test_files_are_replaced_when_that_is_asked_for(tmp_path: Path, states: Any) -> None:
+    folder, single = tmp_path / "folder", tmp_path / "made" / "for" / "all.safetensors"
+    folder.mkdir()
+    (folder / "unet.safetensors").write_bytes(b"old")
+    for target in (folder, single):
+        save_safetensors(load_weights("random:3", TINY), target, overwrite=True)
+        assert same(load_weights(str(target), TINY).state_dict("unet"), states["unet"])
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(WeightsError, match=r"file/unet\.safetensors: cannot be written"):
+        save_safetensors(load_weights("random:3", TINY), tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_single_file_holds_the_networks_and_nothing_else(tmp_path: Path, states: Any) -> None:
+    (path,) = save_safetensors(load_weights("random:3", TINY), tmp_path / "all.safetensors")
+    tensors = load_file(path)
+    assert {name.partition(".")[0] for name in tensors} == {*networks_of(TINY)}
+    save_file(tensors | {"vocoder.weight": torch.ones(1)}, path)
+    with pytest.raises(WeightsError, match=r"all\.safetensors: unknown tensors: vocoder\.weight"):
+        load_weights(str(path), TINY).state_dict("unet")
+    other = path.rename(tmp_path / "all.pth")
+    with pytest.raises(WeightsError, match=r"all\.pth: a single file of weights must be \.safetensors"):
+        load_weights(str(other), TINY)
+
+
+def described(folder: Path, *sayings: str) -> Path:
+    """Files of the networks' names that say this of themselves."""
+    folder.mkdir(exist_ok=True)
+    for network, said in zip(networks_of(TINY), sayings, strict=True):
+        save_file({"a": torch.ones(1)}, folder / f"{network}.safetensors", {"v2v": said})
+    return folder
+
+
+RANDOM, OURS = '{"kind": "random"}', '{"kind": "published"}'
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described(tmp_path / "mine", RANDOM, RANDOM, RANDOM)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_weights("~/mine", TINY).kind == "random"
+
+
+@pytest.mark.parametrize("said", ["", "{", "[]", '"x"', '{"kind": "mine"}', "[" * 100_000])
+def test_what_a_file_says_of_itself_is_not_believed_beyond_what_is_known(tmp_path: Path, said: str) -> None:
+    assert load_weights(str(described(tmp_path, said, RANDOM, RANDOM)), TINY).kind == "trained"
+    assert load_weights(str(described(tmp_path, said, said, said)), TINY).kind == "trained"
+
+
+def test_networks_of_several_kinds_are_of_none(tmp_path: Path) -> None:
+    assert load_weights(str(described(tmp_path, OURS, RANDOM, OURS)), TINY).kind == "trained"
+    assert load_weights(str(described(tmp_path, OURS, OURS, OURS)), TINY).kind == "published"
+
+
+def test_published_weights_stay_published_as_safetensors(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_here(published, monkeypatch)
+    save_safetensors(load_weights(str(published), TINY), tmp_path / "converted")
+    assert load_weights(str(tmp_path / "converted"), TINY).kind == "published"
+
+
+def test_a_network_is_ready_to_infer_in_the_type_that_is_asked_for() -> None:
+    weights = load_weights("random:3", TINY)
+    for network in networks_of(TINY):
+        module = weights.load(network, torch.float16)
+        assert not module.training
+        parameters = {(p.dtype, p.requires_grad, p.is_meta) for p in module.parameters()}
+        assert parameters == {(torch.float16, False, False)}
+
+
 def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: Any, path: Path, __: Any) -> None:
         Path(path).write_bytes(b"half of it")
@@ -367,7 +515,15 @@ def test_published_weights_saved_as_safetensors_are_the_same(
             lambda s: s.update({"out.2.bias": torch.ones(5)}),
             r"misshapen: out\.2\.bias is \[5\] instead of \[4\]",
         ),
-        (lambda s: s.clear(), r"missing: .*, .*, .*, .* and \d+ more"),
+        (lambda s: s.clear(), r"missing: [^ ]+, [^ ]+, [^ ]+, [^ ]+ and \d\d+ more$"),
+        (
+            lambda s: s.update({f"spare{n}": torch.ones(1) for n in range(5)}),
+            "unknown: spare0, spare1, spare2, spare3 and 1 more$",
+        ),
+        (
+            lambda s: s.update({f"spare{n}": torch.ones(1) for n in range(4)}),
+            "unknown: spare0, spare1, spare2, spare3$",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
@@ -422,6 +578,8 @@ def test_random_weights_depend_on_the_seed_alone(states: Any) -> None:
     assert not same(other.state_dict("unet"), states["unet"])
     assert again.kind == other.kind == "random"
     assert again.identity == load_weights("random:3", TINY).identity != other.identity
+    wider = replace(TINY, autoencoder=replace(TINY.autoencoder, width=64))
+    assert load_weights("random:3", wider).identity != again.identity
     # Written down, so that a change of the recipe does not go unnoticed.
     tensor = states["unet"]["time_embed.0.bias"]
     assert tensor[:2].tolist() == pytest.approx([-0.00233316, 0.05743111], abs=1e-7)
@@ -478,3 +636,58 @@ def test_trouble_with_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(huggingface_hub, "list_repo_files", down)
     with pytest.raises(WeightsError, match=r"^hf:someone/model: its list of files: no route to host$"):
         load_weights("hf:someone/model", TINY)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionError("\n no such file\nand a long tail"), "no such file"),
+        (TimeoutError(), "TimeoutError"),
+        (OSError(" \n"), "OSError"),
+    ],
+)
+def test_a_file_that_the_hub_does_not_give_is_named(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    import huggingface_hub
+
+    def listing(**asked: str | None) -> list[str]:
+        assert asked == {"repo_id": "someone/model", "revision": None}
+        return [f"{network}.safetensors" for network in networks_of(TINY)]
+
+    def download(**_: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(WeightsError, match=rf"^hf:someone/model: unet\.safetensors: {told}$"):
+        load_weights("hf:someone/model", TINY)
+
+
+def test_what_a_repository_lacks_is_taken_from_the_one_that_it_is_from(
+    published: Path, states: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    tower = replace(FILES["text_encoder"], repository="someone/clip", folder="towers")
+    known = {**FILES, "text_encoder": tower}
+    monkeypatch.setitem(PUBLISHED, TINY.name, replace(PUBLISHED[TINY.name], files=known))
+    repositories = {
+        "someone/model": [FILES["unet"].name, FILES["autoencoder"].name],
+        "someone/clip": [f"towers/{tower.name}"],
+    }
+
+    def download(repo_id: str, filename: str, revision: str | None) -> str:
+        assert filename in repositories[repo_id]
+        return str(published / Path(filename).name)
+
+    def listing(repo_id: str, revision: str | None) -> list[str]:
+        return repositories[repo_id]
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    found = load_weights("hf:someone/model", TINY, verify=False)
+    assert same(found.state_dict("text_encoder"), states["text_encoder"])
+    repositories["someone/clip"] = []
+    with pytest.raises(WeightsError, match=rf"of those it lacks {tower.name}$"):
+        load_weights("hf:someone/model", TINY, verify=False)

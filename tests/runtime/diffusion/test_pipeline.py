@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.stand_ins.arrays import FUNCTIONS, NumpyEngines, decode_latents, local_velocity, no_velocity
 from tests.stand_ins.model import MODEL
 from v2v.core.components import Window
+from v2v.core.configs import MODELS
 from v2v.core.errors import V2VError
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.pipeline import VideoToVideo
@@ -244,6 +245,22 @@ def test_output_size_follows_the_aspect():
     assert output_size(Settings(), defaults, (640, 360)) == (1280, 720)
     assert output_size(Settings(scale=2.0), defaults, (101, 64)) == (202, 128)
     assert output_size(Settings(size=(99, 55)), defaults, (10, 10)) == (99, 55)
+
+
+@pytest.mark.parametrize(
+    ("source", "usual"),
+    [
+        ((180, 320), (360, 640)),  # twice
+        ((360, 640), (720, 1280)),
+        ((480, 854), (720, 1280)),  # not past 720 rows
+        ((1080, 1920), (1080, 1920)),  # and nothing becomes smaller
+        ((1280, 720), (1280, 720)),
+    ],
+)
+def test_the_small_model_doubles_up_to_720_rows_and_leaves_larger_sources_as_large_as_they_are(source, usual):
+    defaults = MODELS["small"].defaults
+    assert output_size(Settings(), defaults, source) == usual
+    assert output_size(Settings(scale=2.0), defaults, source) == (2 * source[0], 2 * source[1])
 
 
 @pytest.mark.parametrize(

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import pytest
 
-from tests.runtime.clips import make_video, packets, times
+from tests.runtime.clips import make_video, packets, pixels_of, times
 from tests.stand_ins.arrays import NumpyEngines, velocity
 from tests.stand_ins.model import MODEL
 from v2v.device.cpu import CpuDevice
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 from v2v.runtime.diffusion.settings import Plan, Settings, plan
 from v2v.runtime.films.enhance import Request, describe
-from v2v.runtime.films.film import Target, enhance_film, frames_ahead, journal_facts
-from v2v.runtime.films.journal import Journal, JournalError
+from v2v.runtime.films.film import Target, enhance_film, fingerprint, frames_ahead, journal_facts
+from v2v.runtime.films.journal import Journal, JournalError, finished_run
 from v2v.runtime.films.pool import Alone
 from v2v.runtime.media.encoding import SegmentEncoder
 from v2v.runtime.media.errors import MediaError
+from v2v.runtime.media.image_sequence import SETTINGS
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import encoding_for
 
@@ -76,6 +80,7 @@ def left_beside(output, *inputs):
 def test_a_film_keeps_its_frames_times_and_sound(engines, source, tmp_path):
     output = tmp_path / "out.mkv"
     enhance(engines, source, output)
+    assert {frame.shape for frame in pixels_of(output)} == {(80, 64, 3)}
     assert times(output) == times(source)
     assert packets(output, "audio") == packets(source, "audio")
     assert left_beside(output, source) == []
@@ -106,6 +111,35 @@ def test_what_is_finished_is_not_done_again(engines, source, tmp_path):
     resumed = enhance(engines, source, output)
     assert resumed[0].segment == 2
     assert resumed[0].frames_done == signs[third - 1].frames_done
+
+
+def test_the_fraction_rises_to_one_whatever_was_finished_before(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    signs = enhance(engines, source, tmp_path / "whole.mp4")
+    last_of_first = next(n for n, told in enumerate(signs, 1) if told.segment == 1)
+    with pytest.raises(Interrupted):
+        enhance(engines, source, output, stop_at=last_of_first)
+    for told in (signs, enhance(engines, source, output)):
+        fractions = [now.fraction for now in told]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1
+        assert {now.frames_total for now in told} == {FRAMES}
+
+
+def test_the_reference_takes_no_more_frames_than_it_can_and_says_so(engines, source, tmp_path):
+    most = MODEL.parity.frames
+    assert most < FRAMES
+    signs = []
+    with VideoReader(source) as reader:
+        made = plan(Settings(steps=1), MODEL, (reader.info.height, reader.info.width))
+        made = dataclasses.replace(made, parity=True)  # at a size that a test has time for
+        target = Target(tmp_path / "out.mp4", encoding_for(reader.info), {})
+        team = Alone(VideoToVideo(engines, CpuDevice()))
+        assert enhance_film(team, reader, target, made, signs.append) == most
+    assert {now.frames_total for now in signs} == {most}
+    assert {now.segment for now in signs} == {0}
+    assert signs[-1].fraction == 1
+    assert len(times(tmp_path / "out.mp4")) == most
 
 
 def interrupted(engines, source, output):
@@ -230,10 +264,66 @@ def test_frames_are_read_ahead_in_bounded_memory():
         return frames_ahead(SimpleNamespace(height=height, width=width, depth=depth))
 
     assert ahead(80, 64) == 256
-    assert ahead(720, 1280) * 720 * 1280 * 3 <= 256 << 20
+    frame = 720 * 1280 * 3
+    assert ahead(720, 1280) * frame <= 256 << 20 < (ahead(720, 1280) + 1) * frame
     assert ahead(720, 1280) >= 80  # a whole segment of the full model
     assert ahead(1080, 1920, 10) == ahead(1080, 1920) // 2
     assert ahead(4320, 7680, 10) == 8
+
+
+@pytest.mark.parametrize(("name", "codec"), [("out.mp4", "h264"), ("out", "png")], ids=["file", "folder"])
+def test_what_comes_afterwards_comes_when_the_film_is_there_and_before_the_journal_goes(
+    engines, source, tmp_path, name, codec
+):
+    output, heard = tmp_path / name, []
+
+    def afterwards(frames):
+        written = len([*output.glob("*.png")]) if output.is_dir() else len(times(output))
+        heard.append((written, frames, finished_run(output).frames))
+
+    with VideoReader(source) as reader, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a folder has no place for sound
+        made = plan(Settings(steps=1), MODEL, (reader.info.height, reader.info.width))
+        target = Target(output, encoding_for(reader.info, codec=codec), {"prompt": "a fox"})
+        team = Alone(VideoToVideo(engines, CpuDevice()))
+        enhance_film(team, reader, target, made, afterwards=afterwards)
+    assert heard == [(FRAMES, FRAMES, FRAMES)]
+    assert left_beside(output, source) == []
+    assert json.loads(settings_of(output)) == {"prompt": "a fox"}
+
+
+def settings_of(output):
+    if output.is_dir():
+        return (output / SETTINGS).read_text()
+    with av.open(str(output)) as film:
+        return film.metadata["comment"]
+
+
+def test_a_film_that_is_there_is_replaced_only_when_asked(engines, source, tmp_path):
+    output = tmp_path / "out.mp4"
+    output.write_bytes(b"precious")
+    with pytest.raises(MediaError, match="already exists"):
+        enhance(engines, source, output)
+    assert output.read_bytes() == b"precious"
+    enhance(engines, source, output, overwrite=True)
+    assert times(output) == times(source)
+
+
+@pytest.mark.parametrize("size", [0, 5, 3 << 20])
+def test_another_file_of_the_same_name_and_size_has_another_fingerprint(tmp_path, size):
+    path, content = tmp_path / "in.mp4", random.Random(0).randbytes(size)
+    path.write_bytes(content)
+    before = fingerprint(path)
+    assert fingerprint(path) == before
+    others = [content + b"."]
+    near = min(500_000, size - 1)
+    for place in {0, near, size - 1 - near, size - 1} if size else ():
+        others.append(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    for other in others:
+        path.write_bytes(other)
+        assert fingerprint(path) != before
+    path.write_bytes(content)
+    assert fingerprint(path.rename(tmp_path / "other.mp4")) != before
 
 
 def test_two_runs_do_not_write_the_same_output(engines, source, tmp_path):

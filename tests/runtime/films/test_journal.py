@@ -157,7 +157,7 @@ def test_no_damage_at_all_is_taken_for_what_was_kept(tmp_path):
                             resumed.carry(number).latents, done(number).carry.latents
                         )
                     for segment in resumed.segments():
-                        assert (segment.path.read_bytes(), segment.order) == (b"pictures", (1, 0))
+                        assert (segment.file.read_bytes(), segment.order) == (b"pictures", (1, 0))
             except JournalError as error:
                 assert "--restart" in str(error)
         shutil.rmtree(journal.folder, ignore_errors=True)
@@ -278,7 +278,7 @@ def test_what_is_kept_comes_back(tmp_path):
         np.testing.assert_array_equal(carry.ahead, done().carry.ahead)
         journal.finish(2, done())
         (segment,) = journal.segments()  # 1 is not there
-        assert segment.path.read_bytes() == b"pictures"
+        assert segment.file.read_bytes() == b"pictures"
         assert segment.order == (1, 0)
 
 

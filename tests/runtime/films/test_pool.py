@@ -262,6 +262,35 @@ def test_segments_may_be_finished_in_any_order_in_bounded_memory(engine_set, fil
     assert team.room.taken == 0
 
 
+class Held:
+    """A team that has begun the first segment that it was given, and is told when it fails."""
+
+    def __init__(self, engine_set):
+        self.engines, self.room, self.size = engine_set, Room(1 << 30), 1
+        self.given: list[tuple[Task, Future]] = []
+
+    def submit(self, task, report):
+        future: Future = Future()
+        self.given.append((task, future))
+        if len(self.given) == 1:
+            future.set_running_or_notify_cancel()
+        if len(self.given) == len(SHOTS):
+            self.given[1][1].set_exception(WorkerError("scripted"))
+        return SegmentJob(future)
+
+
+def test_a_film_that_fails_leaves_nothing_to_a_team_that_others_share(engine_set, film, tmp_path):
+    team = Held(engine_set)
+    with pytest.raises(WorkerError, match="scripted"):
+        enhance(team, film, tmp_path / "out.mp4")
+    assert team.room.taken == 0
+    begun, _, *waiting = [future for _, future in team.given]
+    assert [future.cancelled() for future in waiting] == [True, True]
+    done = enhance_task(VideoToVideo.load(engine_set), team.given[0][0])
+    begun.set_result(done)  # in a worker, when the film has been given up and its folder may be another run's
+    assert [path.name for path in tmp_path.iterdir() if "out.mp4" in path.name] == []
+
+
 def test_more_workers_than_gpus_are_refused(engine_set, monkeypatch):
     monkeypatch.setattr(gpus, "cuda_devices", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-abc")

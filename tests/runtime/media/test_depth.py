@@ -226,6 +226,12 @@ def test_a_depth_that_the_codec_does_not_have_is_refused(tmp_path: Path, codec: 
         encoding_for(info(tmp_path, 8), codec=codec, depth=depth)
 
 
+def test_codecs_that_have_the_depth_are_named_but_not_the_one_for_pipes(tmp_path: Path) -> None:
+    with pytest.raises(EncodingError, match="10 has codec h264 or hevc") as told:
+        encoding_for(info(tmp_path, 8), codec="png", depth=10)
+    assert "y4m" not in str(told.value)
+
+
 def test_a_depth_may_be_asked_for(tmp_path: Path) -> None:
     assert encoding_for(info(tmp_path, 8), codec="hevc", depth=10).pixel_format == "yuv420p10le"
     assert encoding_for(info(tmp_path, 10), codec="hevc", depth=8).pixel_format == "yuv420p"

@@ -15,7 +15,7 @@ from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.timestamps import Timestamp
 from v2v.runtime.media.writer import VideoWriter, encoding_for
 
-SOFTWARE = [name for name, codec in CODECS.items() if codec.containers and "nvenc" not in name]
+SOFTWARE = [name for name, codec in CODECS.items() if ".mkv" in codec.containers and "nvenc" not in name]
 
 
 def encode(folder, frames, lengths, encoding):
@@ -55,7 +55,7 @@ def test_segments_shorter_than_the_encoder_looks_ahead_are_the_same_bytes_each_t
     made = set()
     for _ in range(6):
         (segment,) = encode(tmp_path, frames, (length,), encoding)
-        made.add(segment.path.read_bytes())
+        made.add(segment.file.read_bytes())
     assert len(made) == 1
 
 

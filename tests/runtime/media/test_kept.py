@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.clips import color_tags, make_video, packets, picture, pixels_of, psnr
-from tests.runtime.media.test_stream_plan import film
+from tests.runtime.media.test_stream_plan import film, remuxed
 from v2v.runtime.media import pixels
 from v2v.runtime.media.encoding import Encoding, EncodingError, SegmentEncoder
 from v2v.runtime.media.errors import MediaWarning
@@ -107,17 +107,11 @@ def test_a_cover_stays_a_cover(tmp_path: Path, kind: str, ending: str) -> None:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_whom_a_track_is_for_is_kept_or_told(tmp_path: Path, ending: str) -> None:
+    def give_roles(streams: Any, copies: dict[Any, Any]) -> None:
+        copies[streams.audio[1]].disposition = 0x80 | 0x40  # for those who hear badly, forced
+
     plain = make_video(tmp_path / "plain.mkv", frames=4, sounds=2)
-    source = tmp_path / "in.mkv"
-    with av.open(str(plain)) as opened, av.open(str(source), "w") as output:
-        copies: Any = {
-            stream: output.add_stream_from_template(stream, opaque=True) for stream in opened.streams
-        }
-        copies[opened.streams.audio[1]].disposition = 0x80 | 0x40  # for those who hear badly, forced
-        for packet in opened.demux():
-            if packet.size:
-                packet.stream = copies[packet.stream]
-                output.mux(packet)
+    source = remuxed(plain, tmp_path / "in.mkv", give_roles)
     told = film(source, tmp_path / f"out{ending}")
     with av.open(str(tmp_path / f"out{ending}")) as opened:
         kept = int(opened.streams.audio[1].disposition) & 0xC0 == 0xC0
@@ -125,6 +119,63 @@ def test_whom_a_track_is_for_is_kept_or_told(tmp_path: Path, ending: str) -> Non
     assert bool(told) != kept
     if told:
         assert "kept, but not that it is for those who hear badly and forced" in told[0]
+
+
+ROLES = {
+    0x2: "dubbed",
+    0x4: "the original",
+    0x8: "a comment",
+    0x40: "forced",
+    0x80: "for those who hear badly",
+    0x100: "for those who see badly",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_role_is_kept_or_told(tmp_path: Path, ending: str) -> None:
+    def give_roles(streams: Any, copies: dict[Any, Any]) -> None:
+        for stream, role in zip(streams.audio, ROLES, strict=True):
+            copies[stream].disposition = role
+
+    plain = make_video(tmp_path / "plain.mkv", frames=4, sounds=len(ROLES))
+    source = remuxed(plain, tmp_path / "in.mkv", give_roles)
+    told = " ".join(film(source, tmp_path / f"out{ending}")).splitlines()[1:]
+    with av.open(str(tmp_path / f"out{ending}")) as opened:
+        kept = [
+            bool(int(stream.disposition) & role)
+            for stream, role in zip(opened.streams.audio, ROLES, strict=True)
+        ]
+    assert told or all(kept)
+    for row, role, stays in zip(told, ROLES.values(), kept, strict=False):
+        assert row.endswith(" kept" if stays else f" kept, but not that it is {role}")
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "kind"), [("png", "cover.png", "image/png"), ("mjpeg", "cover.jpg", "image/jpeg")]
+)
+def test_a_cover_gets_the_name_that_players_look_for(
+    tmp_path: Path, codec: str, name: str, kind: str
+) -> None:
+    pix_fmt = "rgb24" if codec == "png" else "yuvj420p"
+    still = make_video(
+        tmp_path / "still.mov", codec=codec, pix_fmt=pix_fmt, frames=1, size=(16, 16), options={}
+    )
+    plain, source = make_video(tmp_path / "plain.mp4", frames=4), tmp_path / "in.mp4"
+    with av.open(str(still)) as cover, av.open(str(plain)) as opened, av.open(str(source), "w") as output:
+        copies: Any = {
+            stream: output.add_stream_from_template(stream, opaque=True)
+            for stream in (*opened.streams, *cover.streams)
+        }
+        copies[cover.streams[0]].disposition = 1024
+        for file in (opened, cover):
+            for packet in file.demux():
+                if packet.size:
+                    packet.stream = copies[packet.stream]
+                    output.mux(packet)
+    assert film(source, tmp_path / "out.mkv") == []
+    with av.open(str(tmp_path / "out.mkv")) as opened:
+        said = {key.lower(): value for key, value in opened.streams.video[1].metadata.items()}
+    assert (said["filename"], said["mimetype"]) == (name, kind)
 
 
 # 360 degrees and two eyes ---------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import sys
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image, ImageCms
 
 from tests.runtime.clips import SECOND, color_tags, make_video, packets, picture, pixels_of, psnr, times
 from v2v.runtime.media import streams
+from v2v.runtime.media.clock import FilmClock
 from v2v.runtime.media.errors import MediaWarning
 from v2v.runtime.media.reader import VideoReader
 from v2v.runtime.media.writer import VideoWriter
@@ -393,6 +396,31 @@ def test_streams_that_appear_in_the_middle_are_told_where_they_are_seen() -> Non
     assert list(streams.packets(Container(), None, lambda: told.append("once"))) == ["a", "b", "c"]
     assert told == ["once"]
     assert list(streams.packets(Container(), None)) == ["a", "b", "c"]
+
+
+class Damaged:
+    """A container that fails to read after each of ``pieces``, and ever after."""
+
+    def __init__(self, pieces: list[list[Any]]) -> None:
+        self.streams, self.pieces = [], pieces
+
+    def demux(self, streams: Any) -> Any:
+        yield from self.pieces.pop(0) if self.pieces else ()
+        raise av.error.InvalidDataError(1094995529, "Invalid data found")
+
+
+def test_reading_goes_on_behind_damage_and_ends_where_nothing_more_can_be_read() -> None:
+    pictures = SimpleNamespace(index=0, type="video", disposition=av.stream.Disposition(0))
+
+    def packet(n: int) -> Any:
+        return SimpleNamespace(stream=pictures, pts=n, dts=n, duration=1, size=1, time_base=Fraction(1, 25))
+
+    damages: list[None] = []
+    container: Any = Damaged([[packet(2 * n), packet(2 * n + 1)] for n in range(300)])
+    clock = FilmClock(Fraction(0), jumps=False)
+    found = streams.all_packets(container, clock, lambda: damages.append(None))
+    assert [each.pts for each in found] == [*range(600)]
+    assert 300 < len(damages) <= 400
 
 
 def test_a_stream_that_the_container_cannot_hold_is_named(tmp_path: Path) -> None:

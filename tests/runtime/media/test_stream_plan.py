@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import warnings
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -16,11 +19,12 @@ import pytest
 
 from tests.runtime.clips import make_video, packets, pixels_of, times
 from tests.stand_ins.command import Run
+from v2v.runtime.media import stream_plan
 from v2v.runtime.media.copier import StreamCopier
 from v2v.runtime.media.encoding import EncodedSegment, SegmentEncoder
 from v2v.runtime.media.errors import MediaError, MediaWarning
 from v2v.runtime.media.reader import VideoReader
-from v2v.runtime.media.stream_plan import Fate, StreamPlan, plan_streams
+from v2v.runtime.media.stream_plan import Fate, StreamPlan, declare, plan_streams
 from v2v.runtime.media.timecode import has_track, later
 from v2v.runtime.media.writer import VideoWriter, encoding_for, writing
 
@@ -135,6 +139,93 @@ def test_purists_convert_nothing(tmp_path: Path) -> None:
     assert "adpcm_ms" in fate.reason
 
 
+def remuxed(source: Path, target: Path, change: Callable[[Any, dict[Any, Any]], None]) -> Path:
+    """``source`` packet by packet; ``change`` is given its streams and those that become of them."""
+    with av.open(str(source)) as opened, av.open(str(target), "w") as output:
+        copies: Any = {
+            stream: output.add_stream_from_template(stream, opaque=True) for stream in opened.streams
+        }
+        change(opened.streams, copies)
+        for packet in opened.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream]
+                output.mux(packet)
+    return target
+
+
+def spoiled(source: Path, target: Path, packets_of_sound: int) -> Path:
+    """``source`` with the first packets of its sound zeroed, but for what Matroska makes up of their heads."""
+    content = bytearray(source.read_bytes())
+    with av.open(str(source)) as opened:
+        packets = [bytes(packet)[40:] for packet in opened.demux(audio=0) if packet.size]
+    for packet in packets[:packets_of_sound]:
+        place = content.index(packet)
+        content[place : place + len(packet)] = bytes(len(packet))
+    target.write_bytes(content)
+    return target
+
+
+def test_some_damage_keeps_no_sound_from_being_converted_and_nothing_else_does(tmp_path: Path) -> None:
+    whole = make_video(tmp_path / "in.mkv", sounds=1, sound="wavpack", frames=30)  # three packets
+    (fate,) = plan_streams(spoiled(whole, tmp_path / "part.mkv", 1), 0, tmp_path / "out.mp4").fates
+    assert (fate.action, fate.codec, fate.keeper) == ("convert", "aac", ".mkv")
+    (fate,) = plan_streams(spoiled(whole, tmp_path / "all.mkv", 1000), 0, tmp_path / "out.mp4").fates
+    assert fate.action == "leave out"
+    assert "it cannot be converted" in fate.reason
+    assert fate.keeper == ".mkv"
+
+
+def test_sound_is_kept_beside_sound_that_becomes_the_same(tmp_path: Path) -> None:
+    films = [
+        make_video(tmp_path / f"{sound}.mkv", sounds=1, sound=sound, **TEN) for sound in ("aac", "wavpack")
+    ]
+    source = tmp_path / "in.mkv"
+    with av.open(str(films[0])) as kept, av.open(str(films[1])) as other, av.open(str(source), "w") as output:
+        chosen = [*kept.streams, other.streams.audio[0]]
+        copies: Any = {stream: output.add_stream_from_template(stream, opaque=True) for stream in chosen}
+        for packet in (*kept.demux(), *other.demux(audio=0)):
+            if packet.size:
+                packet.stream = copies[packet.stream]
+                output.mux(packet)
+    fates = plan_streams(source, 0, tmp_path / "out.mp4").fates
+    assert [(fate.action, fate.codec) for fate in fates] == [("copy", ""), ("convert", "aac")]
+
+
+def test_sound_that_says_a_time_code_is_still_sound(tmp_path: Path) -> None:
+    def tag(streams: Any, copies: dict[Any, Any]) -> None:
+        copies[streams.audio[0]].metadata["timecode"] = "10:11:12:13"
+
+    source = remuxed(make_video(tmp_path / "plain.mkv", sounds=1), tmp_path / "in.mkv", tag)
+    (fate,) = plan_streams(source, 0, tmp_path / "out.mkv").fates
+    assert (fate.action, fate.description) == ("copy", "audio aac")
+
+
+@pytest.mark.parametrize(("sound", "whole"), [("aac", True), ("wavpack", False)])
+def test_statistics_stay_with_the_packets_that_they_are_of(tmp_path: Path, sound: str, whole: bool) -> None:
+    def tag(streams: Any, copies: dict[Any, Any]) -> None:
+        copies[streams.audio[0]].metadata.update({"title": "Commentary", "NUMBER_OF_FRAMES": "12345"})
+
+    ending = ".mkv" if whole else ".mp4"
+    plain = make_video(tmp_path / "plain.mkv", sounds=1, sound=sound, **TEN)
+    source = remuxed(plain, tmp_path / "in.mkv", tag)
+    (fate,) = plan_streams(source, 0, tmp_path / f"out{ending}").fates
+    with av.open(str(source)) as opened, av.open(str(tmp_path / f"out{ending}"), "w") as output:
+        track, converter = declare(fate, opened.streams.audio[0], output)
+        assert (converter is None) == whole
+        assert track.metadata["title"] == "Commentary"
+        assert ("NUMBER_OF_FRAMES" in track.metadata) == whole
+
+
+def test_streams_are_called_by_kind_codec_and_language(tmp_path: Path) -> None:
+    def speak(streams: Any, copies: dict[Any, Any]) -> None:
+        for stream, language in zip(streams.audio, ("ger", "und", ""), strict=True):
+            copies[stream].metadata["language"] = language
+
+    source = remuxed(make_video(tmp_path / "plain.mkv", sounds=3), tmp_path / "in.mkv", speak)
+    fates = plan_streams(source, 0, tmp_path / "out.mkv").fates
+    assert [fate.description for fate in fates] == ["audio aac ger", "audio aac", "audio aac"]
+
+
 # Subtitles ------------------------------------------------------------------------------------------------------
 
 LINES = [(100, 300, "Hello"), (300, 700, "wide\nworld"), (800, 950, "Bye")]
@@ -197,8 +288,36 @@ def test_text_is_kept_or_converted(tmp_path: Path, codec: str, kind: str, ending
         codecs(source)["subtitle"] if kept else "mov_text" if ending != ".mkv" else "subrip"
     )
     assert bool(told) != kept
+    if told:  # by the first ending that keeps it
+        assert f"{'.mp4' if kind == '.mp4' else '.mkv'} keeps it as it is" in told[0]
     with av.open(str(tmp_path / f"out{ending}")) as opened:
         assert opened.streams.subtitles[0].metadata["language"] == "ger"
+
+
+@pytest.mark.skipif(AV < (18, 1), reason="PyAV cannot write such streams")
+def test_what_nothing_encodes_is_copied_all_the_same(tmp_path: Path) -> None:
+    """Subtitles of Blu-ray discs are pictures, for which FFmpeg has no encoder."""
+    plain, source = make_video(tmp_path / "plain.mkv", **TEN), tmp_path / "in.mkv"
+    shown = [bytes([0x80, 0, 1, number]) for number in range(3)]
+    with av.open(str(plain)) as opened, av.open(str(source), "w") as output:
+        pictures = output.add_stream_from_template(opened.streams.video[0], opaque=True)
+        discs: Any = output.add_mux_stream("hdmv_pgs_subtitle")
+        discs.time_base = Fraction(1, 1000)
+        output.start_encoding()
+        for number, content in enumerate(shown):
+            packet = av.Packet(content)
+            packet.stream, packet.time_base = discs, Fraction(1, 1000)
+            packet.pts = packet.dts = 100 * number
+            output.mux(packet)
+        for packet in opened.demux():
+            if packet.size:
+                packet.stream = pictures
+                output.mux(packet)
+    assert film(source, tmp_path / "out.mkv") == []
+    assert packets(tmp_path / "out.mkv", "subtitle") == packets(source, "subtitle")
+    assert len(packets(source, "subtitle")) == 3
+    (fate,) = plan_streams(source, 0, tmp_path / "out.mp4").fates
+    assert (fate.action, fate.description, fate.keeper) == ("leave out", "subtitle pgssub", ".mkv")
 
 
 # Time code ------------------------------------------------------------------------------------------------------
@@ -314,6 +433,71 @@ def test_the_table_is_told_at_the_start_and_in_json(run: Run, stand_in_engines: 
     assert done.code == 0, done.err
     assert "left out" in done.err
     assert "audio" not in codecs(out)
+
+
+def test_the_table_names_every_stream_and_what_becomes_of_it() -> None:
+    changed = (
+        Fate(3, "subtitle hdmv_pgs", "leave out", reason="too odd", keeper=".mkv"),
+        Fate(10, "audio flac ger", "convert", codec="aac", keeper=".mov", unsaid=("dubbed", "forced")),
+    )
+    whole = (
+        Fate(0, "cover picture png", "attach"),
+        Fate(1, "audio aac", "copy"),
+        Fate(2, "data", "fold in"),
+    )
+    plan = StreamPlan(Path("films/in.mkv"), Path("out.mp4"), (*whole, *changed))
+    with pytest.warns(MediaWarning) as told:
+        plan.tell()
+    assert str(told[0].message).splitlines() == [
+        "in.mkv in out.mp4:",
+        "stream  0 (cover picture png) kept",
+        "stream  1 (audio aac)         kept",
+        "stream  2 (data)              kept",
+        "stream  3 (subtitle hdmv_pgs) left out: too odd; .mkv keeps it as it is",
+        "stream 10 (audio flac ger)    converted to AAC, but not that it is dubbed and forced; "
+        ".mov keeps it as it is",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StreamPlan(plan.source, plan.target, whole).tell()
+    assert [fate.index for fate in plan.kept()] == [0, 1, 10]
+    assert [fate.index for fate in plan.without({1, 3}).fates] == [0, 2, 10]
+
+
+@pytest.mark.parametrize(("size", "most"), [(1 << 20, 40), (10, 21_000)])
+def test_only_the_beginning_of_a_file_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, most: int
+) -> None:
+    """A film of hours may have subtitles, the first of which comes late or never."""
+    source = make_video(tmp_path / "in.mkv", sounds=1)
+    seen = itertools.count()
+
+    def endless(opened: Any, clock: Any) -> Any:
+        pictures = SimpleNamespace(stream=opened.streams.video[0], size=size)
+        return (pictures for _ in seen)
+
+    monkeypatch.setattr(stream_plan, "all_packets", endless)
+    (fate,) = plan_streams(source, 0, tmp_path / "out.mkv").fates
+    assert fate.action == "copy"
+    assert 20 < next(seen) < most
+
+
+def test_no_more_is_looked_at_than_it_takes_to_try_every_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_video(tmp_path / "in.mkv", sounds=2, frames=60)
+    seen: list[Any] = []
+    read = stream_plan.all_packets
+
+    def counted(opened: Any, clock: Any) -> Any:
+        for packet in read(opened, clock):
+            seen.append(packet.stream.index)
+            yield packet
+
+    monkeypatch.setattr(stream_plan, "all_packets", counted)
+    plan_streams(source, 0, tmp_path / "out.mkv")
+    assert min(seen.count(1), seen.count(2)) > 1
+    assert len(seen) < 80  # of about 60 pictures and 600 packets of sound
 
 
 class Disk:
