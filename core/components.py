@@ -162,9 +162,7 @@ def components(
     image = Tensor("image", real, (1, 3, window.height, window.width))
     clip = model.autoencoder.decoder_frames
     latents = Tensor("latents", real, (clip, z, h, w))
-    source = (
-        (Tensor("source", real, (clip, *image.shape[1:])),) if model.autoencoder.sees_source else ()
-    )
+    source = (Tensor("source", real, (clip, *image.shape[1:])),) if model.autoencoder.sees_source else ()
     video_latents = (1, z, window.frames, h, w)
     hint: tuple[Tensor, ...] = ()
     if model.unet.control != "none":

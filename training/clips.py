@@ -79,7 +79,9 @@ class Album:
         every = min(every, max(1, (len(film) - 1) // (FRAMES - 1)))
         first = int(rng.integers(0, len(film) - every * (FRAMES - 1)))
         frames = film[first : first + every * (FRAMES - 1) + 1 : every]
-        top, left = (int(rng.integers(0, frames.shape[1 + k] - side + 1)) for k, side in enumerate((HEIGHT, WIDTH)))
+        top, left = (
+            int(rng.integers(0, frames.shape[1 + k] - side + 1)) for k, side in enumerate((HEIGHT, WIDTH))
+        )
         return frames[:, top : top + HEIGHT, left : left + WIDTH], self.pieces[index].shows
 
 
@@ -208,7 +210,10 @@ def captioned(rng: Rng, frames: list[Image.Image]) -> list[Image.Image]:
     letters = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,:;!?&%()-"
     text = "".join(rng.choice(list(letters), int(rng.integers(4, 40))))
     font = ImageFont.load_default(float(rng.uniform(9, 42)))
-    place, drift = rng.uniform((-20, 0), (WIDTH * 0.6, HEIGHT * 0.9)), rng.normal(0, 1, 2) * (rng.random() < 0.3)
+    place, drift = (
+        rng.uniform((-20, 0), (WIDTH * 0.6, HEIGHT * 0.9)),
+        rng.normal(0, 1, 2) * (rng.random() < 0.3),
+    )
     light, dark = (255, 255, 255), (0, 0, 0)
     plain = [light, dark, tuple(int(v) for v in rng.integers(0, 256, 3))]
     fill = plain[int(rng.integers(3))]
@@ -216,7 +221,9 @@ def captioned(rng: Rng, frames: list[Image.Image]) -> list[Image.Image]:
     for number, frame in enumerate(frames):
         where = (float(place[0] + drift[0] * number), float(place[1] + drift[1] * number))
         draw = ImageDraw.Draw(frame)
-        draw.text(where, text, fill=fill, font=font, stroke_width=edge, stroke_fill=dark if fill == light else light)
+        draw.text(
+            where, text, fill=fill, font=font, stroke_width=edge, stroke_fill=dark if fill == light else light
+        )
     return frames
 
 
@@ -289,8 +296,14 @@ def add_noise(rng: Rng, frames: Tensor, strength: float) -> Tensor:
 
 CODECS = {
     "h264": ("libx264", lambda crf, preset: {"crf": str(crf), "preset": preset}),
-    "hevc": ("libx265", lambda crf, preset: {"crf": str(crf), "preset": "veryfast", "x265-params": "log-level=none"}),
-    "vp9": ("libvpx-vp9", lambda crf, preset: {"crf": str(crf + 8), "b": "0", "deadline": "realtime", "cpu-used": "6"}),
+    "hevc": (
+        "libx265",
+        lambda crf, preset: {"crf": str(crf), "preset": "veryfast", "x265-params": "log-level=none"},
+    ),
+    "vp9": (
+        "libvpx-vp9",
+        lambda crf, preset: {"crf": str(crf + 8), "b": "0", "deadline": "realtime", "cpu-used": "6"},
+    ),
 }
 """Encoders, and their options for a quality as x264 counts it."""
 

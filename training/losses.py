@@ -35,14 +35,21 @@ class Perceptual(nn.Module):
     what is measured uses another trunk.
     """
 
-    LAYERS = ((0, 2), (6, 8), (12, 14, 16), (20, 22, 24), (28, 30, 32))  # convolutions, as the package numbers them
+    LAYERS = (
+        (0, 2),
+        (6, 8),
+        (12, 14, 16),
+        (20, 22, 24),
+        (28, 30, 32),
+    )  # convolutions, as the package numbers them
 
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 64, 128, 256, 512, 512)
         self.slices = nn.ModuleList(
             nn.ModuleList(
-                nn.Conv2d(before if number == 0 else after, after, 3, padding=1) for number in range(len(layers))
+                nn.Conv2d(before if number == 0 else after, after, 3, padding=1)
+                for number in range(len(layers))
             )
             for layers, before, after in zip(self.LAYERS, widths, widths[1:], strict=False)
         )

@@ -1,4 +1,4 @@
-"""Train the small model: ``python -m training.train train ...``, then ``export``.
+"""Train the next small model: ``python -m training.train train ...``, then ``export``.
 
 Checkpoints are written every minute and on a deadline, and the same command continues from them. Data are decided by
 the seed; which clip meets which step depends on how fast the machine makes clips, so two runs agree in quality, not
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,25 @@ from v2v.export.models.unet import (
 from v2v.runtime.diffusion.prompt import END, START, clean
 from v2v.runtime.diffusion.schedule import Schedule
 
-WORDS = MODELS["small"].words
+# All maps have a quarter of the picture's sides or less, and the decoder adds to the frame that it is shown. No group
+# norms: they cost a CPU as much as the convolutions, and tie what a tile looks like to all that is in it.
+NEXT = replace(
+    MODELS["small"],
+    unet=replace(
+        MODELS["small"].unet, width=32, stem_heads=0, attention=(False, False, False), temporal_stages=2
+    ),
+    autoencoder=replace(
+        MODELS["small"].autoencoder,
+        width=80,
+        multipliers=(1,),
+        patch=4,
+        encoder_width=32,
+        sees_source=True,
+    ),
+)
+"""The small model that is to replace the one that ships (training/README.md, "The next small model")."""
+
+WORDS = NEXT.words
 SEED = 20240
 CROP = (136, 128)  # pixels; the UNet takes heights of 8 modulo 16 and widths of 0 modulo 16
 LENGTH = 8  # frames of a training clip
@@ -425,7 +443,12 @@ class Step:
                 looks = self.perceptual(made[:, 1], true[:, 1])
             weighed["looks"] = (1.0, (least * (most / least) ** bold * looks).mean())
         judges = arguments.adversarial > 0 and run.progress >= arguments.adversarial_from - 0.05
-        made, true, middle, bold = made[wanted_good], true[wanted_good], shown[wanted_good, 1], bold[wanted_good]
+        made, true, middle, bold = (
+            made[wanted_good],
+            true[wanted_good],
+            shown[wanted_good, 1],
+            bold[wanted_good],
+        )
         if judges and run.progress >= arguments.adversarial_from:
             run.discriminator.requires_grad_(False)
             with autocast(self.device):
@@ -573,7 +596,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument(
-        "--looks", type=float, nargs=2, default=(0.02, 0.8), help="weight of looks at the least and most noise"
+        "--looks",
+        type=float,
+        nargs=2,
+        default=(0.02, 0.8),
+        help="weight of looks at the least and most noise",
     )
     parser.add_argument("--adversarial", type=float, default=0.02)
     parser.add_argument(
@@ -600,7 +627,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clips = ClipStream(arguments.pictures, arguments.recordings, SEED)
     buffer = ClipBuffer(clips, device, arguments.capacity, arguments.workers, SEED)
-    networks = Networks(MODELS["small"])
+    networks = Networks(NEXT)
     if arguments.start:
         import_weights(networks, arguments.start)
     networks = networks.to(device)

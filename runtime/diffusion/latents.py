@@ -244,7 +244,9 @@ class FrameDecoder:
 
     def _uploaded(self, sources: Sequence[Frame | None]) -> list[Array]:
         """The frames that a decoder is shown, if it is one that sees them."""
-        return [self._device.upload(frame) for frame in sources if frame is not None and "source" in self._inputs]
+        return [
+            self._device.upload(frame) for frame in sources if frame is not None and "source" in self._inputs
+        ]
 
     def _show(self, pixels: Array, number: int, top: int, left: int) -> None:
         """Make a tile of a frame ``[H0, W0, 3]``, scaled as the encoder sees it, source ``number`` of the decoder."""
