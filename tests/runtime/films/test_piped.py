@@ -321,7 +321,7 @@ def test_a_stream_that_is_silent_for_long_holds_nothing_up(
     (tmp_path / "out.mkv").write_bytes(out)
     shown = [when for when, _ in packets(tmp_path / "out.mkv", "subtitle")]
     assert shown == [Fraction(1, 10), Fraction(11)]
-    assert pace.out_before_the_end > len(out) / 4
+    assert pace.out_before_the_end > len(out) / 12
 
 
 def test_the_time_left_is_told_where_the_length_is_known(
