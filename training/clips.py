@@ -1,9 +1,10 @@
 """Still pictures and recordings to moving clips, and good clips to bad ones.
 
-Half of the clips are pieces of recordings. The others are a camera moving over a picture (pan, zoom, rotation, all with changing speed), often with pieces of other
-pictures moving on their own in front, sometimes with the exposure changing or a line of text. What makes them bad is
-what videos meet: mostly scaling and a codec, else the second-order pipeline of Real-ESRGAN (Wang et al. 2021): blur,
-scaling, noise, twice, each drawn at random, with a video codec instead of JPEG at the end.
+Half of the clips are pieces of recordings. The others are a camera moving over a picture (pan, zoom, rotation, all
+with changing speed), often with pieces of other pictures moving on their own in front, sometimes with the exposure
+changing or a line of text. What makes them bad is what videos meet: mostly scaling and a codec, else the second-order
+pipeline of Real-ESRGAN (Wang et al. 2021): blur, scaling, noise, twice, each drawn at random, with a video codec
+instead of JPEG at the end.
 
 Everything is a function of a ``numpy.random.Generator``, so a seed decides a clip.
 """

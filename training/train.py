@@ -320,7 +320,7 @@ def sample(moments: Tensor) -> Tensor:
 
 
 def draw_levels(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
-    """Time steps ``[batch]``: a third at the least noise, which the default is; one in twenty above what runs start with.
+    """Time steps ``[batch]``: a third at the least noise, which the default is; one in twenty above what runs use.
 
     The others are evenly spread in logarithm.
     """
@@ -343,7 +343,7 @@ def draw_mixture(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
 
 
 def boldness(levels: Tensor) -> Tensor:
-    """How much a result may leave its source, 0 at the least noise to 1 at the most that runs start with, ``[batch]``."""
+    """How much a result may leave its source, ``[batch]``: 0 at the least noise, 1 at the most that runs start with."""
     share = torch.log(levels.float() / LEAST) / math.log(USUAL / LEAST)
     return share.clamp(0, 1)
 
@@ -373,7 +373,7 @@ class Step:
 
     def __call__(self, buffer: ClipBuffer) -> dict[str, Tensor]:
         """Descend once; returns the losses by name."""
-        run, rng, networks, device = self.run, self.rng, self.run.networks, self.device
+        rng, networks, device = self.rng, self.run.networks, self.device
         batch = self.arguments.batch
         good, bad, shows = buffer.draw(batch, LENGTH)
         wants_bad = rng.random(batch) < 0.1

@@ -188,7 +188,7 @@ class FrameDecoder:
             return
         each = [device.view(latents, slice(number, number + 1)) for number in range(count)]
         each += each[-1:] * (self._clip - count)
-        sources = [*frames, *frames[-1:] * (self._clip - count)]
+        sources = [*frames, *[frames[-1]] * (self._clip - count)]
         windows = self._windows(len(each))
         made: dict[int, Array] = {}
         spare = [device.empty(self._pictures[0].shape, np.float32) for _ in range(2 * self._clip)]
