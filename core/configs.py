@@ -57,9 +57,8 @@ class UNetConfig:
     multipliers: tuple[int, ...] = (1, 2, 4, 4)  # channels of each level, in units of width
     blocks: int = 2  # residual blocks per level on the way down; one more on the way up
     head_size: int = 64
-    stem_heads: int = (
-        8  # heads of the temporal transformer right after the first convolution; 0: there is none
-    )
+    # Heads of the temporal transformer right after the first convolution; 0: there is none.
+    stem_heads: int = 8
     context_width: int = 1024
     latent_channels: int = 4
     # Levels whose blocks end in a spatial and a temporal transformer (the middle always has them). Attention
@@ -99,9 +98,8 @@ class AutoencoderConfig:
     # Pixels along each side that become channels before the first convolution, and pixels again behind the last one
     # (Shi et al. 2016, https://arxiv.org/abs/1609.05158).
     patch: int = field(default=1, metadata=_ADDED)
-    encoder_width: int = field(
-        default=0, metadata=_ADDED
-    )  # where it differs from the decoder's width; 0: it does not
+    # The encoder's width, where it differs from the decoder's; 0: it does not.
+    encoder_width: int = field(default=0, metadata=_ADDED)
     # Whether the decoder is shown the frame that is enhanced, and adds to it: what the frame has is not lost.
     sees_source: bool = field(default=False, metadata=_ADDED)
 

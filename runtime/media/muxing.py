@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import av
@@ -53,9 +54,8 @@ class Muxer:
     ) -> None:
         self.path, self.source, self.encoding, self.parity, self.note = path, source, encoding, parity, note
         self._format, self._streams = format_for(path), streams
-        self._counts = (
-            parity and encoding.time_base == 1 / PARITY_RATE
-        )  # pictures, whatever their time stamps
+        # Whether pictures are counted, whatever their time stamps.
+        self._counts = parity and encoding.time_base == 1 / PARITY_RATE
         self._copied_from: av.container.InputContainer | None = None  # where it cannot be opened anew
         self._output: Any = None
         self._start()
@@ -103,7 +103,7 @@ class Muxer:
                 decoded = shown[ahead] if ahead >= 0 else shown[0] + ahead * self._step
                 if (
                     self._decoded is not None
-                ):  # a longer delay than that of earlier segments lets them stand still
+                ):  # a longer delay than that of earlier segments: time stands still
                     decoded = max(decoded, self._decoded)
                 self._decoded = decoded
                 packet.time_base, packet.pts, packet.dts = tick, stamp.start, decoded
@@ -174,6 +174,26 @@ class Muxer:
             )
             return template
         return lent.enter_context(carrier).streams.video[0]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with writing(self.path):
+                    if not self._pictures_written:
+                        raise MediaError(f"{self.path}: there was nothing to write")
+                    self._finish()
+        finally:
+            self._discard()
+
+    def _finish(self) -> None:
+        """All pictures are there."""
+        self._end()
+
+    def _discard(self) -> None:
+        """Close everything, finished or not."""
+        self._close()
 
     def _end(self) -> None:
         """Write all that is left, and the file's trailer."""

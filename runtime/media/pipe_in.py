@@ -30,9 +30,8 @@ class Inflow:
         self.received = len(beginning)
         """Bytes so far."""
         self._handle = handle
-        self._kept: list[bytes] | None = (
-            [beginning] if beginning else []
-        )  # for readers that are still to come
+        # For readers that are still to come.
+        self._kept: list[bytes] | None = [beginning] if beginning else []
         self._taps: list[Tap] = []
         self._changed = threading.Condition()
         self._wanted, self._ended = False, False

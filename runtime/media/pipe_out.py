@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Protocol
 
 from v2v.runtime.media.encoding import EncodedSegment, Encoding
-from v2v.runtime.media.errors import MediaError, warn
+from v2v.runtime.media.errors import warn
 from v2v.runtime.media.formats import Y4M_ENDING
 from v2v.runtime.media.muxing import Muxer, writing
 from v2v.runtime.media.pipe_in import Inflow
@@ -102,19 +102,10 @@ class _Matroska(Muxer):
     def __enter__(self) -> _Matroska:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                if not self._pictures_written:
-                    raise MediaError(f"{self.path}: there was nothing to write")
-                with writing(self.path):
-                    self._end()
-        finally:
-            self._close()
-            if self._tap is not None:
-                self._tap.close()
+    def _discard(self) -> None:
+        super()._discard()
+        if self._tap is not None:
+            self._tap.close()
 
     def add(self, segment: EncodedSegment, stamps: Sequence[Timestamp]) -> None:
         """Write the next segment."""

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -91,15 +90,6 @@ class VideoWriter(Muxer):
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._discard()
-
     def write(self, frame: Frame) -> None:
         """Encode the next picture, ``[H, W, 3]``; the first one decides the size.
 
@@ -167,14 +157,11 @@ class VideoWriter(Muxer):
             first += count
 
     def _finish(self) -> None:
-        with writing(self.path):
-            if not self._pictures_written:
-                raise MediaError(f"{self.path}: there was nothing to write")
-            if self._encoder is not None:
-                self._output.mux(self._encoder.encode(None))
-                self._end()
-            sync(self._partial)
-            self._publish()
+        if self._encoder is not None:
+            self._output.mux(self._encoder.encode(None))
+            self._end()
+        sync(self._partial)
+        self._publish()
 
     def _publish(self) -> None:
         """Give the finished file its name, in one step."""
