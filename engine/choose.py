@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -110,11 +111,23 @@ def choose_engines(
         EngineError: the named set does not fit ``wanted``, or none does and it is not the small model's.
         BuildError: the small model's engines cannot be built here.
     """
+    return _choose(named, wanted, listener, partial(_find_or_build, wanted, listener), fast, reuse)
+
+
+def _choose(
+    named: str | None,
+    wanted: Wanted,
+    listener: Listener,
+    best: Callable[[], EngineSet],
+    fast: bool,
+    reuse: int | None,
+) -> EngineSet:
+    """As :func:`choose_engines`, ``best`` giving the set where none is named."""
     if named is not None:
         engine_set = _open(named)
         engine_set.require(wanted)
     else:
-        engine_set = _find_or_build(wanted, listener)
+        engine_set = best()
         if fast or (reuse or 1) > 1:
             engine_set = _specialised(engine_set, wanted, fast=fast, reuse=reuse != 1)
     if engine_set.model.takes_pictures:
@@ -214,14 +227,12 @@ def foresee_engines(
     Raises:
         EngineError: as there.
     """
-    if named is None:
-        try:
-            _find(wanted)
-        except NoEngineSet:
-            if wanted.model not in (None, _BUILT_ON_DEMAND):
-                raise
-            return Unbuilt(MODELS[_BUILT_ON_DEMAND], wanted.device or default_device())
-    return choose_engines(named, wanted, listener, fast=fast, reuse=reuse)
+    try:
+        return _choose(named, wanted, listener, partial(_find, wanted), fast, reuse)
+    except NoEngineSet:
+        if named is not None or not _may_be_built(wanted):
+            raise
+        return Unbuilt(MODELS[_BUILT_ON_DEMAND], wanted.device or default_device())
 
 
 def _specialised(engine_set: EngineSet, wanted: Wanted, *, fast: bool, reuse: bool) -> EngineSet:
@@ -255,11 +266,16 @@ def _find(wanted: Wanted) -> EngineSet:
     return find(Wanted(model=last, backend=wanted.backend, device=wanted.device))
 
 
+def _may_be_built(wanted: Wanted) -> bool:
+    """Whether the small model's engines would do, which a run builds where there are none."""
+    return wanted.model in (None, _BUILT_ON_DEMAND)
+
+
 def _find_or_build(wanted: Wanted, listener: Listener) -> EngineSet:
     try:
         return _find(wanted)
     except NoEngineSet:
-        if wanted.model not in (None, _BUILT_ON_DEMAND):
+        if not _may_be_built(wanted):
             raise
     model = MODELS[_BUILT_ON_DEMAND]
     listener.say(f"there are no engines for model {model.name} yet: building them once")
