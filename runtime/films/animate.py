@@ -23,10 +23,12 @@ from typing import Any
 from v2v.core.errors import UsageError
 from v2v.core.files import hidden_sibling
 from v2v.core.version import __version__
+from v2v.engine.choose import Unbuilt
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.image_to_video import Animation, AnimationPlan, ImageToVideo
 from v2v.runtime.diffusion.loaded import Memory
 from v2v.runtime.diffusion.progress import Progress
+from v2v.runtime.diffusion.settings import Plan
 from v2v.runtime.films.batch import was_made_before
 from v2v.runtime.films.enhance import Crew, Paths, Request, check_place, describe, plan_of
 from v2v.runtime.films.film import fingerprint
@@ -151,7 +153,8 @@ def check_second_stage(request: Request, paths: Paths, crew: Crew, size: tuple[i
         V2VError: there are no engines for it, a value is out of range, or the output cannot be written.
     """
     paths.check(crew.engine_set.path)
-    encoding_of_picture(request).check(paths.output, *plan_of(size, request.settings, crew.engine_set).size)
+    made, encoding, _ = decide_of_picture(request, crew.engine_set, size)
+    encoding.check(paths.output, *made.size)
     if finished_run(paths.output) is None:
         check_place(paths.output, paths.source, request.codec, overwrite=request.overwrite)
 
@@ -162,14 +165,19 @@ def is_made(output: Path, request: Request, crew: Crew, size: tuple[int, int]) -
     Raises:
         V2VError: there are no engines for the second stage, or a value is out of range.
     """
-    made = plan_of(size, request.settings, crew.engine_set)
-    facts = describe(request, made, crew.engine_set, encoding_of_picture(request))
-    return output.exists() and not request.overwrite and was_made_before(output, facts)
+    return request.keeps(output, decide_of_picture(request, crew.engine_set, size)[2])
 
 
-def encoding_of_picture(request: Request) -> Encoding:
-    """What the second stage is asked to write, of a film of the first."""
-    return Encoding(
+def decide_of_picture(
+    request: Request, engines: EngineSet | Unbuilt, size: tuple[int, int]
+) -> tuple[Plan, Encoding, dict[str, Any]]:
+    """As :func:`v2v.runtime.films.enhance.decide`, before the first stage has made the film, of ``size``.
+
+    Raises:
+        V2VError: a value is out of range.
+    """
+    made = plan_of(size, request.settings, engines)
+    encoding = Encoding(
         REFERENCE_COLORS,
         Fraction(8),
         Fraction(1, 8),
@@ -178,3 +186,4 @@ def encoding_of_picture(request: Request) -> Encoding:
         crf=request.crf,
         preset=request.preset,
     )
+    return made, encoding, describe(request, made, engines, encoding)

@@ -67,6 +67,10 @@ class Request:
         """The same for a video that shows something else."""
         return replace(self, settings=replace(self.settings, prompt=prompt))
 
+    def keeps(self, output: Path, facts: Mapping[str, Any]) -> bool:
+        """Whether ``output`` is there, made of the same ``facts``, and is not to be replaced."""
+        return not self.overwrite and output.exists() and was_made_before(output, facts)
+
     def open(self, source: Source) -> VideoReader:
         """Read ``source`` as asked; raises as :class:`VideoReader` does."""
         return VideoReader(
@@ -226,7 +230,7 @@ def enhance(
             if work.result is not None:
                 return work.result
         if output.exists():
-            if keep_if_same and not request.overwrite and was_made_before(output, facts):
+            if keep_if_same and request.keeps(output, facts):
                 return None
             check_place(output, paths.source, request.codec, overwrite=request.overwrite)
         encoding.check(output, *run_plan.size)

@@ -12,9 +12,9 @@ from v2v.engine.choose import Unbuilt
 from v2v.engine.store import EngineSet
 from v2v.runtime.diffusion.estimate import FilmWork, Work, film_work
 from v2v.runtime.diffusion.settings import Plan
-from v2v.runtime.films.animate import Animator, FirstFilm, encoding_of_picture
-from v2v.runtime.films.batch import Outcome, was_made_before
-from v2v.runtime.films.enhance import Paths, Request, check_place, decide, describe, plan_of
+from v2v.runtime.films.animate import Animator, FirstFilm, decide_of_picture
+from v2v.runtime.films.batch import Outcome
+from v2v.runtime.films.enhance import Paths, Request, check_place, decide
 from v2v.runtime.films.film import frame_bytes, frames_ahead, frames_of, journal_facts, work_on
 from v2v.runtime.films.journal import Journal, digest_of, finished_run
 from v2v.runtime.films.task import ENCODER_BYTES
@@ -110,9 +110,7 @@ def foresee(
         encoding.check(output, *plan.size)
         now = journal_facts(paths.source, facts)
         same_run = earlier_run is not None and earlier_run.facts == digest_of(now) and not request.restart
-        made_before = same_run or (
-            keep_if_same and not request.overwrite and output.exists() and was_made_before(output, facts)
-        )
+        made_before = same_run or (keep_if_same and request.keeps(output, facts))
         if output.exists() and not made_before:
             check_place(output, paths.source, request.codec, overwrite=request.overwrite)
         frames, film = frames_of(reader.info, plan, engines), work_on(reader.info, plan, engines)
@@ -128,19 +126,19 @@ def foresee(
             str(paths.source),
             str(output),
             does,
-            engines.path.name if engines.path else "to be built first",
-            engines.model.name,
-            engines.device,
-            f"{reader.info.width}x{reader.info.height}",
-            f"{plan.size[1]}x{plan.size[0]}",
-            frames,
-            None if frames is None else film.segments,
-            facts,
-            seconds,
-            cost.known_by if frames is not None else "the file does not say how many frames it has",
-            _memory(plan, engines, film, each := frame_bytes(reader.info), frames_ahead(reader.info) * each),
-            () if made_before else (str(output), *map(str, paths.pages)),
-            () if encoding.makes_folder else _streams(request, reader, output, plan),
+            source_size=_size_text((reader.info.height, reader.info.width)),
+            frames=frames,
+            segments=None if frames is None else film.segments,
+            seconds=seconds,
+            seconds_by=cost.known_by
+            if frames is not None
+            else "the file does not say how many frames it has",
+            memory=_memory(
+                plan, engines, film, each := frame_bytes(reader.info), frames_ahead(reader.info) * each
+            ),
+            writes=() if made_before else (str(output), *map(str, paths.pages)),
+            streams=() if encoding.makes_folder else _streams(request, reader, output, plan),
+            **_decided(plan, engines, facts),
         )
 
 
@@ -161,11 +159,9 @@ def foresee_picture(
     read_picture(film.picture)
     asked, size, output = animator.second_stage(request, film.picture), animator.size, paths.output
     paths.check(engines.path)
-    plan = plan_of(size, asked.settings, engines)
-    encoding = encoding_of_picture(asked)
+    plan, encoding, facts = decide_of_picture(asked, engines, size)
     encoding.check(output, *plan.size)
-    facts = describe(asked, plan, engines, encoding)
-    made_before = output.exists() and not request.overwrite and was_made_before(output, facts)
+    made_before = request.keeps(output, facts)
     if finished_run(output) is None and not (made_before or place_is_new):
         check_place(output, film.picture, request.codec, overwrite=request.overwrite)
     source, frames = size[0] * size[1] * 3, animator.plan.frames
@@ -175,24 +171,36 @@ def foresee_picture(
         str(film.picture),
         str(output),
         _ALREADY if made_before else _intent(output, 0),
-        engines.path.name if engines.path else "to be built first",
-        engines.model.name,
-        engines.device,
-        "a picture",
-        f"{plan.size[1]}x{plan.size[0]}",
-        frames,
-        work.segments,
-        facts,
-        None,
-        "the first stage's time is not recorded",
-        _memory(plan, engines, work, source, frames * source),
-        () if made_before else (str(output), *keeps),
+        source_size="a picture",
+        frames=frames,
+        segments=work.segments,
+        seconds=None,
+        seconds_by="the first stage's time is not recorded",
+        memory=_memory(plan, engines, work, source, frames * source),
+        writes=() if made_before else (str(output), *keeps),
         first_stage={
             "engines": animator.engine_set.name,
-            "size": f"{size[1]}x{size[0]}",
+            "size": _size_text(size),
             "steps": animator.plan.steps,
         },
+        **_decided(plan, engines, facts),
     )
+
+
+def _decided(plan: Plan, engines: EngineSet | Unbuilt, facts: dict[str, Any]) -> dict[str, Any]:
+    """What is told of engines and settings."""
+    return {
+        "engine_set": engines.path.name if engines.path else "to be built first",
+        "model": engines.model.name,
+        "device": engines.device,
+        "size": _size_text(plan.size),
+        "settings": facts,
+    }
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    """Width x height of (height, width)."""
+    return f"{size[1]}x{size[0]}"
 
 
 def _intent(output: Path, finished: int) -> str:
