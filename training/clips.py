@@ -15,6 +15,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Album:
         self.shares = _shares([p.weight for p in self.entries])
         pieces = [] if recordings is None else load_recordings(recordings)
         self.pieces = [p for p in pieces if p.validation == validation]
-        self.films = [] if recordings is None else [read(recordings / p.file) for p in self.pieces]
+        self.films = [] if recordings is None else [grown(read(recordings / p.file)) for p in self.pieces]
         self.film_shares = _shares([p.weight for p in self.pieces])
 
     def draw(self, rng: Rng) -> tuple[Image.Image, str]:
@@ -91,16 +92,21 @@ def _shares(weights: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.array(weights) / max(sum(weights), 1e-9)
 
 
-def read(path: Path) -> Bytes:
-    """All frames of a film ``[F, H, W, 3]``, enlarged where they are smaller than a clip."""
+def read(path: Path, first: int = 0, count: int | None = None) -> Bytes:
+    """Frames of a film ``[F, H, W, 3]``, ``count`` from number ``first`` on, or all that are there."""
     with av.open(str(path)) as source:
-        frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
-    height, width = frames[0].shape[:2]
-    grown = max(HEIGHT / height, WIDTH / width)
-    if grown > 1:
-        size = (math.ceil(width * grown), math.ceil(height * grown))
-        frames = [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in frames]
-    return np.stack(frames)
+        frames = islice(source.decode(video=0), first, None if count is None else first + count)
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+
+
+def grown(frames: Bytes) -> Bytes:
+    """Frames ``[F, H, W, 3]``, enlarged where they are smaller than a clip."""
+    height, width = frames.shape[1:3]
+    scale = max(HEIGHT / height, WIDTH / width)
+    if scale <= 1:
+        return frames
+    size = (math.ceil(width * scale), math.ceil(height * scale))
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in frames])
 
 
 def camera(rng: Rng, picture: Image.Image, speed: float) -> npt.NDArray[np.float64]:

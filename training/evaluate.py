@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from training.clips import Bytes, h264
+from training.clips import Bytes, h264, read
 from training.metrics import MEASURES, color_error, flicker, sharpness
 from v2v.core.configs import ColorName
 from v2v.runtime.diffusion.pipeline import VideoToVideo
@@ -61,18 +60,6 @@ CORNERS = {
     "Big Buck Bunny at 640x360, 1/2": (120, 250),
     "bikes, 1/4": (0, 430),
 }
-
-
-def read(path: Path, first: int, count: int) -> Bytes:
-    """``count`` frames from number ``first`` on, ``[F, H, W, 3]``."""
-    frames: list[Any] = []
-    with av.open(str(path)) as source:
-        for number, frame in enumerate(source.decode(video=0)):
-            if number >= first:
-                frames.append(frame.to_ndarray(format="rgb24"))
-            if len(frames) == count:
-                break
-    return np.stack(frames)
 
 
 def as_tensor(frames: Bytes) -> Tensor:

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.evaluate import CASES, middle, read
+from training.clips import read
+from training.evaluate import CASES, middle
 from training.metrics import psnr, sharpness
 from v2v.runtime.diffusion.pipeline import VideoToVideo
 
