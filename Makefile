@@ -1,7 +1,7 @@
 # The commands of a working day. Each uses the Python that is first on PATH: activate a virtual environment.
 PYTHON ?= python
 
-.PHONY: setup test slow lint bench
+.PHONY: setup test slow lint imports bench
 
 setup: ## install the checkout itself, with everything that the tests need
 	$(PYTHON) -m pip install -e '.[test]'
@@ -12,12 +12,14 @@ test: ## the fast tests, under five minutes
 slow: ## the others
 	$(PYTHON) -m pytest -m slow
 
-# An editable install puts a hook before everything that finds modules, and what draws the graph of imports would see
-# the checkout's root through it; -S leaves the hook out.
-lint: build/tree ## what must hold besides the tests
+lint: build/tree imports ## what must hold besides the tests
 	ruff check .
 	ruff format --check .
 	mypy
+
+# An editable install puts a hook before everything that finds modules, and what draws the graph of imports would see
+# the checkout's root through it; -S leaves the hook out.
+imports: build/tree ## which package may import which
 	PYTHONPATH="build/tree:$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 		$(PYTHON) -S -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from v2v.benchmarks.results import DECODE, ENCODE, EVALUATE, Figure, Measured, Results, ResultsError
 from v2v.core.abort import removed_on_abort
+from v2v.core.files import umask
 
 PAGE, SUMMARY, DATA = "report.html", "summary.md", "results.json"
 _FILES = {PAGE, SUMMARY, DATA}
@@ -162,7 +163,7 @@ def write(results: Results, folder: Path, *, overwrite: bool) -> None:
     old = building.with_name(building.name + ".old")
     with removed_on_abort(building):
         try:
-            building.chmod(0o777 & ~_umask())
+            building.chmod(0o777 & ~umask())
             (building / PAGE).write_text(page(results), encoding="utf-8")
             (building / SUMMARY).write_text(summary(results), encoding="utf-8")
             (building / DATA).write_text(results.to_json(), encoding="utf-8")
@@ -174,9 +175,3 @@ def write(results: Results, folder: Path, *, overwrite: bool) -> None:
                 old.rename(folder)
             shutil.rmtree(building, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

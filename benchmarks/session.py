@@ -20,7 +20,7 @@ from v2v.core.isolate import in_fresh_process
 from v2v.core.version import __version__
 from v2v.engine.store import EngineSet
 
-_BACKENDS = {"tensorrt": "TensorRT", "inductor": "Inductor", "onnxruntime": "ONNX Runtime"}
+_TITLES = {"tensorrt": "TensorRT", "inductor": "Inductor", "onnxruntime": "ONNX Runtime"}
 _BASELINES: dict[Kind, str] = {"eager": "PyTorch eager", "compile": "torch.compile"}
 
 Shape = tuple[ModelConfig, Window, Precision]
@@ -55,7 +55,7 @@ def openers(plan: SessionPlan) -> list[Opener]:
             name = f"{', '.join([_BASELINES[kind], *distinction])} ({device})"
             source = plan.weights or recipe.weights.source
             baselines.setdefault(name, OpenBaseline(name, kind, recipe.model, recipe.window, source, device))
-        engine = f"{_BACKENDS[recipe.backend.name]} {recipe.options.precision}"
+        engine = f"{_TITLES.get(recipe.backend.name, recipe.backend.name)} {recipe.options.precision}"
         name = f"{', '.join([engine, *distinction])} ({device})"
         if (
             name in sets

@@ -16,6 +16,7 @@ A set may also lie in any other folder (``v2v-build-engines -o FOLDER``); it can
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import lzma
 import os
@@ -54,6 +55,7 @@ def timing_cache_folder() -> Path:
     return engines_root() / "timing"
 
 
+@functools.cache
 def packaged_tokenizer() -> bytes:
     """The CLIP tokenizer that ships with the package, a file for the ``tokenizers`` library."""
     return lzma.decompress((Path(__file__).parent / "data" / "tokenizer.json.xz").read_bytes())

@@ -16,6 +16,9 @@ from v2v.engine.backend import BuildOptions
 from v2v.engine.build import build_engine_set
 from v2v.engine.store import EngineSet
 
+# Each takes more than five seconds: the small model built, an Inductor package, a benchmark session, all components as
+# graphs and as rewritten for CUDA, a Ray cluster.
+SLOW_FIXTURES = {"small_engine_set", "compiled", "quick", "exported", "rewritten", "cluster"}
 SMALL_WINDOW = (80, 72), 4  # (width, height) and frames: as little as the small UNet takes
 
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
@@ -60,9 +63,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is full-size is slow."""
+    """What is full-size is slow, and so is what needs something that takes long to make."""
     for item in items:
-        if item.get_closest_marker("full_size"):
+        if item.get_closest_marker("full_size") or SLOW_FIXTURES & {*getattr(item, "fixturenames", ())}:
             item.add_marker("slow")
 
 

@@ -37,14 +37,20 @@ def _bytes_square(picture: Picture, square: int, side: int) -> npt.NDArray[np.ui
 
 
 def _exact_square(picture: Picture, square: int, side: int) -> npt.NDArray[np.float32]:
-    """The same filters on floating-point levels; the short side is the square's."""
+    """The same filters on floating-point levels; the short side is the square's.
+
+    Only what the square shows is averaged: of a narrow strip the whole would be gigabytes.
+    """
     height, width = picture.shape[:2]
     scale = min(width, height) / square
-    size = round(width / scale), round(height / scale)
+    columns, rows = round(width / scale), round(height / scale)
+    left, top = (columns - square) // 2, (rows - square) // 2
+    x, y = width / columns, height / rows  # of the picture, to one of the averaged
+    shown = left * x, top * y, min((left + square) * x, width), min((top + square) * y, height)
     channels = []
     for channel in np.moveaxis(picture, -1, 0).astype(np.float32):
-        resized = Image.fromarray(channel).resize(size, Image.Resampling.BOX)
-        channels.append(np.asarray(_middle(resized, square).resize((side, side), Image.Resampling.BILINEAR)))
+        averaged = Image.fromarray(channel).resize((square, square), Image.Resampling.BOX, box=shown)
+        channels.append(np.asarray(averaged.resize((side, side), Image.Resampling.BILINEAR)))
     return np.stack(channels, -1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import warnings
 from pathlib import Path
@@ -30,6 +31,12 @@ def clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
+@functools.cache
+def _byte_pairs() -> tokenizers.Tokenizer:
+    """CLIP's, which takes a sixth of a second to read; nothing changes it afterwards."""
+    return tokenizers.Tokenizer.from_str(packaged_tokenizer().decode())
+
+
 class Tokenizer:
     """CLIP's byte-pair tokenizer, read from an engine set's ``tokenizer.json``, and a model's constant ``words``.
 
@@ -49,7 +56,7 @@ class Tokenizer:
         # The library believes what it reads: a file that is not what a build writes can end the process.
         if content != expected:
             raise EngineError(f"{path}: is not the tokenizer that v2v puts there; rebuild the engine set")
-        self._bpe = tokenizers.Tokenizer.from_str(content.decode())
+        self._bpe = _byte_pairs()
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Token ids ``[1, 77]``: start, words, end, then zeros. Longer text is cut silently, its end kept.

@@ -94,6 +94,7 @@ def test_a_person_drops_a_film_and_the_server_is_killed(
         assert hosts == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_program_uses_the_page(servers: Callable[..., Server], film: Path, tmp_path: Path) -> None:
     server = servers("web", tmp_path / "jobs", "--max-upload", "0.001")
     to = gradio_client.Client(server.address, verbose=False)

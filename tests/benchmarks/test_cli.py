@@ -81,6 +81,7 @@ def test_the_table_and_the_place_of_the_report_are_printed(quick):
     assert "weights are random" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_engine_set_by_name_as_json(small_engine_set):
     done = bench(
         "--engines", small_engine_set.path, "--baseline", "none", "--json", "--repeats", 1, timeout=300
@@ -91,6 +92,7 @@ def test_an_engine_set_by_name_as_json(small_engine_set):
     assert data["measured"][0]["sweeps"] == []
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_listed_and_the_others_are_measured(small_engine_set, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(small_engine_set.path, broken)

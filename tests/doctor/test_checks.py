@@ -91,6 +91,7 @@ def test_a_hang_is_ended(examination: Examination) -> None:
     assert outcome.reason == "it hangs: it did not end within 3 seconds"
 
 
+@pytest.mark.slow
 def test_what_the_time_in_all_cuts_off_has_not_failed(tmp_path: Path) -> None:
     examination = Examination(6, tmp_path)
     assert examination.run(Check("long", hangs)).state == "skipped"

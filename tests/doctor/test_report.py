@@ -71,6 +71,7 @@ def test_an_operation_that_is_not_its_twin_is_named() -> None:
         compare(Wrong(), lambda step: None, *sizes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_full_size_is_predicted_from_patterns() -> None:
     pytest.importorskip("torch")
     from v2v.export.graphs import work, work_of_blocks

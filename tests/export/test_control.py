@@ -310,6 +310,7 @@ OF_STAR: dict[str, Fault] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*BOTH, *OF_STAR])
 def test_the_numbers_of_star_notice(fault: str) -> None:
     network = loaded(STAR)
@@ -323,6 +324,7 @@ def test_gates_written_out_here_are_those_of_the_network() -> None:
     assert max(errors(network, STAR)) < NETWORK_ERROR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BOTH)
 def test_the_numbers_of_venhancer_notice(fault: str) -> None:
     network = loaded(VENHANCER)
@@ -386,6 +388,7 @@ OF_VENHANCER: dict[str, Fault] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", OF_VENHANCER)
 def test_the_numbers_of_venhancer_notice_what_is_its_own(fault: str) -> None:
     network = loaded(VENHANCER)

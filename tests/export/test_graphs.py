@@ -64,7 +64,7 @@ def weights() -> Weights:
     return load_weights("random:0", TINY)
 
 
-@pytest.fixture(scope="module", params=["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
 def exported(
     request: pytest.FixtureRequest, weights: Weights, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Precision, dict[ComponentName, graphs.Graph]]:
@@ -253,6 +253,7 @@ def test_unet_graph_gives_the_references_numbers(
     assert golden.relative_error(found, cases["1.out"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_autoencoder_graphs_give_the_references_numbers(
     golden_model: tuple[ModelConfig, Weights], tmp_path: Path
 ) -> None:

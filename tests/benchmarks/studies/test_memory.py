@@ -13,6 +13,7 @@ from v2v.benchmarks.studies.memory import Curve, main, measure
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
 
+@pytest.mark.slow
 def test_three_times_the_film_takes_the_same_memory() -> None:
     short, long = (measure(seconds, (64, 48), 8, "h264", 0.1) for seconds in (15, 45))
     assert (short.frames, long.frames) == (375, 1125)

@@ -53,7 +53,7 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> dict[ComponentName, Path]:
+def rewritten(tmp_path_factory: pytest.TempPathFactory, weights: Weights) -> dict[ComponentName, Path]:
     """Each component of TINY as the backend builds it for CUDA; the graph as exported lies one folder up."""
     options = BuildOptions(precision="fp16", device="cuda")
     made: dict[ComponentName, Path] = {}
@@ -76,7 +76,7 @@ def operations(path: Path) -> Counter[str]:
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_it_computes_what_pytorch_does(
-    built: dict[ComponentName, Path], weights: Weights, name: ComponentName
+    rewritten: dict[ComponentName, Path], weights: Weights, name: ComponentName
 ) -> None:
     inputs = sample_inputs(components(TINY, WINDOW, "fp16")[name], TINY.text_encoder.vocabulary)
     network = getattr(
@@ -85,14 +85,14 @@ def test_it_computes_what_pytorch_does(
     tensors = map(torch.from_numpy, inputs.values())
     with torch.inference_mode():
         expected = network(*(x.float() if x.is_floating_point() else x for x in tensors))
-    found = cuda_operations.run(built[name], inputs)
+    found = cuda_operations.run(rewritten[name], inputs)
     assert len(found) == 1
     assert relative_error(found[0], expected.numpy()) < 1e-4
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_inputs_and_outputs_stay(built: dict[ComponentName, Path], name: ComponentName) -> None:
-    graph = onnx.load(built[name], load_external_data=False).graph
+def test_inputs_and_outputs_stay(rewritten: dict[ComponentName, Path], name: ComponentName) -> None:
+    graph = onnx.load(rewritten[name], load_external_data=False).graph
     component = components(TINY, WINDOW, "fp16")[name]
     for found, expected in ((graph.input, component.inputs), (graph.output, component.outputs)):
         assert [value.name for value in found] == [tensor.name for tensor in expected]
@@ -100,49 +100,51 @@ def test_inputs_and_outputs_stay(built: dict[ComponentName, Path], name: Compone
         assert shapes == [tensor.shape for tensor in expected]
 
 
-def test_no_norm_is_left_to_be_expanded(built: dict[ComponentName, Path]) -> None:
+def test_no_norm_is_left_to_be_expanded(rewritten: dict[ComponentName, Path]) -> None:
     """An expanded GroupNormalization computes shapes on the CPU."""
-    for path in built.values():
+    for path in rewritten.values():
         assert not {"GroupNormalization", "InstanceNormalization", "Shape"} & set(operations(path))
 
 
-def test_rows_move_once_before_and_once_after_attention_over_frames(built: dict[ComponentName, Path]) -> None:
+def test_rows_move_once_before_and_once_after_attention_over_frames(
+    rewritten: dict[ComponentName, Path],
+) -> None:
     border = 2  # latents come and velocity leaves channels-first
-    assert operations(built["unet"])["Transpose"] == 2 * TEMPORAL_BLOCKS + border
+    assert operations(rewritten["unet"])["Transpose"] == 2 * TEMPORAL_BLOCKS + border
 
 
-def test_sums_come_with_the_norm_after_them(built: dict[ComponentName, Path]) -> None:
-    found = operations(built["unet"])
+def test_sums_come_with_the_norm_after_them(rewritten: dict[ComponentName, Path]) -> None:
+    found = operations(rewritten["unet"])
     assert found["SkipLayerNormalization"] == 2 * (SPATIAL_BLOCKS + TEMPORAL_BLOCKS)  # each has two such sums
     assert found["SkipGroupNorm"] > 0
     assert found["Add"] <= 20  # vectors: a time step's shift for each residual block, and biases
 
 
 def test_gates_are_one_operation_and_feed_forwards_in_pieces_become_whole(
-    built: dict[ComponentName, Path],
+    rewritten: dict[ComponentName, Path],
 ) -> None:
-    found = operations(built["unet"])
+    found = operations(rewritten["unet"])
     assert found["BiasSplitGelu"] == SPATIAL_BLOCKS + TEMPORAL_BLOCKS
     assert not {"Gelu", "Split"} & set(found)
 
 
 def test_a_gate_without_a_kernel_stays_in_its_pieces(
-    built: dict[ComponentName, Path], weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rewritten: dict[ComponentName, Path], weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime_graph, "GATED_WIDTHS", (256,))
-    rewrite_file(built["unet"].parent.parent / "unet.onnx", tmp_path / "unet.onnx")
+    rewrite_file(rewritten["unet"].parent.parent / "unet.onnx", tmp_path / "unet.onnx")
     found = operations(tmp_path / "unet.onnx")
     assert found["Gelu"] > found["BiasSplitGelu"] > 0
     inputs = sample_inputs(components(TINY, WINDOW, "fp16")["unet"], TINY.text_encoder.vocabulary)
     (whole,), (pieces,) = (
-        cuda_operations.run(path, inputs) for path in (built["unet"], tmp_path / "unet.onnx")
+        cuda_operations.run(path, inputs) for path in (rewritten["unet"], tmp_path / "unet.onnx")
     )
     assert relative_error(pieces, whole) < 1e-5
 
 
-def test_a_norm_that_the_provider_cannot_do_is_named(built: dict[ComponentName, Path]) -> None:
+def test_a_norm_that_the_provider_cannot_do_is_named(rewritten: dict[ComponentName, Path]) -> None:
     """Its kernel reads channels in pairs."""
-    model = ir.load(built["unet"].parent.parent / "unet.onnx")
+    model = ir.load(rewritten["unet"].parent.parent / "unet.onnx")
     for node in model.graph:
         if node.op_type == "GroupNormalization":
             node.attributes["num_groups"] = ir.AttrInt64("num_groups", 32)
@@ -155,7 +157,7 @@ def test_a_norm_that_the_provider_cannot_do_is_named(built: dict[ComponentName, 
 def test_a_set_for_cuda_says_that_no_cpu_runs_it() -> None:
     made = OnnxRuntimeBackend()
     facts = made.facts(BuildOptions(precision="fp16", device="cuda"))
-    assert "it was built for cuda, not for cpu" in made.fits(facts, "cpu").reason
+    assert "it was rewritten for cuda, not for cpu" in made.fits(facts, "cpu").reason
     made.devices = ("cuda", "cpu")
     made.version = "1.25.0"
     assert made.fits(facts, "cuda").fits

@@ -65,6 +65,7 @@ def test_numbers_and_weights_stay(tmp_path: Path, precision: str) -> None:
     assert np.isfinite(results[1]).all()
 
 
+@pytest.mark.slow
 def test_nvidias_compiler_gets_them_flat(
     tensorrt: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from v2v.runtime.diffusion.picture import MEAN, STANDARD_DEVIATION, clip_image
@@ -63,7 +65,7 @@ def test_the_default_differs_by_roundings_alone(case: str) -> None:
     assert difference.mean() < 0.35
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 5000), (37, 90), (448, 448), (3000, 451)])
+@pytest.mark.parametrize(("height", "width"), [(10, 700), (37, 90), (448, 448), (3000, 451)])
 def test_any_shape_gives_a_square(height: int, width: int) -> None:
     grey = np.full((height, width, 3), 100, np.uint8)
     for parity in (False, True):
@@ -71,3 +73,17 @@ def test_any_shape_gives_a_square(height: int, width: int) -> None:
         assert image.shape == (1, 3, 224, 224)
         assert image.dtype == np.float32
     np.testing.assert_allclose(levels(clip_image(grey, 224)), 100, atol=1e-3)
+
+
+def test_of_a_narrow_strip_only_the_square_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it would be 448 x 2,240,000 pixels."""
+    resize, sizes = Image.Image.resize, []
+
+    def watched(self: Image.Image, size: tuple[int, int], *given: Any, **more: Any) -> Image.Image:
+        sizes.append(size)
+        return resize(self, size, *given, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    strip = np.repeat(np.arange(5000) * 255 // 4999, 3).reshape(1, 5000, 3).astype(np.uint8)
+    np.testing.assert_allclose(levels(clip_image(strip, 224)), 127, atol=1)
+    assert max(width * height for width, height in sizes) == 448 * 448

@@ -115,6 +115,7 @@ def test_no_process_outlives_the_pool(engine_set):
         assert process.exitcode is not None
 
 
+@pytest.mark.slow
 def test_a_process_ends_when_the_one_that_started_it_is_killed(stand_in_engines, film, tmp_path):
     """In the middle of work that takes minutes: that it would end when it asks for more does not help."""
     command = start_command(

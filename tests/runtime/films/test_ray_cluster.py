@@ -133,8 +133,9 @@ def test_no_process_of_a_cluster_made_here_outlives_the_run(
     else:
         process.send_signal(signal.Signals[accident.split()[0]])
     _, err = process.communicate(timeout=300)
-    if accident == "a killed GCS" and process.returncode == 0:  # the work was done before Ray had noticed
-        assert (tmp_path / "out.mp4").exists()
+    if accident == "a killed GCS" and (tmp_path / "out.mp4").exists():
+        # The work was done before Ray had noticed, which it may still do when its parts are ended.
+        assert process.returncode in (0, 2), err
         assert family(mark) == {}
         return
     expected = 2 if killed else -9 if accident == "SIGKILL" else 143
