@@ -32,6 +32,7 @@ GridName = Literal["fast", "normal"]
 """The noise levels that a run goes through: far apart in the beginning, or as its solver spreads its steps."""
 
 ColorName = Literal["wavelet", "adain", "none"]
+CarryName = Literal["finished", "source"]
 
 
 _LARGEST = 1 << 20  # no network has a larger number of anything
@@ -242,6 +243,8 @@ class ModelConfig:
     # Frames per second that a UNet which is told of them is always told; part of its weights when they are read.
     fps: int | None = field(default=None, metadata=_ADDED)
     words: Words = field(default=_MS_WORDS, metadata=_ADDED)
+    # Of a segment's frames that the one before has made: whether the UNet is shown those, or their source once more.
+    carries: CarryName = field(default="finished", metadata=_ADDED)
     parity: Parity = field(default=Parity(), metadata=_ADDED)
 
     @property
@@ -364,28 +367,38 @@ MODELS = {
                 rate=None,
             ),
         ),
-        # Shaped for two CPU cores: a shallow autoencoder whose latents keep detail (16 numbers for 4x4 pixels), a
-        # narrow UNet that attends on its coarsest level only, and one evaluation per window. No group norms: they
-        # cost a CPU as much as the convolutions, and tie what a tile looks like to all that is in it. The
-        # defaults are what measured best on held-out clips (training/README.md).
+        # Shaped for two CPU cores: all maps have a quarter of the picture's sides or less, a narrow UNet attends to
+        # frames on its coarsest level only, and one evaluation per window. The decoder adds to the frame that it is
+        # shown, so that nothing is lost that the source had. No group norms: they cost a CPU as much as the
+        # convolutions, and tie what a tile looks like to all that is in it (training/README.md).
         ModelConfig(
             "small",
             unet=UNetConfig(
-                width=64,
+                width=32,
                 multipliers=(1, 2, 2),
                 blocks=1,
                 head_size=32,
-                stem_heads=2,
+                stem_heads=0,
                 context_width=64,
                 latent_channels=16,
-                attention=(False, False, True),
+                attention=(False, False, False),
+                temporal_stages=2,
                 groups=0,
             ),
             autoencoder=AutoencoderConfig(
-                width=32, multipliers=(1, 1, 2), blocks=1, latent_channels=16, groups=0, attention=False
+                width=80,
+                multipliers=(1,),
+                blocks=1,
+                latent_channels=16,
+                groups=0,
+                attention=False,
+                patch=4,
+                encoder_width=32,
+                sees_source=True,
             ),
             text_encoder=TextEncoderConfig(width=64, heads=2, layers=3),
-            latent_scale=0.923257,
+            latent_scale=0.283940,
+            carries="source",
             defaults=Defaults(
                 steps=1,
                 strength=0.015,
@@ -394,6 +407,7 @@ MODELS = {
                 short_side=None,
                 scale=2.0,
                 most_short_side=720,
+                color="none",
                 window=(16, 360, 640),
             ),
         ),

@@ -358,7 +358,8 @@ def find(wanted: Wanted, root: Path | None = None) -> EngineSet:
         if isinstance(candidate, EngineError):
             reasons.append(str(candidate))
             continue
-        compatibility = candidate.suits(wanted)
+        name = wanted.model or candidate.manifest.recipe.model.name
+        compatibility = candidate.suits(replace(wanted, model=name))  # as that model is today
         if compatibility.fits:
             fitting.append(candidate)
         else:

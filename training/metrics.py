@@ -6,6 +6,13 @@ library that has GMSD needs torchvision, which does not load beside every PyTorc
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,6 +85,33 @@ def flicker(made: Tensor, true: Tensor) -> float:
 def color_error(made: Tensor, true: Tensor) -> float:
     """How far broad colours are off: mean absolute difference of the RGB means of 16x16 pixels, in 0..255."""
     return float((F.avg_pool2d(made, 16) - F.avg_pool2d(true, 16)).abs().mean() * 255)
+
+
+def tint(made: Tensor, true: Tensor) -> float:
+    """How far the picture as a whole is off in colour: the largest difference of a channel's mean, in 0..255."""
+    return float((made.mean(dim=(0, 2, 3)) - true.mean(dim=(0, 2, 3))).abs().max() * 255)
+
+
+def judge_of_looks(folder: Path) -> Callable[[Tensor, Tensor], float]:
+    """Shift-tolerant LPIPS with an AlexNet trunk (Ghildyal & Liu 2022), which training does not use; lower is better.
+
+    ``folder`` holds the unpacked wheel of stlpips-pytorch. Its modules import packages that this needs nothing of.
+    """
+    for name in ("torchvision", "torchvision.models", "torchvision.transforms", "IPython", "torchsummary"):
+        stand_in = types.ModuleType(name)
+        stand_in.__dict__.update(models=None, transforms=None, embed=None, summary=None)
+        sys.modules.setdefault(name, stand_in)
+    sys.path.insert(0, str(folder))
+    stlpips = importlib.import_module("stlpips_pytorch.stlpips")
+    network = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False).eval()
+
+    @torch.inference_mode()
+    def judge(made: Tensor, true: Tensor) -> float:
+        return float(
+            np.mean([network(a[None] * 2 - 1, b[None] * 2 - 1) for a, b in zip(made, true, strict=True)])
+        )
+
+    return judge
 
 
 MEASURES = {"psnr": psnr, "ssim": ssim, "vif": vif, "gmsd": gmsd}

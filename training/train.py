@@ -1,4 +1,4 @@
-"""Train the next small model: ``python -m training.train train ...``, then ``export``.
+"""Train the small model: ``python -m training.train train ...``, then ``export``.
 
 Checkpoints are written every minute and on a deadline, and the same command continues from them. Data are decided by
 the seed; which clip meets which step depends on how fast the machine makes clips, so two runs agree in quality, not
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,8 @@ from v2v.export.models.unet import (
 from v2v.runtime.diffusion.prompt import END, START, clean
 from v2v.runtime.diffusion.schedule import Schedule
 
-# All maps have a quarter of the picture's sides or less, and the decoder adds to the frame that it is shown. No group
-# norms: they cost a CPU as much as the convolutions, and tie what a tile looks like to all that is in it.
-NEXT = replace(
-    MODELS["small"],
-    unet=replace(
-        MODELS["small"].unet, width=32, stem_heads=0, attention=(False, False, False), temporal_stages=2
-    ),
-    autoencoder=replace(
-        MODELS["small"].autoencoder,
-        width=80,
-        multipliers=(1,),
-        patch=4,
-        encoder_width=32,
-        sees_source=True,
-    ),
-)
-"""The small model that is to replace the one that ships (training/README.md, "The next small model")."""
-
-WORDS = NEXT.words
+MODEL = MODELS["small"]
+WORDS = MODEL.words
 SEED = 20240
 CROP = (136, 128)  # pixels; the UNet takes heights of 8 modulo 16 and widths of 0 modulo 16
 LENGTH = 8  # frames of a training clip
@@ -507,7 +490,7 @@ class Validation:
         for good, bad in self.clips:
             with autocast(good.device):
                 z = sample(networks.autoencoder.encode(bad)) * scale
-                outputs = {"bilinear": bad}
+                outputs = {"source": bad}
                 for t in (15, 40, 100, 300):
                     s = float(levels[t])
                     alpha = math.sqrt(1 - s * s)
@@ -554,14 +537,42 @@ def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
-def export(checkpoint: Path, target: Path) -> None:
-    """The averaged weights as FP16 safetensors, ``NETWORK.TENSOR``, with the latent scale in the header."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+@torch.no_grad()
+def enhance(networks: Networks, frames: Tensor, captions: Captions) -> Tensor:
+    """What one step of the default strength makes of ``[F, 3, H, W]`` in -1..1, scaled up already."""
+    schedule, scale = Schedule(), networks.latent_scale
+    t = schedule.start(MODEL.defaults.strength)
+    alpha, s = schedule.noising(t)
+    z = networks.autoencoder.encode(frames).chunk(2, 1)[0] * scale
+    x = (alpha * z + s * torch.randn_like(z)).transpose(0, 1)[None]
+    context = networks.text_encoder(captions.ids(WORDS.positive)[None])
+    estimate = (alpha * x - s * networks.unet(x, torch.tensor([t]), context))[0].transpose(0, 1)
+    made: Tensor = networks.autoencoder.decode(estimate / scale, frames)
+    return made
+
+
+def level(networks: Networks, captions: Captions) -> None:
+    """Let frames of one colour come back as they were: take what is added to them off the decoder's last bias.
+
+    A loss that looks at pixels leaves a tint of a level and a pattern of a third of one in every patch.
+    """
+    colours = torch.rand((64, 3, 1, 1), generator=torch.Generator().manual_seed(SEED)) * 2 - 1
+    added = torch.stack(
+        [(enhance(networks, c.expand(4, 3, 72, 80), captions) - c)[:, :, 16:56, 16:64] for c in colours]
+    )
+    patches = F.pixel_unshuffle(added.flatten(0, 1), MODEL.autoencoder.patch)
+    networks.autoencoder.decoder.conv_out.bias.data -= patches.mean((0, 2, 3))
+
+
+def export(networks: Networks, target: Path, captions: Captions) -> None:
+    """The weights as FP16 safetensors, ``NETWORK.TENSOR``, with the latent scale in the header."""
+    level(networks, captions)
+    state = networks.state_dict()
     scale = float(state.pop("latent_scale"))
     tensors = {name: tensor.half().contiguous() for name, tensor in state.items()}
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise SystemExit(f"{checkpoint}: not finite in FP16: {', '.join(broken)}")
+        raise SystemExit(f"{target}: not finite in FP16: {', '.join(broken)}")
     save_file(tensors, target, {"model": "small", "latent_scale": f"{scale:.6f}"})
     print(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e6:.1f} MB, latent scale {scale:.6f}")
 
@@ -585,11 +596,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder that training.pictures made")
     parser.add_argument("--recordings", type=Path, help="folder that training.recordings made")
     parser.add_argument("--perceptual", type=Path, help="weights of the network that judges looks")
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--target", type=Path, help="safetensors file that export writes")
-    parser.add_argument(
-        "--start", type=Path, help="exported weights to start from where there is no checkpoint"
-    )
+    parser.add_argument("--start", type=Path, help="exported weights to begin with, or to export again")
     parser.add_argument("--tokenizer", type=Path, default=Path("engine/data/tokenizer.json.xz"))
     parser.add_argument("--log", type=Path, default=Path("training.jsonl"))
     parser.add_argument("--steps", type=int, default=1_000_000)
@@ -619,7 +628,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     if arguments.what == "export":
-        export(arguments.checkpoint, arguments.target)
+        networks = Networks(MODEL)
+        if arguments.start:
+            import_weights(networks, arguments.start)
+        else:
+            state = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
+            networks.load_state_dict(state["average"])
+        export(networks, arguments.target, Captions(arguments.tokenizer))
         return
     arguments.until = time.monotonic() + arguments.seconds
     torch.manual_seed(SEED)
@@ -627,7 +642,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clips = ClipStream(arguments.pictures, arguments.recordings, SEED)
     buffer = ClipBuffer(clips, device, arguments.capacity, arguments.workers, SEED)
-    networks = Networks(NEXT)
+    networks = Networks(MODEL)
     if arguments.start:
         import_weights(networks, arguments.start)
     networks = networks.to(device)

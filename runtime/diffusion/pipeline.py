@@ -178,19 +178,16 @@ class VideoToVideo(LoadedEngines):
         source = noise.keyed(plan.seed, (self.model.unet.latent_channels, *canvas.latent))
         frame_numbers = range(segment.first - carried_frames, segment.first - carried_frames + frames)
 
+        stop = carried_frames + len(segment.frames)
+        last = slice(max(stop - shared_frames(self.window, plan.between), 0), stop)
         self._encode(segment, plan, canvas, source, loop.x, carried_frames, report)
-        shown = self._clean_hint(loop, carry)
+        clean = self._clean(loop, carry, last)
+        if (shown := loop.shown) is not None:
+            self.device.copy(loop.x, shown)
         diffusion = noise.canvas(source, frame_numbers, noise.DIFFUSION)
-        carried = self._add_noise(plan, loop, diffusion, carry)
+        carried = self._add_noise(plan, loop, diffusion, carry if self.model.carries == "finished" else None)
         contexts = self._encode_prompts(plan.prompt, plan.negative_prompt, plan.parity)
         loop.use(self._unet())
-        stop = carried_frames + len(segment.frames)
-        shared = shared_frames(self.window, plan.between)
-        source_latents = (
-            None
-            if shown is None
-            else self.device.download(self.device.view(shown, slice(max(stop - shared, 0), stop)))
-        )
         hint = None if shown is None else self._hint(shown, segment, plan, source, frame_numbers, stop)
         report.begin("denoise", segment, len(loop.updates), loop.evaluations)
         latents = loop.run(
@@ -205,13 +202,13 @@ class VideoToVideo(LoadedEngines):
         )
         if carry is not None:
             self._fade_over(carry.ahead, self.device.view(latents, slice(carried_frames, frames)))
-        last = self.device.download(self.device.view(latents, slice(max(stop - shared, 0), stop)))
+        finished = self.device.download(self.device.view(latents, last))
         if carry is not None:  # the network's view of finished frames is not what was given out
-            in_last = max(carried_frames - max(stop - shared, 0), 0)
-            last[:in_last] = carry.latents[carried_frames - in_last :]
+            in_last = max(carried_frames - last.start, 0)
+            finished[:in_last] = carry.latents[carried_frames - in_last :]
         fresh = self.device.view(latents, slice(carried_frames, stop))
         ahead = self.device.download(self.device.view(latents, slice(stop, stop + len(segment.ahead))))
-        return self._decode(fresh, segment, plan, canvas, report), Carry(last, ahead, source_latents)
+        return self._decode(fresh, segment, plan, canvas, report), Carry(finished, ahead, clean)
 
     def rehearse(self, plan: Plan) -> Work:
         """Seconds of a unit of each kind of work, from one of each: a tile, an evaluation of the UNet, a tile.
@@ -264,15 +261,18 @@ class VideoToVideo(LoadedEngines):
             Step(segment.index, first, k + 1, len(updates), updates[k].sigma, latents)
         )
 
-    def _clean_hint(self, loop: DenoisingLoop, carry: Carry | None) -> Array | None:
-        """The source's latents, which :attr:`loop.x` still is; those of carried frames are carried along with them."""
-        if (shown := loop.shown) is None:
+    def _clean(self, loop: DenoisingLoop, carry: Carry | None, last: slice) -> npt.NDArray[np.float32] | None:
+        """Complete the source's latents, which :attr:`loop.x` still is, by those of carried frames.
+
+        Returns those of the ``last`` frames, for the next segment. None: the model has no use for them.
+        """
+        if loop.shown is None and self.model.carries == "finished":
             return None
-        self.device.copy(loop.x, shown)
         if carry is not None:
             assert carry.source is not None, "a segment's carry is that of the same model"
-            self.device.upload(carry.source, self.device.view(shown, slice(0, len(carry.source))))
-        return shown
+            self.device.upload(carry.source, self.device.view(loop.x, slice(0, len(carry.source))))
+        latents: npt.NDArray[np.float32] = self.device.download(self.device.view(loop.x, last))
+        return latents
 
     def _hint(
         self,

@@ -34,7 +34,7 @@ class Carry:
     """What a segment hands to the next: the finished latents ``[K, Z, h, w]`` of its last K frames.
 
     ``ahead`` ``[A, Z, h, w]`` are what it made of the frames that followed, :attr:`Segment.ahead`. ``source``
-    ``[K, Z, h, w]``, of models that are shown a hint, are the latents of the source's last K frames.
+    ``[K, Z, h, w]``, of models that are shown a hint or carry the source, are latents of the source's last K frames.
     """
 
     latents: npt.NDArray[np.float32]

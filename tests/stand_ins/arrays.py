@@ -108,7 +108,7 @@ FUNCTIONS = {
 class NumpyEngines(LooseEngines):
     """Engines of the functions above, by component, or of those given; ``loads`` notes each that was loaded."""
 
-    def __init__(self, folder: Path, window=WINDOW, reuse=False, kind=NumpyEngine, **functions):
+    def __init__(self, folder: Path, window=WINDOW, reuse=False, kind=NumpyEngine, model=MODEL, **functions):
         functions = {**FUNCTIONS, **functions}
         loads = []
 
@@ -119,9 +119,9 @@ class NumpyEngines(LooseEngines):
 
         tokenizer = folder / TOKENIZER
         tokenizer.write_bytes(packaged_tokenizer())
-        facts = {"model": MODEL.name, "weights": "none", "engines": "NumPy"}
-        described = components(MODEL, window, "fp32", reuse)
-        super().__init__(MODEL, window, described, tokenizer, facts, make)
+        facts = {"model": model.name, "weights": "none", "engines": "NumPy"}
+        described = components(model, window, "fp32", reuse)
+        super().__init__(model, window, described, tokenizer, facts, make)
         object.__setattr__(self, "loads", loads)
 
     def loaded(self, name):

@@ -137,6 +137,26 @@ def test_a_segment_is_shown_the_end_of_the_one_before_but_nothing_across_a_cut(t
     np.testing.assert_array_equal(after_dark, after_grey)
 
 
+@pytest.mark.parametrize(("carries", "shown"), [("finished", "latents"), ("source", "source")])
+def test_a_segment_is_shown_frames_as_finished_or_their_source_once_more(tmp_path, carries, shown):
+    def average(latents, timestep, context):
+        return 0.9 * (latents - latents.mean(axis=2, keepdims=True))
+
+    model = dataclasses.replace(MODEL, carries=carries)
+    v2v = VideoToVideo(NumpyEngines(tmp_path, model=model, unet=average), CpuDevice())
+    first, second, *_ = segments(v2v.window, clip(20))
+    settings = plan(Settings(color="none"), model, (72, 60))
+    pictures, carry = v2v.enhance(first, settings)
+    list(pictures)
+    usual = np.asarray(list(v2v.enhance(second, settings, carry)[0]))
+    for kept in ("latents", "source"):
+        if getattr(carry, kept) is None:
+            continue
+        others = dataclasses.replace(carry, **{kept: getattr(carry, kept) + 1})
+        changed = np.asarray(list(v2v.enhance(second, settings, others)[0])) != usual
+        assert changed.any() == (kept == shown)
+
+
 def test_buffers_of_one_shape_are_gone_before_those_of_another_are_made(tmp_path, monkeypatch):
     """At once, not when Python's collector comes by: at 720p they are hundreds of megabytes."""
     alive = weakref.WeakSet()
