@@ -40,12 +40,11 @@ def split(component: Component, path: Path) -> tuple[Part, Part]:
 
     described = {tensor.name: tensor for tensor in component.inputs}
     model = ir.load(path)
-    border = [_described(value) for value in _border(model)]
-    if PROMPT not in described or not border:
+    handed = tuple(sorted(map(_described, border(model)), key=lambda tensor: tensor.name))
+    if PROMPT not in described or not handed:
         raise BuildError(
             f"{component.name} has no part that no prompt changes: leave out --option shared=yes"
         )
-    handed = tuple(sorted(border, key=lambda tensor: tensor.name))
     names = [tensor.name for tensor in handed]
     shared, rest = (path.with_name(f"{path.stem}_{name}.onnx") for name in ("shared", "rest"))
     of_shared = save_part(model, names, shared)
@@ -58,23 +57,23 @@ def split(component: Component, path: Path) -> tuple[Part, Part]:
     )
 
 
-def _border(model: Any) -> list[Any]:
+def border(model: Any) -> list[Any]:
     """Values that nodes out of the prompt's reach make and nodes within it use."""
     reached: set[Any] = {value for value in model.graph.inputs if value.name == PROMPT}
     other: set[Any] = {
         *model.graph.inputs
     } - reached  # and what is made of other inputs, not of weights alone
-    border: dict[Any, None] = {}
+    found: dict[Any, None] = {}
     for node in model.graph:  # in an order in which values are made before they are used
         inputs = [value for value in node.inputs if value is not None]
         if not reached.isdisjoint(inputs):
             reached.update(node.outputs)
-            border |= dict.fromkeys(
+            found |= dict.fromkeys(
                 value for value in inputs if value in other and value.producer() is not None
             )
         elif not other.isdisjoint(inputs):
             other.update(node.outputs)
-    return [*border]
+    return [*found]
 
 
 def _take_over(model: Any, names: Sequence[str]) -> None:
