@@ -13,9 +13,10 @@ import onnx
 import pytest
 
 from tests.conftest import SMALL_WINDOW
+from tests.runtime.clips import picture
 from tests.stand_ins.graphs import onnx_model
 from tests.stand_ins.model import MODEL, WINDOW, like, narrow
-from tests.stand_ins.sets import source_of
+from tests.stand_ins.sets import ONNX, build, source_of
 from v2v.core.components import Component, Tensor, Window, components, window_for
 from v2v.core.configs import MODELS, ModelConfig
 from v2v.core.errors import BuildError, EngineError, MachineError
@@ -26,7 +27,9 @@ from v2v.engine.cutting import Part, split
 from v2v.engine.onnxruntime.backend import OnnxRuntimeEngine
 from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.runner import PlanRecord, SharingPlans, record_path
-from v2v.engine.verify import run_once
+from v2v.engine.verify import run_once, verify_engine_set
+from v2v.runtime.diffusion.pipeline import VideoToVideo
+from v2v.runtime.diffusion.settings import Settings
 
 SHARED = BuildOptions("fp16", "cuda", {"shared": "yes"})
 UNET = components(MODEL, WINDOW, "fp32")["unet"]
@@ -34,7 +37,7 @@ UNET = components(MODEL, WINDOW, "fp32")["unet"]
 
 def stand_in(folder: Path, component: Component, model: ModelConfig = MODEL) -> Path:
     path = folder / f"{component.name}.onnx"
-    onnx.save(onnx.shape_inference.infer_shapes(onnx_model(component, model)), path)
+    onnx.save(onnx_model(component, model), path)
     return path
 
 
@@ -241,6 +244,19 @@ def test_onnx_runtime_runs_what_no_prompt_changes_once(
     halves.close()
     with pytest.raises(EngineError, match="closed"):
         halves.run_prompts(common, prompts)
+
+
+def test_a_set_of_halves_makes_the_same_film(tmp_path: Path) -> None:
+    frames = [picture(n) for n in range(9)]
+    films = []
+    for folder, options in (("whole", BuildOptions()), ("halves", FOR_CPU)):
+        built = build(
+            tmp_path / folder, backend="onnxruntime", exporter=ONNX, model=like("venhancer"), options=options
+        ).engine_set
+        assert [one.error for one in verify_engine_set(built, "cpu")] == [None] * 4
+        with VideoToVideo.load(built) as v2v:
+            films.append(np.stack(list(v2v(frames, Settings(steps=3, interpolate=2)))).astype(int))
+    assert np.abs(films[0] - films[1]).max() <= 1
 
 
 def test_halves_of_another_unet_are_refused(tmp_path: Path) -> None:
