@@ -135,6 +135,29 @@ def test_both_halves_become_plans_whose_records_say_what_they_take(
         TensorRTBackend().facts(both)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["star-light", "venhancer"])
+def test_halves_of_steered_unets_become_plans_with_all_their_attentions(
+    tensorrt: ModuleType, tmp_path: Path, name: str
+) -> None:
+    from v2v.export.graphs import write_graph
+    from v2v.export.weights import load_weights
+
+    model = replace(narrow(name), unet=replace(narrow(name).unet, attention=(True, True)))
+    window = window_for(model, (64, 48), 4)
+    path = write_graph("unet", model, load_weights("random:0", model), window, "fp16", tmp_path)
+    source = source_of(components(model, window, "fp16")["unet"], path, model, window)
+    made = TensorRTBackend().build(source, tmp_path, SHARED, lambda *_: None)
+    layers = [PlanRecord.read(record_path(plan)).layers for plan in made.files[::2]]
+    attentions = [
+        sum(number for kind, number in each.items() if kind.startswith("ATTENTION_OUTPUT")) for each in layers
+    ]
+    nodes = [node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node]
+    assert sum(attentions) == nodes.count("Attention")
+    # Before the prompt: two over frames in the stem and one over positions, of the UNet and of the branch.
+    assert attentions[1] == 2 * 3
+
+
 class Noting:
     """An engine that notes which arrays it is given."""
 
