@@ -24,6 +24,7 @@ from v2v.core.files import link_or_copy
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import cuda_devices
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Engine, Source, checked
+from v2v.engine.sharing import SharingEngine
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _TYPES = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(int64)": "int64"}
@@ -74,7 +75,12 @@ class OnnxRuntimeBackend:
 
             rewrite_file(graph, folder / graph.name, lambda share: progress("rewriting", share))
             return Compiled([folder / graph.name, folder / f"{graph.name}.data"], exported.error)
-        sources = [graph, *sorted(p for p in graph.parent.glob(f"{graph.stem}.*") if p != graph)]
+        graphs = (
+            _halves(source.component, graph)
+            if _shares(options) and source.component.name == "unet"
+            else [graph]
+        )
+        sources = [*graphs, *sorted(p for p in graph.parent.glob(f"{graph.stem}.*") if p != graph)]
         files = []
         for index, file in enumerate(sources):
             progress("storing", index / len(sources))
@@ -85,11 +91,14 @@ class OnnxRuntimeBackend:
         """The graph is portable: only the oldest versions that have its operators matter.
 
         Raises:
-            BuildError: an option that only other backends have.
+            BuildError: an option that only other backends have, or that is of engines for a CPU.
         """
-        if options.extra:
-            raise BuildError(f"backend onnxruntime has no option '{min(options.extra)}'")
-        devices = ["cuda"] if _rewritten(options) else list(_MINIMUM)
+        shares = _shares(options)
+        if shares and options.device != "cpu":
+            raise BuildError(
+                "option shared=yes: backend onnxruntime cuts graphs for --device cpu alone; leave it out"
+            )
+        devices = ["cuda"] if _rewritten(options) else ["cpu"] if shares else list(_MINIMUM)
         return {"minimum": {device: ".".join(map(str, _MINIMUM[device])) for device in devices}}
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
@@ -114,13 +123,19 @@ class OnnxRuntimeBackend:
             )
         return Compatibility(True)
 
-    def load(self, component: Component, files: list[Path], device: str) -> OnnxRuntimeEngine:
-        """Open a session and compare its inputs and outputs with ``component``.
+    def load(self, component: Component, files: list[Path], device: str) -> OnnxRuntimeEngine | SharingEngine:
+        """Open a session, or one for each half, and compare inputs and outputs with ``component``.
 
         Raises:
             EngineError: not a graph that this ONNX Runtime takes, or not this component's.
         """
-        return OnnxRuntimeEngine(component, files[0], device)
+        graphs = [file for file in files if file.suffix == ".onnx"]
+        if len(graphs) < 2:
+            return OnnxRuntimeEngine(component, files[0], device)
+        rest, shared = (OnnxRuntimeEngine(_half(component, path), path, device) for path in graphs[:2])
+        _check_halves(component, shared.component, rest.component)
+        handed = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in shared.component.outputs}
+        return SharingEngine(component, shared, rest, handed)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -229,6 +244,53 @@ class OnnxRuntimeEngine(Engine):
 def _rewritten(options: BuildOptions) -> bool:
     """Whether an engine is made of operations that only the CUDA provider has."""
     return options.device == "cuda" and options.precision == "fp16"
+
+
+def _shares(options: BuildOptions) -> bool:
+    """Whether a guided step does once what no prompt changes.
+
+    Raises:
+        BuildError: an option that this backend does not have, or a value that it does not take.
+    """
+    for name, value in options.extra.items():
+        if name != "shared":
+            raise BuildError(f"backend onnxruntime has no option '{name}'; it has shared")
+        if value not in ("yes", "no"):
+            raise BuildError(f"option shared={value} must be yes or no")
+    return options.extra.get("shared") == "yes"
+
+
+def _halves(component: Component, graph: Path) -> list[Path]:
+    """Files beside ``graph``: what comes behind, and what no prompt changes."""
+    try:
+        from v2v.engine.cutting import split
+
+        shared, rest = split(component, graph)
+    except ImportError as error:
+        raise BuildError(
+            f"option shared=yes needs ONNX's tools ({error}); install them with: pip install 'v2v[export]'"
+        ) from error
+    return [rest.path, shared.path]
+
+
+def _half(component: Component, path: Path) -> Component:
+    """A half of a UNet, as its graph describes itself."""
+    session = _open_for_inspection(path)
+    inputs, outputs = (
+        tuple(Tensor(each.name, _TYPES.get(each.type, each.type), tuple(each.shape)) for each in found)
+        for found in (session.get_inputs(), session.get_outputs())
+    )
+    return Component(component.name, inputs, outputs)
+
+
+def _check_halves(component: Component, shared: Component, rest: Component) -> None:
+    """Raise EngineError unless the two make ``component``."""
+    taken = {*shared.inputs, *rest.inputs} - {*shared.outputs}
+    if taken != {*component.inputs} or rest.outputs != component.outputs:
+        raise EngineError(
+            f"these are not the halves of the {component.name} expected: they take {_listing(taken)} "
+            f"instead of {_listing(component.inputs)}"
+        )
 
 
 def _quiet_options() -> ort.SessionOptions:

@@ -34,12 +34,12 @@ from v2v.core.files import link_or_copy, write_whole
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import Gpu, find_gpu
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
+from v2v.engine.cutting import split
 from v2v.engine.store import timing_cache_folder
 from v2v.engine.tensorrt.builder import Limits, TensorRTOptions, build_plan, limits, trtexec
 from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, Portability, load_library, runs_on
-from v2v.engine.tensorrt.parts import split
 from v2v.engine.tensorrt.rewrites import flatten_frames
-from v2v.engine.tensorrt.runner import PlanRecord, SharingEngine, TensorRTEngine, record_path
+from v2v.engine.tensorrt.runner import PlanRecord, SharingPlans, TensorRTEngine, record_path
 
 _logger = logging.getLogger(__name__)
 _BLOCK = 1 << 24
@@ -144,7 +144,7 @@ class TensorRTBackend:
             return Compatibility(False, problem, rebuild=False)
         return _fits_gpu(facts, gpu)
 
-    def load(self, component: Component, files: list[Path], device: str) -> TensorRTEngine | SharingEngine:
+    def load(self, component: Component, files: list[Path], device: str) -> TensorRTEngine | SharingPlans:
         """Load a plan onto ``device`` and check its inputs and outputs against ``component``.
 
         Raises:
@@ -169,7 +169,7 @@ class TensorRTBackend:
 
     def _load_parts(
         self, component: Component, files: list[Path], library: Library, gpu: Gpu, jit: Path | None
-    ) -> SharingEngine:
+    ) -> SharingPlans:
         """A UNet of two plans."""
         parts = []
         for number, plan in enumerate(files[::2]):
@@ -179,7 +179,7 @@ class TensorRTBackend:
             own = jit.with_name(f"{number}-{jit.name}") if jit is not None else None
             parts.append(TensorRTEngine(described, plan, library, gpu, own))
         rest, shared = parts
-        return SharingEngine(component, shared, rest)
+        return SharingPlans(component, shared, rest)
 
     def _library_and_options(self, options: BuildOptions) -> tuple[Library, TensorRTOptions]:
         """The library that ``options`` ask for, after a look at all of them."""

@@ -14,7 +14,7 @@ import mmap
 import os
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ import numpy as np
 from v2v.core.components import Component, Tensor
 from v2v.core.errors import EngineError, MachineError, first_line
 from v2v.device.gpus import Gpu, call
-from v2v.engine.backend import Engine, Prompted, checked
+from v2v.engine.backend import Engine, checked
+from v2v.engine.sharing import SharingEngine
 from v2v.engine.tensorrt.builder import DRIVER_ADVICE, describe
 from v2v.engine.tensorrt.library import Library
 
@@ -289,19 +290,13 @@ class _Handed:
     pointer: int
 
 
-class SharingEngine(Engine):
-    """A UNet of two plans: what no prompt changes runs once, the rest for every prompt.
-
-    What the first hands over lies in memory of the engine's own, at fixed addresses: runs may be captured, and follow
-    one another on one stream.
-    """
+class SharingPlans(SharingEngine):
+    """A UNet of two plans."""
 
     def __init__(self, component: Component, shared: TensorRTEngine, rest: TensorRTEngine) -> None:
         from cuda.bindings import driver as cu
 
-        self.component = component
-        self._shared, self._rest = shared, rest
-        self._handed: dict[str, _Handed] = {}
+        super().__init__(component, shared, rest, {})
         for tensor in shared.component.outputs:
             size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
             try:
@@ -314,32 +309,14 @@ class SharingEngine(Engine):
                 ) from error
             self._handed[tensor.name] = _Handed(tensor.shape, tensor.dtype, pointer)
 
-    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0) -> None:
-        """As :meth:`TensorRTEngine.run`."""
-        self.run_prompts({}, [(inputs, outputs)], stream)
-
-    def run_prompts(self, common: Mapping[str, Any], prompts: Sequence[Prompted], stream: int = 0) -> None:
-        """See :class:`v2v.engine.backend.Engine`; raises as :meth:`run` does."""
-        self._shared.run({**common, **prompts[0][0]}, self._handed, stream)
-        for inputs, outputs in prompts:
-            self._rest.run({**common, **inputs, **self._handed}, outputs, stream)
-
-    def layer_seconds(
-        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int = 0
-    ) -> dict[str, float]:
-        """As :meth:`TensorRTEngine.layer_seconds`, of both parts."""
-        shared = self._shared.layer_seconds(inputs, self._handed, stream)
-        return shared | self._rest.layer_seconds({**inputs, **self._handed}, outputs, stream)
-
     def close(self) -> None:
         """Free both parts, and what lies between them, once queued runs are done."""
         from cuda.bindings import driver as cu
 
-        self._shared.close()
-        self._rest.close()
-        for handed in self._handed.values():
-            cu.cuMemFree(handed.pointer)
-        self._handed = {}
+        handed = [*self._handed.values()]
+        super().close()
+        for each in handed:
+            cu.cuMemFree(each.pointer)
 
 
 def _profiler(api: Any) -> Any:

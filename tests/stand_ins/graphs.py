@@ -12,7 +12,7 @@ from v2v.core.configs import ModelConfig
 
 def onnx_model(component: Component, model: ModelConfig) -> Any:
     """Sines of a text, the mean colour of a picture, an autoencoder of block means, a UNet of everything."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+    from onnx import TensorProto, checker, helper, numpy_helper, shape_inference
 
     types = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
     constants: dict[str, np.ndarray] = {}
@@ -120,4 +120,4 @@ def onnx_model(component: Component, model: ModelConfig) -> Any:
         ir_version=10,
     )
     checker.check_model(made)
-    return made
+    return shape_inference.infer_shapes(made)  # exported graphs too say what lies between their nodes

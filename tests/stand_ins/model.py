@@ -53,3 +53,35 @@ FIRST_STAGE = ModelConfig(
     fps=8,
 )
 FIRST_STAGE_WINDOW = window_for(FIRST_STAGE)
+
+
+def narrow(name: str) -> ModelConfig:
+    """A published model's networks, all parts of them, as narrow and shallow as they go, to be built in a minute.
+
+    What the authors' code makes of every size is left out: it makes nothing smaller than 1280x720.
+    """
+    row = MODELS[name]
+    unet = UNetConfig(
+        width=32,
+        multipliers=(1, 2),
+        blocks=1,
+        head_size=16,
+        stem_heads=2,
+        context_width=32,
+        attention=(True, False),
+        temporal_stages=1,
+        gated=row.unet.gated,
+        control=row.unet.control,
+    )
+    autoencoder = AutoencoderConfig(
+        width=32, multipliers=(1, 1), blocks=1, patch=4, decoder_frames=row.autoencoder.decoder_frames
+    )
+    return replace(
+        row,
+        name=f"narrow-{name}",
+        unet=unet,
+        autoencoder=autoencoder,
+        text_encoder=TextEncoderConfig(width=32, heads=2, layers=2),
+        defaults=replace(row.defaults, scale=1.0),
+        parity=replace(row.parity, white_margin=False, area=None),
+    )

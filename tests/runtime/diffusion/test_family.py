@@ -1,9 +1,10 @@
-"""STAR's and VEnhancer's samplers, sizes, pieces and words are the authors'."""
+"""How STAR's and VEnhancer's authors take long films apart, their sizes and words; test_golden_runs.py has the rest."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,72 +70,77 @@ def hint_of(golden, mask):
 
 
 def run(golden, sigmas, mask, spans):
-    frames = golden["x0"].shape[2]
+    """The largest relative error of the first, the middle and the last estimate."""
     sigma = sigmas[0]
     x = frames_first(golden["xt"]) * np.float32(sigma if np.isfinite(sigma) else 1)
     toy = Toy(hint_of(golden, mask), spans)
     draws = iter(golden["step_noise"])
     solve(toy, x, SOLVERS["dpmpp_2m_sde"](sigmas), lambda k: frames_first(next(draws)), CpuDevice())
     assert toy.timesteps == golden["timesteps"].tolist()
-    assert relative_error(toy.estimates[0], frames_first(golden["first_x0"])) < ERROR
-    assert relative_error(toy.estimates[len(toy.estimates) // 2], frames_first(golden["mid_x0"])) < ERROR
     assert next(draws, None) is None, "every golden draw is used"
-    assert len(x) == frames
-    return relative_error(x, frames_first(golden["out"]))
+    found = {"first_x0": toy.estimates[0], "mid_x0": toy.estimates[len(toy.estimates) // 2], "out": x}
+    return max(relative_error(value, frames_first(golden[name])) for name, value in found.items())
 
 
 def single(frames):
     return joined([(0, frames)], fade=False)
 
 
-def check_start(golden, timestep):
-    alpha, s = EXACT.noising(timestep)
-    assert relative_error(alpha * golden["x0"] + s * golden["noise"], golden["xt"]) < ERROR
+def long_run(model):
+    """A golden film of several pieces: its numbers, the noise levels, its mask, its pieces, whether they are faded."""
+    golden = case_of(f"sampler_{'star' if model is STAR else 'venhancer'}.safetensors", "chunks")
+    sigmas = plan(Settings(parity=True), model, (180, 320)).sigmas
+    mask = golden.get("mask", range(golden["x0"].shape[2]))
+    return golden, sigmas, mask, golden["chunks"].tolist(), model.parity.chunks == "fade"
 
 
-@pytest.mark.parametrize("case", ["fast", "normal", "chunks"])
-def test_star_s_sampler(case):
-    golden = case_of("sampler_star.safetensors", case)
-    check_start(golden, 899)
-    settings = Settings(parity=True, steps=15) if case == "normal" else Settings(parity=True)
-    made = plan(settings, STAR, (180, 320))
-    np.testing.assert_allclose(made.sigmas, golden["sigmas"], rtol=3e-5)  # theirs are single precision
-    frames = golden["x0"].shape[2]
-    pieces = golden["chunks"].tolist() if case == "chunks" else [[0, frames]]
-    spans = joined(pieces, fade=False)
-    assert run(golden, made.sigmas, range(frames), spans) < ERROR
-    if case == "chunks":
-        assert [[a, b] for a, b in chunks(frames, 32, 16, 1.25)] == pieces
-        assert run_out(golden, made.sigmas, range(frames), joined(pieces, fade=True)) > 1e-3
+@pytest.mark.parametrize("model", [STAR, VENHANCER], ids=lambda model: model.name)
+def test_long_films_are_the_authors(model):
+    golden, sigmas, mask, pieces, fade = long_run(model)
+    assert run(golden, sigmas, mask, joined(pieces, fade=fade)) < ERROR
 
 
-def run_out(golden, sigmas, mask, spans):
-    x = frames_first(golden["xt"]) * np.float32(sigmas[0])
-    draws = iter(golden["step_noise"])
-    toy = Toy(hint_of(golden, mask), spans)
-    solve(toy, x, SOLVERS["dpmpp_2m_sde"](sigmas), lambda k: frames_first(next(draws)), CpuDevice())
-    return relative_error(x, frames_first(golden["out"]))
+def joined_later(pieces, fade):
+    """Cut one frame later, or faded from a share of the later piece on."""
+    spans = joined(pieces, fade=fade)
+    for earlier, later in pairwise(spans):
+        shared = earlier.start + len(earlier.weights) - later.start
+        if fade:
+            rise = np.arange(1, shared + 1) / (shared + 1)
+            later.weights[:shared], earlier.weights[-shared:] = rise, 1 - rise
+        else:
+            later.weights[shared // 2], earlier.weights[shared // 2 - shared] = 0, 1
+    return spans
 
 
-@pytest.mark.parametrize("case", ["fast", "chunks", "one_chunk"])
-def test_venhancer_s_sampler(case):
-    golden = case_of("sampler_venhancer.safetensors", case)
-    check_start(golden, 899)
-    sigmas = plan(Settings(parity=True), VENHANCER, (180, 320)).sigmas
-    mask = golden["mask"]
-    alpha, s = EXACT.noising(VENHANCER.defaults.hint_noise - 1)
-    clean = golden["x0"][:, :, mask >= 0]
-    assert relative_error(alpha * clean + s * golden["hint_noise"], golden["hint"]) < ERROR
-    pieces = golden["chunks"].tolist() if "chunk" in case else [[0, len(mask)]]
-    assert run(golden, sigmas, mask, joined(pieces, fade=True)) < ERROR
-    if case == "chunks":
-        assert run_out(golden, sigmas, mask, joined(pieces, fade=False)) > 1e-3
+PIECES_WITH_FAULTS = {
+    "cut for faded, or faded for cut": lambda pieces, fade: joined(pieces, fade=not fade),
+    "joined one frame later": joined_later,
+    "in one piece": lambda pieces, fade: single(pieces[-1][1]),
+    "pieces that begin one frame later": lambda pieces, fade: joined(
+        [(a + (a > 0), b + (b < pieces[-1][1])) for a, b in pieces], fade=fade
+    ),
+}
 
 
-@pytest.mark.parametrize(("case", "start", "steps"), [("first45", 899, 45), ("first_inf8", 999, 8)])
-def test_venhancer_s_first_release_s_sampler(case, start, steps):
-    golden = case_of("sampler_venhancer_first.safetensors", case)
-    sigmas = EXACT.trailing(start, steps)
+@pytest.mark.parametrize("fault", PIECES_WITH_FAULTS)
+@pytest.mark.parametrize("model", [STAR, VENHANCER], ids=lambda model: model.name)
+def test_the_numbers_of_long_films_notice(model, fault):
+    golden, sigmas, mask, pieces, fade = long_run(model)
+    assert run(golden, sigmas, mask, PIECES_WITH_FAULTS[fault](pieces, fade)) > 1.5 * ERROR
+
+
+def test_the_numbers_of_long_films_notice_hints_counted_from_the_piece():
+    golden, sigmas, mask, pieces, fade = long_run(VENHANCER)
+    (_, first_end), (second, _) = pieces
+    counted = [n - mask[second] if n >= 0 and f >= first_end else n for f, n in enumerate(mask)]
+    assert run(golden, sigmas, counted, joined(pieces, fade=fade)) > 1.5 * ERROR
+
+
+def test_a_run_may_begin_at_a_level_without_signal():
+    """As that of VEnhancer's first release."""
+    golden = case_of("sampler_venhancer_first.safetensors", "first_inf8")
+    sigmas = EXACT.trailing(999, 8)
     np.testing.assert_allclose(sigmas, golden["sigmas"], rtol=3e-5)  # theirs are single precision
     numbers = iter(range(golden["hint"].shape[2]))
     mask = [next(numbers) if each == 0 else -1 for each in golden["mask"]]  # 0: a frame of the source

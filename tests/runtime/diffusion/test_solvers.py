@@ -1,4 +1,4 @@
-"""The schedule and the solvers give the reference's numbers on a toy network."""
+"""Solvers against known solutions; test_golden_runs.py holds them against the reference's numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from v2v.runtime.diffusion.schedule import Schedule
 from v2v.runtime.diffusion.solvers import SOLVERS, solve
 
 GOLDEN = load_file(Path(__file__).parents[2] / "data" / "golden" / "sampler.safetensors")
-SCHEDULE = Schedule(exact=True)
 
 
 def frames_first(array):
@@ -25,58 +24,19 @@ def relative_error(value, expected):
     return np.linalg.norm(value - expected) / np.linalg.norm(expected)
 
 
-class ToyDenoiser:
-    """The golden file's network behind guidance: v(x, t, c) = c tanh(1.3 x) + 0.2 sin(t / 97)."""
+def toy_denoiser(schedule):
+    """A network that predicts v = 0.5 tanh(1.3 x)."""
 
-    def __init__(self, guidance, rescale):
-        self.device = CpuDevice()
-        self.guidance, self.rescale = guidance, rescale
-        self.timesteps, self.estimates = [], []
+    def denoise(x, sigma, out):
+        c = schedule.coefficients(sigma)
+        x_in = x * np.float32(c.scale)
+        out[...] = np.float32(c.alpha) * x_in - np.float32(c.s * 0.5) * np.tanh(1.3 * x_in)
 
-    def __call__(self, x, sigma, out):
-        c = SCHEDULE.coefficients(sigma)
-        self.timesteps.append(c.timestep)
-        x_in = np.moveaxis(x, 1, 0)[None] * np.float32(c.scale)
-        conditional, unconditional = (
-            (k * np.tanh(1.3 * x_in) + 0.2 * np.sin(c.timestep / 97)).astype(np.float32) for k in (0.5, 0.4)
-        )
-        velocity = np.empty_like(x_in)
-        self.device.guide(conditional, unconditional, self.guidance, self.rescale, velocity)
-        out[...] = frames_first(np.float32(c.alpha) * x_in - np.float32(c.s) * velocity)
-        self.estimates.append(out.copy())
+    return denoise
 
 
 def test_noise_levels_are_the_references():
     np.testing.assert_allclose(Schedule().levels, GOLDEN["sigmas"], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("case", "solver", "steps", "guidance", "rescale"),
-    [
-        ("fast", "dpmpp_2m_sde", 30, 7.5, 0.2),
-        ("fast8", "dpmpp_2m_sde", 8, 3.0, 0.0),
-        ("heun", "heun", 50, 7.5, 0.2),
-    ],
-)
-def test_golden_trajectories(case, solver, steps, guidance, rescale):
-    golden = {k.removeprefix(f"{case}."): v for k, v in GOLDEN.items() if k.startswith(f"{case}.")}
-    alpha, s = SCHEDULE.noising(599)
-    noised = np.float32(alpha) * golden["x0"] + np.float32(s) * golden["noise"]
-    assert relative_error(noised, golden["xt"]) < 1e-5
-
-    grid = SCHEDULE.trailing if solver == "dpmpp_2m_sde" else SCHEDULE.leading
-    sigmas = grid(599, steps)
-    x = frames_first(golden["xt"]) * np.float32(sigmas[0])  # the reference's start, 2.8 % low
-    denoiser = ToyDenoiser(guidance, rescale)
-    draws = iter(golden.get("step_noise", []))
-    solve(denoiser, x, SOLVERS[solver](sigmas), lambda k: frames_first(next(draws)), CpuDevice())
-
-    assert denoiser.timesteps == golden["timesteps"].astype(int).tolist()
-    calls = len(denoiser.estimates)
-    assert relative_error(denoiser.estimates[0], frames_first(golden["first_x0"])) < 1e-5
-    assert relative_error(denoiser.estimates[calls // 2], frames_first(golden["mid_x0"])) < 1e-5
-    assert relative_error(x, frames_first(golden["out"])) < 1e-5
-    assert next(draws, None) is None, "every golden draw is used"
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -122,7 +82,7 @@ def test_dpmpp_2m_takes_the_steps_of_the_variance_preserving_formulation():
     """Algorithm 2 of Lu et al. 2022 in z = alpha x, with log-SNR differences and data predictions."""
     schedule = Schedule()
     sigmas = schedule.reaching(599, 7)
-    denoiser = ToyDenoiser(3.0, 0.2)
+    denoiser = toy_denoiser(schedule)
     x = np.random.default_rng(3).standard_normal((2, 4, 6, 8)).astype(np.float32) * np.float32(sigmas[0])
     found = x.copy()
     solve(denoiser, found, SOLVERS["dpmpp_2m"](sigmas), lambda k: 1 / 0, CpuDevice())
