@@ -1,7 +1,8 @@
 """TensorRT: the backend that this project exists for. ``tensorrt`` 10.14 and later, or TensorRT for RTX.
 
-backend.py    what the backend is, what its engines need to load, and whether they do
-library.py    the two libraries and everything in which they differ
-builder.py    ONNX graph -> plan
-runner.py     plan -> engine on a GPU
+backend.py     what the backend is, what its engines need to load, and whether they do
+library.py     the two libraries and everything in which they differ
+rewrites.py    convolutions in a form that runs faster; parts.py: a UNet in two; fp8.py: products in FP8
+builder.py     ONNX graph -> plan
+runner.py      plan -> engine on a GPU
 """

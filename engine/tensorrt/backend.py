@@ -14,6 +14,7 @@ A plan is for one version of the library, and (unless built as portable) for one
 - ``weight_streaming``: ``yes`` leaves weights that the card has no room for in the host's memory
 - ``profiling``: ``detailed`` keeps in the plan what each layer is, for NVIDIA's profilers and its engine inspector
 - ``shared``: ``yes`` makes of what no prompt changes in a UNet an engine of its own, which a guided step runs once
+- ``fp8``: ``yes`` computes products of the UNet in FP8, see :mod:`v2v.engine.tensorrt.fp8`
 - ``graphs``: a folder that keeps the graphs, and in trtexec.sh the lines with which TensorRT's tool compiles them
 - ``plans``: a folder with ``<component>.plan``, made by those lines: they are taken as they are
 """
@@ -22,21 +23,32 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from v2v.core.components import Component, ComponentName, Precision
+from v2v.core.components import Component, ComponentName, Precision, is_unet
 from v2v.core.errors import BuildError, EngineError, MachineError
 from v2v.core.files import link_or_copy, write_whole
 from v2v.core.progress import PhaseProgress
 from v2v.device.gpus import Gpu, find_gpu
+from v2v.engine import fp8
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.store import timing_cache_folder
 from v2v.engine.tensorrt.builder import Limits, TensorRTOptions, build_plan, limits, trtexec
-from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, Portability, load_library, runs_on
+from v2v.engine.tensorrt.fp8 import error_of, quantise
+from v2v.engine.tensorrt.library import (
+    AMPERE_AND_LATER,
+    RTX,
+    SAME_GPU,
+    Library,
+    Portability,
+    load_library,
+    runs_on,
+)
 from v2v.engine.tensorrt.parts import split
 from v2v.engine.tensorrt.rewrites import flatten_frames
 from v2v.engine.tensorrt.runner import PlanRecord, SharingEngine, TensorRTEngine, record_path
@@ -71,20 +83,29 @@ class TensorRTBackend:
                 names the component, the layer where known, and what to try.
         """
         library, own_options = self._library_and_options(options)
-        component, graph = source.component, source.graph()
+        component, rehearsed = source.component, None
+        if own_options.fp8:
+            fp8.check_model(source.model)
+        if own_options.fp8 and is_unet(component.name):
+            rehearsed = _rehearsed(source, progress)
+        graph = source.graph()
         compiler = self._compiler(library, own_options, options, progress)
         if own_options.graphs is not None:
             _keep_graph(graph.path, Path(own_options.graphs).expanduser(), compiler.line)
-        path = _in_two_dimensions(graph.path)
+        path, error = _in_two_dimensions(graph.path), graph.error
+        if rehearsed is not None:
+            largest, error = rehearsed
+            path, plain = path.with_name(f"{component.name}_fp8.onnx"), path
+            quantise(plain, path, largest)
         if not (own_options.shared and component.name == "unet"):
-            return Compiled(compiler.compile(component, path, folder / f"{component.name}.plan"), graph.error)
+            return Compiled(compiler.compile(component, path, folder / f"{component.name}.plan"), error)
         shared, rest = split(component, path)
         return Compiled(
             [
                 *compiler.compile(rest.component, rest.path, folder / f"{component.name}.plan"),
                 *compiler.compile(shared.component, shared.path, folder / f"{component.name}_shared.plan"),
             ],
-            graph.error,
+            error,
         )
 
     def _compiler(
@@ -108,8 +129,11 @@ class TensorRTBackend:
         portability = library.portability(own_options.portable)
         gpu = _gpu_or_none()
         widest: Precision = "fp32" if options.mixed else options.precision
+        capabilities = library.capabilities_for(widest, fp8=own_options.fp8)
         if gpu is not None and library.times_kernels and (problem := _old_driver(gpu)):
             raise BuildError(problem)
+        if own_options.fp8:
+            _check_fp8(options, library, portability, gpu)
         return {
             "library": library.name,
             "version": library.version,
@@ -119,12 +143,14 @@ class TensorRTBackend:
             "portable": portability != SAME_GPU,
             "portability": portability,
             "label": "rtx" if library.is_rtx else _label(gpu),
-            **({"capabilities": [*map(_dotted, library.capabilities_for(widest))]} if library.is_rtx else {}),
+            **({"capabilities": [*map(_dotted, capabilities)]} if library.is_rtx else {}),
+            **({"fp8": True} if own_options.fp8 else {}),
         }
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
         """See :class:`v2v.engine.backend.Backend`."""
-        return TOLERANCE[options.precision]
+        in_fp8 = is_unet(name) and TensorRTOptions.read(options.extra).fp8
+        return fp8.TOLERANCE if in_fp8 else TOLERANCE[options.precision]
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether engines built under ``facts`` load on ``device`` here and now; needs no GPU to say no."""
@@ -192,8 +218,10 @@ class TensorRTBackend:
                 library = load_library(own_options.library)
             except ImportError as error:
                 raise BuildError(f"option library={own_options.library}: {error}") from error
-        if own_options.shared and (own_options.graphs or own_options.plans):
-            raise BuildError("option shared=yes cuts graphs, and options graphs and plans are of whole ones")
+        rewritten = {"shared=yes cuts": own_options.shared, "fp8=yes quantises": own_options.fp8}
+        for choice in (choice for choice, chosen in rewritten.items() if chosen):
+            if own_options.graphs or own_options.plans:
+                raise BuildError(f"option {choice} graphs, and options graphs and plans are of exported ones")
         if library.is_rtx and (own_options.graphs or own_options.plans):
             raise BuildError(
                 "options graphs and plans are for trtexec, the tool of TensorRT, not of TensorRT for RTX"
@@ -236,6 +264,36 @@ class _Compiler:
     def line(self, graph: Path, plan: Path) -> str:
         """What compiles ``graph`` with TensorRT's own tool."""
         return trtexec(graph, plan, self.limit, self.portability)
+
+
+def _check_fp8(options: BuildOptions, library: Library, portability: Portability, gpu: Gpu | None) -> None:
+    """Refuse products in FP8 where they cannot run."""
+    fp8.check_options(options)
+    if portability == AMPERE_AND_LATER:
+        raise BuildError(
+            "--option portable=ampere_plus is for cards that have no FP8 as well: leave it or --option fp8=yes out"
+        )
+    if gpu is not None and library.times_kernels:
+        fp8.check_gpu(gpu.name, gpu.capability)
+
+
+def _rehearsed(source: Source, progress: PhaseProgress) -> tuple[Mapping[str, float], float]:
+    """What products are given, by their weights, and the error of the UNet with products in FP8.
+
+    Raises:
+        BuildError: the error is larger than :data:`v2v.engine.fp8.TOLERANCE`.
+    """
+    rehearsal = source.rehearsal()
+    progress("checking", 0.0)
+    difference = error_of(rehearsal)
+    progress("checking", 1.0)
+    shutil.rmtree(rehearsal.graph.parent)
+    if not difference <= fp8.TOLERANCE:
+        raise BuildError(
+            f"{source.component.name}: with products in FP8 it differs from PyTorch by {difference:.1e} (relative), "
+            f"more than the {fp8.TOLERANCE:.0e} allowed: leave out --option fp8=yes"
+        )
+    return rehearsal.largest, difference
 
 
 def _in_two_dimensions(graph: Path) -> Path:

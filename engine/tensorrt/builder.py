@@ -45,6 +45,7 @@ class Limits:
     weight_streaming: bool = False
     detailed: bool = False  # names and parameters of layers stay in the plan
     precision: Precision = "fp16"
+    fp8: bool = False  # products in FP8
 
 
 _OPTIMIZATION_LEVEL = 3
@@ -69,6 +70,7 @@ class TensorRTOptions:
     )
     profiling: bool = False  # "detailed": the plan keeps what each layer is, for NVIDIA's tools
     shared: bool = False  # of a UNet what no prompt changes becomes an engine of its own
+    fp8: bool = False  # products of a UNet in FP8
     graphs: str | None = None  # a folder that keeps the graphs, and trtexec's command lines
     plans: str | None = None  # a folder with plans that trtexec made, one for each component
 
@@ -89,6 +91,7 @@ class TensorRTOptions:
             weight_streaming=_choice(extra, "weight_streaming", no="no", yes="yes"),
             profiling=_choice(extra, "profiling", no="names", yes="detailed"),
             shared=_choice(extra, "shared", no="no", yes="yes"),
+            fp8=_choice(extra, "fp8", no="no", yes="yes"),
             graphs=extra.get("graphs"),
             plans=extra.get("plans"),
             library=extra.get("library"),
@@ -116,6 +119,7 @@ def limits(gpu_memory: int | None, options: TensorRTOptions) -> Limits:
         else options.optimization_level,
         weight_streaming=options.weight_streaming,
         detailed=options.profiling,
+        fp8=options.fp8,
     )
 
 
@@ -362,7 +366,7 @@ def _configure(
     if library.is_rtx and not limit.weight_streaming:
         # Else an engine may ask for memory of its own while it runs, and so cannot be captured: streaming must.
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    library.set_portability(config, portability, limit.precision)
+    library.set_portability(config, portability, limit.precision, fp8=limit.fp8)
     return config
 
 

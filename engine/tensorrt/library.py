@@ -18,6 +18,7 @@ from typing import Any
 
 from v2v.core.components import Precision
 from v2v.core.errors import EngineError
+from v2v.engine.fp8 import CAPABILITY
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """The two libraries in order of preference, and under which names Python finds them: where the package
@@ -95,9 +96,10 @@ class Library:
         names = self.api.ComputeCapability.__members__ if self.is_rtx else ()
         return tuple((int(name[2:-1]), int(name[-1])) for name in names if name.startswith("SM"))
 
-    def capabilities_for(self, precision: Precision) -> tuple[tuple[int, int], ...]:
-        """Of :attr:`capabilities` those that compute in ``precision``: Turing multiplies no matrices in FP32."""
-        return tuple(each for each in self.capabilities if precision == "fp16" or each >= _FP32_PRODUCTS)
+    def capabilities_for(self, precision: Precision, *, fp8: bool = False) -> tuple[tuple[int, int], ...]:
+        """Of :attr:`capabilities` those that compute in ``precision``, and FP8: Turing multiplies nothing in FP32."""
+        least = max((0, 0) if precision == "fp16" else _FP32_PRODUCTS, CAPABILITY if fp8 else (0, 0))
+        return tuple(each for each in self.capabilities if each >= least)
 
     def new_network(self, builder: Any) -> Any:
         """A strongly typed network: the types in the graph are the types that run.
@@ -107,10 +109,12 @@ class Library:
         flag = getattr(self.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
-    def set_portability(self, config: Any, portability: Portability, precision: Precision) -> None:
-        """Tell the builder which GPUs the engine is for, which computes in ``precision``."""
+    def set_portability(
+        self, config: Any, portability: Portability, precision: Precision, *, fp8: bool = False
+    ) -> None:
+        """Tell the builder which GPUs the engine is for, which computes in ``precision``, and in part in FP8."""
         if self.is_rtx:
-            capabilities = self.capabilities_for(precision)
+            capabilities = self.capabilities_for(precision, fp8=fp8)
             config.num_compute_capabilities = len(capabilities)
             for index, (major, minor) in enumerate(capabilities):
                 config.set_compute_capability(getattr(self.api.ComputeCapability, f"SM{major}{minor}"), index)
