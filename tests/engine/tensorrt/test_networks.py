@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SMALL_WINDOW
+from tests.engine.tensorrt import test_fp8
 from tests.stand_ins.sets import source_of
 from v2v.core.components import (
     COMPONENTS,
@@ -29,6 +30,7 @@ from v2v.engine.backend import BuildOptions
 from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.runner import PlanRecord
 from v2v.export import graphs
+from v2v.export.ranges import Rehearsal
 from v2v.export.weights import load_weights
 
 FP16 = BuildOptions(precision="fp16", device="cuda")
@@ -235,8 +237,21 @@ VARIANTS: dict[str, tuple[ComponentName, Precision, dict[str, str]]] = {
     "vae_encoder in FP32": ("vae_encoder", "fp32", {}),
     "vae_decoder in FP32": ("vae_decoder", "fp32", {}),
     "unet with weight_streaming=yes": ("unet", "fp16", {"weight_streaming": "yes"}),
+    "unet with fp8=yes": ("unet", "fp16", {"fp8": "yes"}),
     "unet": ("unet", "fp16", {}),  # for all compute capabilities, which above is left to the compiler
 }
+
+
+def rehearsal_of(graph: Path, folder: Path) -> Rehearsal:
+    """A rehearsal with small numbers for every product of ``graph``, whose weights are none that anything computes."""
+    import onnx
+
+    weights = onnx.load(graph, load_external_data=False).graph.initializer
+    (folder / "rehearsal").mkdir()
+    toy = test_fp8.toy(folder / "rehearsal")
+    inputs = test_fp8.drawn()
+    runs = [(inputs, test_fp8.run(test_fp8.TOY, toy, inputs))]
+    return Rehearsal(test_fp8.TOY, toy, runs, {weight.name: 8.0 for weight in weights} | test_fp8.SEEN)
 
 
 @pytest.mark.full_size
@@ -254,7 +269,9 @@ def test_other_forms_of_the_full_size_networks_build(
     (name, precision, extra), model = VARIANTS[variant], MODELS["ms-vid2vid-xl"]
     window = window_for(model)
     graph = full_size(name, model, window, precision)
-    source = source_of(components(model, window, precision)[name], graph)
+    source = source_of(components(model, window, precision)[name], graph, model)
+    if "fp8" in extra:
+        source = replace(source, rehearsal=lambda: rehearsal_of(graph, tmp_path))
     options = BuildOptions(precision, "cuda", extra)
     files = TensorRTBackend().build(source, tmp_path, options, lambda *_: None).files
     found = {}
