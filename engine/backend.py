@@ -119,7 +119,7 @@ class CheckedGraph:
 
 
 class Rehearsal(Protocol):
-    """A UNet on a small window, given what it is given in a run; see :class:`v2v.export.ranges.Rehearsal`."""
+    """A component on a small window, given what it is given in a run; see :class:`v2v.export.ranges.Rehearsal`."""
 
     @property
     def component(self) -> Component: ...
@@ -140,7 +140,7 @@ class Rehearsal(Protocol):
 
 def _no_rehearsal() -> Rehearsal:
     raise BuildError(
-        "there are no weights to rehearse a UNet with, which --option fp8=yes takes its scales from"
+        "there are no weights to rehearse a component with: leave out --option fp8=yes or bf16=yes"
     )
 
 
@@ -156,7 +156,7 @@ class Source:
     network: Callable[
         [], Any
     ]  # the torch.nn.Module that ``v2v.export`` defines, with its weights, FP32, on the CPU
-    rehearsal: Callable[[], Rehearsal] = _no_rehearsal  # of a UNet; what it writes may be thrown away
+    rehearsal: Callable[[], Rehearsal] = _no_rehearsal  # what it writes may be thrown away
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ class Backend(Protocol):
 
         Plain JSON values. Where engines are tied to a GPU, ``gpu`` is its name and ``compute_capability`` is
         like "8.9"; ``label``, a short word such as "sm89" or "portable", becomes part of the set's name; ``fp8`` is
-        true where products of the UNet are computed in FP8.
+        true where products of the UNet are computed in FP8, ``bf16`` where BF16 takes FP16's place.
 
         Raises ``BuildError`` for options that the backend does not have or cannot meet.
         """

@@ -227,7 +227,7 @@ def _with_ranges(
 ) -> dict[ComponentName, ComponentRecord]:
     """``records`` with the largest numbers inside those components that compute in FP16."""
     half = [name for name in records if recipe.options.of(name).precision == "fp16"]
-    if exporter.largest_numbers is None or not half or weights.kind == "random":
+    if exporter.largest_numbers is None or not half or recipe.bf16 or weights.kind == "random":
         return records
     found: dict[str, dict[str, float]] = exporter.largest_numbers(
         recipe.model, weights, recipe.window, lambda phase, share: progress("weights", phase, share)

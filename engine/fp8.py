@@ -32,16 +32,19 @@ def check_options(options: BuildOptions) -> None:
         )
 
 
-def check_gpu(name: str, capability: tuple[int, int]) -> None:
-    """Whether a GPU multiplies in FP8.
+def check_gpu(
+    name: str, capability: tuple[int, int], kind: str = "FP8", first: tuple[int, int] = CAPABILITY
+) -> None:
+    """Whether a GPU multiplies in numbers of a kind, which those of capability ``first`` were the first to do.
 
     Raises:
-        BuildError: its compute capability is less than :data:`CAPABILITY`.
+        BuildError: its compute capability is less.
     """
-    if capability < CAPABILITY:
-        have, need = (".".join(map(str, numbers)) for numbers in (capability, CAPABILITY))
+    if capability < first:
+        have, need = (".".join(map(str, numbers)) for numbers in (capability, first))
         raise BuildError(
-            f"{name} has no FP8 (its compute capability is {have}, FP8 came with {need}): leave out --option fp8=yes"
+            f"{name} has no {kind} (its compute capability is {have}, {kind} came with {need}): leave out "
+            f"--option {kind.lower()}=yes"
         )
 
 

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from v2v.core.components import Component, ComponentName, Precision, Window, component, component_names
+from v2v.core.components import (
+    Component,
+    ComponentName,
+    Precision,
+    Window,
+    component,
+    component_names,
+    is_unet,
+)
 from v2v.core.configs import ModelConfig
 from v2v.core.progress import PhaseProgress
 from v2v.core.samples import Arrays, Occurring
@@ -32,12 +40,12 @@ LEFT = (1.0, 0.7, 0.4, 0.1)
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A UNet on a small window, given what it is given in a run.
+    """A component on a small window, given what it is given in a run.
 
     Attributes:
         component: its inputs and outputs there.
         graph: the ``.onnx`` file; nothing was compared with PyTorch.
-        runs: inputs and outputs, the latter in FP32, at each of :data:`LEFT`.
+        runs: inputs and outputs, the latter in FP32; of a UNet at each of :data:`LEFT`.
         largest: the largest magnitude that each product is given in any of them, by its weight's name in the graph.
     """
 
@@ -80,27 +88,28 @@ def rehearse(
     folder: Path,
     progress: PhaseProgress = lambda phase, share: None,
 ) -> Rehearsal:
-    """Run a UNet at several noise levels, and write its graph for the small window as ``folder/<name>.onnx``.
+    """Run a component, a UNet at several noise levels, and write its graph for the small window into ``folder``.
 
     Raises:
         WeightsError: the weights do not fit.
     """
     occurring, least = Occurring(model), small_window(window)
     progress("rehearsing", 0.0)
-    for encoder in component_names(model)[: component_names(model).index("unet")]:
+    for encoder in (each for each in component_names(model) if each.endswith("encoder") and each != name):
         described = component(encoder, model, least, "fp32")
         network = plain_network(encoder, model, weights)
         occurring.keep(_run(network, METHOD_OF[encoder], described, occurring.inputs(described)))
     progress("rehearsing", 0.2)
-    network = plain_network("unet_full", model, weights)  # what it gives is what every form of the UNet gives
+    whole_name: ComponentName = "unet_full" if is_unet(name) else name  # its outputs are those of every form
+    network = plain_network(whole_name, model, weights)
     largest = _watch_products(network, NETWORK_OF[name])
-    whole, part = component("unet_full", model, least, "fp32"), component(name, model, least, precision)
+    whole, part = component(whole_name, model, least, "fp32"), component(name, model, least, precision)
     runs = []
-    for number, occurring.left in enumerate(LEFT):
-        outputs = _run(network, METHOD_OF["unet_full"], whole, occurring.inputs(whole))
+    for occurring.left in LEFT if is_unet(name) else LEFT[:1]:
+        outputs = _run(network, METHOD_OF[whole_name], whole, occurring.inputs(whole))
         occurring.keep(outputs)
         runs.append((occurring.inputs(part), {tensor.name: outputs[tensor.name] for tensor in part.outputs}))
-        progress("rehearsing", 0.2 + 0.6 * (number + 1) / len(LEFT))
+    progress("rehearsing", 0.8)
     del network
     graph = write_graph(name, model, weights, least, precision, folder)
     progress("rehearsing", 1.0)

@@ -15,6 +15,7 @@ A plan is for one version of the library, and (unless built as portable) for one
 - ``profiling``: ``detailed`` keeps in the plan what each layer is, for NVIDIA's profilers and its engine inspector
 - ``shared``: ``yes`` makes of what no prompt changes in a UNet an engine of its own, which a guided step runs once
 - ``fp8``: ``yes`` computes products of the UNet in FP8, see :mod:`v2v.engine.tensorrt.fp8`
+- ``bf16``: ``yes`` computes in BF16 instead of FP16, see :mod:`v2v.engine.tensorrt.bf16`
 - ``graphs``: a folder that keeps the graphs, and in trtexec.sh the lines with which TensorRT's tool compiles them
 - ``plans``: a folder with ``<component>.plan``, made by those lines: they are taken as they are
 """
@@ -23,10 +24,10 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,12 @@ from v2v.device.gpus import Gpu, find_gpu
 from v2v.engine import fp8
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.store import timing_cache_folder
+from v2v.engine.tensorrt import bf16
 from v2v.engine.tensorrt.builder import Limits, TensorRTOptions, build_plan, limits, trtexec
-from v2v.engine.tensorrt.fp8 import error_of, quantise
+from v2v.engine.tensorrt.fp8 import quantise
 from v2v.engine.tensorrt.library import (
     AMPERE_AND_LATER,
+    FP32_CAPABILITY,
     RTX,
     SAME_GPU,
     Library,
@@ -50,6 +53,7 @@ from v2v.engine.tensorrt.library import (
     runs_on,
 )
 from v2v.engine.tensorrt.parts import split
+from v2v.engine.tensorrt.rehearsed import rehearsed
 from v2v.engine.tensorrt.rewrites import flatten_frames
 from v2v.engine.tensorrt.runner import PlanRecord, SharingEngine, TensorRTEngine, record_path
 
@@ -83,20 +87,17 @@ class TensorRTBackend:
                 names the component, the layer where known, and what to try.
         """
         library, own_options = self._library_and_options(options)
-        component, rehearsed = source.component, None
-        if own_options.fp8:
-            fp8.check_model(source.model)
-        if own_options.fp8 and is_unet(component.name):
-            rehearsed = _rehearsed(source, progress)
+        component = source.component
+        prepared = self._prepared(source, own_options, progress)
         graph = source.graph()
         compiler = self._compiler(library, own_options, options, progress)
         if own_options.graphs is not None:
             _keep_graph(graph.path, Path(own_options.graphs).expanduser(), compiler.line)
         path, error = _in_two_dimensions(graph.path), graph.error
-        if rehearsed is not None:
-            largest, error = rehearsed
-            path, plain = path.with_name(f"{component.name}_fp8.onnx"), path
-            quantise(plain, path, largest)
+        if prepared is not None:
+            rewrite, error = prepared
+            path, plain = path.with_name(f"{component.name}_rewritten.onnx"), path
+            rewrite(plain, path)
         if not (own_options.shared and component.name == "unet"):
             return Compiled(compiler.compile(component, path, folder / f"{component.name}.plan"), error)
         shared, rest = split(component, path)
@@ -108,11 +109,38 @@ class TensorRTBackend:
             error,
         )
 
+    def _prepared(
+        self, source: Source, own_options: TensorRTOptions, progress: PhaseProgress
+    ) -> tuple[Callable[[Path, Path], Any], float] | None:
+        """What writes a component's graph in other numbers, and the error that they bring; None: it stays as it is.
+
+        Raises:
+            BuildError: the model cannot have them, or the error is too large.
+        """
+        if own_options.fp8:
+            fp8.check_model(source.model)
+        if own_options.fp8 and is_unet(source.component.name):
+            rehearsal, error = rehearsed(
+                source,
+                "FP8",
+                fp8.TOLERANCE,
+                lambda given, path: quantise(given.graph, path, given.largest),
+                progress,
+            )
+            return partial(quantise, largest=rehearsal.largest), error
+        if own_options.bf16 and source.precision == "fp16":
+            _, error = rehearsed(
+                source, "BF16", bf16.TOLERANCE, lambda given, path: bf16.imitate(given.graph, path), progress
+            )
+            return bf16.widen, error
+        return None
+
     def _compiler(
         self, library: Library, own_options: TensorRTOptions, options: BuildOptions, progress: PhaseProgress
     ) -> _Compiler:
         gpu = _gpu_or_none()
-        limit = replace(limits(gpu.memory if gpu else None, own_options), precision=options.precision)
+        first = _first_capability(options.precision, own_options)
+        limit = replace(limits(gpu.memory if gpu else None, own_options), capability=first)
         cache = timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing"
         portability = library.portability(own_options.portable)
         plans = None if own_options.plans is None else Path(own_options.plans).expanduser()
@@ -129,11 +157,10 @@ class TensorRTBackend:
         portability = library.portability(own_options.portable)
         gpu = _gpu_or_none()
         widest: Precision = "fp32" if options.mixed else options.precision
-        capabilities = library.capabilities_for(widest, fp8=own_options.fp8)
+        capabilities = library.capabilities_from(_first_capability(widest, own_options))
         if gpu is not None and library.times_kernels and (problem := _old_driver(gpu)):
             raise BuildError(problem)
-        if own_options.fp8:
-            _check_fp8(options, library, portability, gpu)
+        _check_numbers(options, own_options, library, gpu)
         return {
             "library": library.name,
             "version": library.version,
@@ -145,12 +172,16 @@ class TensorRTBackend:
             "label": "rtx" if library.is_rtx else _label(gpu),
             **({"capabilities": [*map(_dotted, capabilities)]} if library.is_rtx else {}),
             **({"fp8": True} if own_options.fp8 else {}),
+            **({"bf16": True} if own_options.bf16 else {}),
         }
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
         """See :class:`v2v.engine.backend.Backend`."""
-        in_fp8 = is_unet(name) and TensorRTOptions.read(options.extra).fp8
-        return fp8.TOLERANCE if in_fp8 else TOLERANCE[options.precision]
+        own_options = TensorRTOptions.read(options.extra)
+        if own_options.fp8 and is_unet(name):
+            return fp8.TOLERANCE
+        in_bf16 = own_options.bf16 and options.precision == "fp16"
+        return bf16.TOLERANCE if in_bf16 else TOLERANCE[options.precision]
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether engines built under ``facts`` load on ``device`` here and now; needs no GPU to say no."""
@@ -218,10 +249,12 @@ class TensorRTBackend:
                 library = load_library(own_options.library)
             except ImportError as error:
                 raise BuildError(f"option library={own_options.library}: {error}") from error
-        rewritten = {"shared=yes cuts": own_options.shared, "fp8=yes quantises": own_options.fp8}
-        for choice in (choice for choice, chosen in rewritten.items() if chosen):
-            if own_options.graphs or own_options.plans:
-                raise BuildError(f"option {choice} graphs, and options graphs and plans are of exported ones")
+        rewritten = {"shared": own_options.shared, "fp8": own_options.fp8, "bf16": own_options.bf16}
+        if any(rewritten.values()) and (own_options.graphs or own_options.plans):
+            choice = next(name for name, chosen in rewritten.items() if chosen)
+            raise BuildError(
+                f"option {choice}=yes makes graphs of its own, and options graphs and plans are of exported ones"
+            )
         if library.is_rtx and (own_options.graphs or own_options.plans):
             raise BuildError(
                 "options graphs and plans are for trtexec, the tool of TensorRT, not of TensorRT for RTX"
@@ -266,34 +299,33 @@ class _Compiler:
         return trtexec(graph, plan, self.limit, self.portability)
 
 
-def _check_fp8(options: BuildOptions, library: Library, portability: Portability, gpu: Gpu | None) -> None:
-    """Refuse products in FP8 where they cannot run."""
-    fp8.check_options(options)
-    if portability == AMPERE_AND_LATER:
-        raise BuildError(
-            "--option portable=ampere_plus is for cards that have no FP8 as well: leave it or --option fp8=yes out"
-        )
-    if gpu is not None and library.times_kernels:
-        fp8.check_gpu(gpu.name, gpu.capability)
+def _check_numbers(
+    options: BuildOptions, own_options: TensorRTOptions, library: Library, gpu: Gpu | None
+) -> None:
+    """Refuse FP8 and BF16 where they cannot be."""
+    here = gpu if library.times_kernels else None
+    if own_options.fp8:
+        fp8.check_options(options)
+        if here is not None:
+            fp8.check_gpu(here.name, here.capability)
+        if library.portability(own_options.portable) == AMPERE_AND_LATER:
+            raise BuildError(
+                "--option portable=ampere_plus is for cards that have no FP8 as well: leave it or --option fp8=yes out"
+            )
+    if own_options.bf16 and here is not None:
+        fp8.check_gpu(here.name, here.capability, "BF16", bf16.CAPABILITY)
+    if own_options.bf16 and (own_options.fp8 or own_options.shared):
+        other = "fp8" if own_options.fp8 else "shared"
+        raise BuildError(f"--option bf16=yes and {other}=yes were never tried together: leave one out")
 
 
-def _rehearsed(source: Source, progress: PhaseProgress) -> tuple[Mapping[str, float], float]:
-    """What products are given, by their weights, and the error of the UNet with products in FP8.
-
-    Raises:
-        BuildError: the error is larger than :data:`v2v.engine.fp8.TOLERANCE`.
-    """
-    rehearsal = source.rehearsal()
-    progress("checking", 0.0)
-    difference = error_of(rehearsal)
-    progress("checking", 1.0)
-    shutil.rmtree(rehearsal.graph.parent)
-    if not difference <= fp8.TOLERANCE:
-        raise BuildError(
-            f"{source.component.name}: with products in FP8 it differs from PyTorch by {difference:.1e} (relative), "
-            f"more than the {fp8.TOLERANCE:.0e} allowed: leave out --option fp8=yes"
-        )
-    return rehearsal.largest, difference
+def _first_capability(precision: Precision, own_options: TensorRTOptions) -> tuple[int, int]:
+    """Of the first GPUs that have the numbers that a component computes in."""
+    return max(
+        (0, 0) if precision == "fp16" else FP32_CAPABILITY,
+        fp8.CAPABILITY if own_options.fp8 else (0, 0),
+        bf16.CAPABILITY if own_options.bf16 else (0, 0),
+    )
 
 
 def _in_two_dimensions(graph: Path) -> Path:

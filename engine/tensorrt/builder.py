@@ -18,7 +18,7 @@ from typing import Any
 
 import filelock
 
-from v2v.core.components import Component, Precision, Tensor
+from v2v.core.components import Component, Tensor
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
 from v2v.engine.tensorrt.library import (
@@ -44,8 +44,7 @@ class Limits:
     optimization_level: int
     weight_streaming: bool = False
     detailed: bool = False  # names and parameters of layers stay in the plan
-    precision: Precision = "fp16"
-    fp8: bool = False  # products in FP8
+    capability: tuple[int, int] = (0, 0)  # of the first GPUs that have what the graph needs
 
 
 _OPTIMIZATION_LEVEL = 3
@@ -71,6 +70,7 @@ class TensorRTOptions:
     profiling: bool = False  # "detailed": the plan keeps what each layer is, for NVIDIA's tools
     shared: bool = False  # of a UNet what no prompt changes becomes an engine of its own
     fp8: bool = False  # products of a UNet in FP8
+    bf16: bool = False  # BF16 in the place of FP16
     graphs: str | None = None  # a folder that keeps the graphs, and trtexec's command lines
     plans: str | None = None  # a folder with plans that trtexec made, one for each component
 
@@ -92,6 +92,7 @@ class TensorRTOptions:
             profiling=_choice(extra, "profiling", no="names", yes="detailed"),
             shared=_choice(extra, "shared", no="no", yes="yes"),
             fp8=_choice(extra, "fp8", no="no", yes="yes"),
+            bf16=_choice(extra, "bf16", no="no", yes="yes"),
             graphs=extra.get("graphs"),
             plans=extra.get("plans"),
             library=extra.get("library"),
@@ -119,7 +120,6 @@ def limits(gpu_memory: int | None, options: TensorRTOptions) -> Limits:
         else options.optimization_level,
         weight_streaming=options.weight_streaming,
         detailed=options.profiling,
-        fp8=options.fp8,
     )
 
 
@@ -366,7 +366,7 @@ def _configure(
     if library.is_rtx and not limit.weight_streaming:
         # Else an engine may ask for memory of its own while it runs, and so cannot be captured: streaming must.
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    library.set_portability(config, portability, limit.precision, fp8=limit.fp8)
+    library.set_portability(config, portability, limit.capability)
     return config
 
 

@@ -21,10 +21,6 @@ from typing import Any
 import numpy as np
 
 from v2v.core.errors import BuildError
-from v2v.core.samples import relative_error
-from v2v.device import open_device
-from v2v.engine.backend import Rehearsal, backend
-from v2v.engine.verify import run_once
 
 PRODUCTS = re.compile(
     r"\.(in_layers\.2|out_layers\.3|temopral_conv\.conv\d\.\d|ff\.net\.(0\.proj|2)|attn\d\.to_[qkv])\.weight(_rows)?"
@@ -69,20 +65,6 @@ def quantise(source: Path, target: Path, largest: Mapping[str, float]) -> int:
     writer.store(target)
     ir.save(model, target)
     return len(found)
-
-
-def error_of(rehearsal: Rehearsal) -> float:
-    """Relative L2 error of the quantised graph in all runs of a rehearsal, by ONNX Runtime on the CPU."""
-    path = rehearsal.graph.with_name("quantised.onnx")
-    quantise(rehearsal.graph, path, rehearsal.largest)
-    engine = backend("onnxruntime").load(rehearsal.component, [path], "cpu")
-    actual, expected = [], []
-    for inputs, outputs in rehearsal.runs:
-        found = run_once(engine, inputs, open_device("cpu"))
-        actual += [found[name].ravel() for name in outputs]
-        expected += [values.ravel() for values in outputs.values()]
-    engine.close()
-    return relative_error(np.concatenate(actual), np.concatenate(expected))
 
 
 def _is_quantised(node: Any) -> bool:
