@@ -35,7 +35,7 @@ from v2v.core.components import Component, ComponentName, Precision, is_unet
 from v2v.core.errors import BuildError, EngineError, MachineError
 from v2v.core.files import link_or_copy, write_whole
 from v2v.core.progress import PhaseProgress
-from v2v.device.gpus import Gpu, find_gpu
+from v2v.device.gpus import DRIVERS, Gpu, cuda_version, find_gpu
 from v2v.engine import fp8
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.store import timing_cache_folder
@@ -59,7 +59,7 @@ from v2v.engine.tensorrt.runner import PlanRecord, SharingEngine, TensorRTEngine
 
 _logger = logging.getLogger(__name__)
 _BLOCK = 1 << 24
-_CUDA = 13  # as the extras install it
+_FIRST_CUDA = 13  # of sets that do not say which their library was made for
 
 
 class TensorRTBackend:
@@ -173,6 +173,7 @@ class TensorRTBackend:
             **({"capabilities": [*map(_dotted, capabilities)]} if library.is_rtx else {}),
             **({"fp8": True} if own_options.fp8 else {}),
             **({"bf16": True} if own_options.bf16 else {}),
+            **({"cuda": cuda} if (cuda := cuda_version()) != _FIRST_CUDA else {}),
         }
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
@@ -192,6 +193,11 @@ class TensorRTBackend:
         if library.version != facts["version"]:
             return Compatibility(
                 False, f"it was built by {library.name} {facts['version']}, here is {library.version}"
+            )
+        built, here = facts.get("cuda", _FIRST_CUDA), cuda_version()
+        if built != here:
+            return Compatibility(
+                False, f"it was built for CUDA {built}, the packages here are for CUDA {here}"
             )
         try:
             gpu = find_gpu(device)
@@ -402,11 +408,13 @@ def _gpu_or_none() -> Gpu | None:
 
 def _old_driver(gpu: Gpu) -> str:
     """What is wrong with a driver that does not run what the packages were made for; empty where it does."""
-    if int(gpu.driver.split(".")[0]) >= _CUDA:
+    cuda = cuda_version()
+    if int(gpu.driver.split(".")[0]) >= cuda:
         return ""
+    older = ", or install v2v's extras for CUDA 12" if cuda > 12 and gpu.driver.startswith("12.") else ""
     return (
-        f"the NVIDIA driver of {gpu.name} runs CUDA {gpu.driver} at most, and v2v needs CUDA {_CUDA}; "
-        "update the driver to r580 or later"
+        f"the NVIDIA driver of {gpu.name} runs CUDA {gpu.driver} at most, and the packages here need CUDA {cuda}; "
+        f"update the driver to {DRIVERS[cuda]} or later{older}"
     )
 
 

@@ -21,6 +21,7 @@ import filelock
 from v2v.core.components import Component, Tensor
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
+from v2v.device.gpus import DRIVERS, cuda_version
 from v2v.engine.tensorrt.library import (
     AMPERE_AND_LATER,
     SAME_CAPABILITY,
@@ -449,7 +450,11 @@ def _figure(messages: list[Message], title: str) -> int | None:
 
 # Errors ---------------------------------------------------------------------------------------------------------
 
-DRIVER_ADVICE = "check with nvidia-smi that the driver runs and is r580 or later, as CUDA 13 needs"
+
+def driver_advice() -> str:
+    """What to do where CUDA or its driver is the cause."""
+    cuda = cuda_version()
+    return f"check with nvidia-smi that the driver runs and is {DRIVERS[cuda]} or later, as CUDA {cuda} needs"
 
 
 def explain(library: Library, component: Component, graph: Path, messages: list[Message]) -> str:
@@ -477,7 +482,7 @@ def explain(library: Library, component: Component, graph: Path, messages: list[
         )
     cause = _last_error(messages) or "it gives no reason"
     if re.search(r"\bcuda|driver", text, re.IGNORECASE):
-        return f"{start}: {cause}; {DRIVER_ADVICE}"
+        return f"{start}: {cause}; {driver_advice()}"
     return f"{start}: {cause}; try --backend onnxruntime"
 
 
