@@ -53,6 +53,7 @@ from v2v.engine.tensorrt.library import (
     runs_on,
 )
 from v2v.engine.tensorrt.parts import split
+from v2v.engine.tensorrt.phases import double_in_phases
 from v2v.engine.tensorrt.rehearsed import rehearsed
 from v2v.engine.tensorrt.rewrites import flatten_frames
 from v2v.engine.tensorrt.runner import PlanRecord, SharingEngine, TensorRTEngine, record_path
@@ -93,7 +94,7 @@ class TensorRTBackend:
         compiler = self._compiler(library, own_options, options, progress)
         if own_options.graphs is not None:
             _keep_graph(graph.path, Path(own_options.graphs).expanduser(), compiler.line)
-        path, error = _in_two_dimensions(graph.path), graph.error
+        path, error = _in_faster_forms(graph.path), graph.error
         if prepared is not None:
             rewrite, error = prepared
             path, plain = path.with_name(f"{component.name}_rewritten.onnx"), path
@@ -334,13 +335,15 @@ def _first_capability(precision: Precision, own_options: TensorRTOptions) -> tup
     )
 
 
-def _in_two_dimensions(graph: Path) -> Path:
-    """``graph``, or one beside it whose convolutions over frames are two-dimensional."""
-    flat = graph.with_name(f"{graph.stem}_flat.onnx")
-    try:
-        return flat if flatten_frames(graph, flat) else graph
-    except Exception:  # of a damaged graph: TensorRT's parser says what is wrong with it
-        return graph
+def _in_faster_forms(graph: Path) -> Path:
+    """``graph``, or one beside it whose convolutions over frames are two-dimensional and whose doublings are phases."""
+    for name, rewrite in (("flat", flatten_frames), ("phases", double_in_phases)):
+        made = graph.with_name(f"{graph.stem}_{name}.onnx")
+        try:
+            graph = made if rewrite(graph, made) else graph
+        except Exception:  # of a damaged graph: TensorRT's parser says what is wrong with it
+            return graph
+    return graph
 
 
 def _keep_graph(graph: Path, folder: Path, line: Callable[[Path, Path], str]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from v2v.core.errors import BuildError
+from v2v.engine.tensorrt.rewrites import store_beside
 
 PRODUCTS = re.compile(
     r"\.(in_layers\.2|out_layers\.3|temopral_conv\.conv\d\.\d|ff\.net\.(0\.proj|2)|attn\d\.to_[qkv])\.weight(_rows)?"
@@ -122,15 +123,7 @@ class _Writer:
 
     def store(self, target: Path) -> None:
         """Write the weights in FP8, and let go of those that they replace."""
-        from onnx_ir import external_data
-
-        values = [stored for stored, _ in self._weights.values()]
-        data = f"{target.name}.data"
-        kept = external_data.convert_tensors_to_external(
-            [value.const_value for value in values], target.parent, data
-        )
-        for value, tensor in zip(values, kept, strict=True):
-            value.const_value = tensor
+        store_beside([stored for stored, _ in self._weights.values()], target)
         for name in self._weights:
             if not self._graph.initializers[name].uses():
                 del self._graph.initializers[name]
