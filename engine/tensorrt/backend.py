@@ -41,6 +41,7 @@ from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled,
 from v2v.engine.store import timing_cache_folder
 from v2v.engine.tensorrt import bf16
 from v2v.engine.tensorrt.builder import Limits, TensorRTOptions, build_plan, limits, trtexec
+from v2v.engine.tensorrt.doublings import double_at_once
 from v2v.engine.tensorrt.fp8 import quantise
 from v2v.engine.tensorrt.library import (
     AMPERE_AND_LATER,
@@ -53,7 +54,6 @@ from v2v.engine.tensorrt.library import (
     runs_on,
 )
 from v2v.engine.tensorrt.parts import split
-from v2v.engine.tensorrt.phases import double_in_phases
 from v2v.engine.tensorrt.rehearsed import rehearsed
 from v2v.engine.tensorrt.rewrites import flatten_frames
 from v2v.engine.tensorrt.runner import PlanRecord, SharingEngine, TensorRTEngine, record_path
@@ -336,8 +336,8 @@ def _first_capability(precision: Precision, own_options: TensorRTOptions) -> tup
 
 
 def _in_faster_forms(graph: Path) -> Path:
-    """``graph``, or one beside it whose convolutions over frames are two-dimensional and whose doublings are phases."""
-    for name, rewrite in (("flat", flatten_frames), ("phases", double_in_phases)):
+    """``graph``, or one beside it with convolutions over frames in two dimensions, and doublings in one."""
+    for name, rewrite in (("flat", flatten_frames), ("doubled", double_at_once)):
         made = graph.with_name(f"{graph.stem}_{name}.onnx")
         try:
             graph = made if rewrite(graph, made) else graph

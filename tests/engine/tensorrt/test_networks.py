@@ -28,7 +28,7 @@ from v2v.core.components import (
 from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig, TextEncoderConfig
 from v2v.engine.backend import BuildOptions
 from v2v.engine.tensorrt.backend import TensorRTBackend
-from v2v.engine.tensorrt.phases import double_in_phases
+from v2v.engine.tensorrt.doublings import double_at_once
 from v2v.engine.tensorrt.runner import PlanRecord
 from v2v.export import graphs
 from v2v.export.ranges import Rehearsal
@@ -66,19 +66,21 @@ def check_layers(record: PlanRecord, operators: dict[str, int]) -> None:
     norms = operators.get("GroupNormalization", 0) + operators.get("LayerNormalization", 0)
     assert count(record, "NORMALIZATION", "FLOAT") == count(record, "NORMALIZATION") == norms
     assert count(record, "SOFTMAX", "HALF") == 0
-    for heavy in ("CONVOLUTION", "MATRIX_MULTIPLY"):
+    for heavy in ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY"):
         assert count(record, heavy, "FLOAT") == 0
+    assert count(record, "DECONVOLUTION", "HALF") == operators.get("ConvTranspose", 0)
+    assert count(record, "RESIZE") == operators.get("Resize", 0)
     assert count(record, "CONVOLUTION", "HALF") == operators.get("Conv", 0)
 
 
 def operators(graph: Path) -> dict[str, int]:
-    """How many nodes of each operator a graph has, with its doublings in phases as they are compiled."""
+    """How many nodes of each operator a graph has, with its doublings as they are compiled."""
     import onnx
 
     found: dict[str, int] = {}
-    phases = graph.with_name("phases.onnx")
-    double_in_phases(graph, phases)
-    for node in onnx.load(str(phases), load_external_data=False).graph.node:
+    doubled = graph.with_name("doubled.onnx")
+    double_at_once(graph, doubled)
+    for node in onnx.load(str(doubled), load_external_data=False).graph.node:
         found[node.op_type] = found.get(node.op_type, 0) + 1
     return found
 

@@ -1,13 +1,13 @@
-"""Doubling and convolution in one: a map that is repeated and then convolved, computed on the map itself.
+"""Doubling and convolution in one: a map that is repeated and then convolved, as one transposed convolution of the map.
 
-A 3x3 convolution of a map whose rows and columns are repeated adds up the same number twice or four times. So each of
-the four places that a position becomes (its phases) is a 2x2 convolution of the map as it was, with added weights: 16
-products in the place of 36, and the repeated map is never made. Sums of weights are rounded once more in FP16; in FP32
-the two agree to rounding.
+A 3x3 convolution of a map whose rows and columns are repeated adds up the same number twice or four times. Each of the
+four places that a position becomes is a sum of four positions by added weights, 16 products in the place of 36, and the
+four together are a transposed convolution of 4x4 with a stride of two. The repeated map is never made. Sums of weights
+are rounded once more in FP16; in FP32 the two agree to rounding.
 
 Where the first and the last row of the repeated map are dropped before the convolution, it sees zeros beside what is
-left, and the phases see what was dropped. Its share, a product of one row of the map by the weights of one phase, is
-taken from the first and the last row again.
+left, and this one sees what was dropped. Its share in the first and the last row of the result is taken away again; one
+row of the map gives it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from v2v.engine.tensorrt.rewrites import store_beside
 _LEAST_ROWS = 3  # of a map whose first and last row differ from others between them
 
 
-def double_in_phases(source: Path, target: Path) -> int:
-    """Write the graph at ``source`` to ``target``, in the same folder, with doublings in phases.
+def double_at_once(source: Path, target: Path) -> int:
+    """Write the graph at ``source`` to ``target``, in the same folder, whose doublings are transposed convolutions.
 
     Added weights lie in ``<target>.data``, others stay in their file.
 
@@ -39,7 +39,7 @@ def double_in_phases(source: Path, target: Path) -> int:
     for writer in writers:
         writer.replace()
     if found:
-        store_beside([value for writer in writers for value in writer.weights], target)
+        store_beside([writer.weight for writer in writers], target)
     for value in [value for value in model.graph.initializers.values() if not value.uses()]:
         del model.graph.initializers[value.name]
     ir.save(model, target)
@@ -109,79 +109,68 @@ class _Writer:
         self._map = doubling.resize.inputs[0]
         self._bias = [*doubling.convolution.inputs[2:]]
         self._made: list[Any] = []
-        self._kernels = self._make_kernels()
-
-    @property
-    def weights(self) -> list[Any]:
-        """Initializers whose values are not stored yet."""
-        return [*self._kernels.values()]
+        self.weight = self._added_weight()  # whose values are not stored yet
 
     def replace(self) -> None:
         """Do it."""
         import onnx_ir as ir
 
-        doubling, result = self._doubling, self._doubling.convolution.outputs[0]
-        make = self._cropped if doubling.crop is not None else self._whole
-        # Of the places that a position becomes, row by row; each [N, O, h, w].
-        places = [make(row, column) for row in (0, 1) for column in (0, 1)]
-        last = self._node("DepthToSpace", [self._node("Concat", places, axis=1)], blocksize=2, mode="DCR")
+        doubling = self._doubling
+        last = self._doubled(self._map, (1, 1), self._bias) if doubling.crop is None else self._cropped()
         old = [node for node in (doubling.resize, doubling.crop, doubling.convolution) if node is not None]
         ir.convenience.replace_nodes_and_values(
-            self._graph, doubling.convolution, old, self._made, [result], [last]
+            self._graph, doubling.convolution, old, self._made, [doubling.convolution.outputs[0]], [last]
         )
 
-    def _whole(self, row: int, column: int) -> Any:
-        """One place of every position, h and w those of the map."""
-        pads = [1 - row, 1 - column, row, column]
-        return self._convolution(self._map, self._kernels[row, column], pads, self._bias)
-
-    def _cropped(self, row: int, column: int) -> Any:
-        """The same without the first and the last row: the second places of rows, then the first ones of the next."""
-        sides = (1 - column, column)
-        other = self._kernels[1 - row, column]
-        found = self._convolution(self._map, other, [0, sides[0], 0, sides[1]], self._bias)
+    def _cropped(self) -> Any:
+        """Without the first and the last row of the repeated map, which see what is dropped."""
         rows = self._map.shape[2]
-        dropped = self._rows(self._map, 0, 1) if row == 0 else self._rows(self._map, rows - 1, rows)
-        share = self._convolution(dropped, self._kernels[row, column], [row, sides[0], 1 - row, sides[1]], [])
-        if row == 0:
-            ends = [self._node("Sub", [self._rows(found, 0, 1), share]), self._rows(found, 1, rows - 1)]
-        else:
-            ends = [
-                self._rows(found, 0, rows - 2),
-                self._node("Sub", [self._rows(found, rows - 2, rows - 1), share]),
-            ]
+        doubled = self._doubled(self._map, (2, 2), self._bias)
+        # Of one row four are made. What is left has the last one of the first row's, and the first one of the last's.
+        first = self._doubled(self._rows(self._map, 0, 1), (3, 0), [])
+        last = self._doubled(self._rows(self._map, rows - 1, rows), (0, 3), [])
+        end = 2 * (rows - 1)
+        ends = [
+            self._node("Sub", [self._rows(doubled, 0, 1), first]),
+            self._rows(doubled, 1, end - 1),
+            self._node("Sub", [self._rows(doubled, end - 1, end), last]),
+        ]
         return self._node("Concat", ends, axis=2)
 
-    def _convolution(self, given: Any, weight: Any, pads: list[int], bias: list[Any]) -> Any:
-        return self._node("Conv", [given, weight, *bias], kernel_shape=[2, 2], pads=pads)
+    def _doubled(self, given: Any, left_out: tuple[int, int], bias: list[Any]) -> Any:
+        """Rows and columns doubled; ``left_out`` of ``2h + 2`` rows above and below."""
+        pads = [left_out[0], 1, left_out[1], 1]
+        return self._node(
+            "ConvTranspose", [given, self.weight, *bias], kernel_shape=[4, 4], strides=[2, 2], pads=pads
+        )
 
     def _rows(self, value: Any, start: int, stop: int) -> Any:
         return self._node("Slice", [value, *map(self._number, (start, stop, 2))])
 
-    def _make_kernels(self) -> dict[tuple[int, int], Any]:
-        """Weights ``[O, I, 2, 2]`` for even and odd rows and columns of the result."""
+    def _added_weight(self) -> Any:
+        """``[O, I, 3, 3]`` -> ``[I, O, 4, 4]``: mirrored, and each tap once more beside itself."""
         import onnx_ir as ir
 
         plain = self._doubling.convolution.inputs[1]
-        shape = ir.Shape([*plain.shape.numpy()[:2], 2, 2])
-        found = {}
-        for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            name = f"{plain.name}_phase_{place[0]}{place[1]}"
+        outputs, inputs = plain.shape.numpy()[:2]
+        shape, name = ir.Shape([inputs, outputs, 4, 4]), f"{plain.name}_doubling"
 
-            def convert(place: tuple[int, int] = place, name: str = name) -> Any:
-                wide = plain.const_value.numpy().astype(np.float32)
-                kernel = _pair(_pair(wide, place[0], 2), place[1], 3)
-                return ir.tensor(kernel.astype(plain.dtype.numpy()), name=name)
+        def convert() -> Any:
+            mirrored = plain.const_value.numpy().astype(np.float32)[:, :, ::-1, ::-1].swapaxes(0, 1)
+            added = np.zeros(shape.numpy(), np.float32)
+            for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                added[:, :, row : row + 3, column : column + 3] += mirrored
+            return ir.tensor(added.astype(plain.dtype.numpy()), name=name)
 
-            lazy = ir.LazyTensor(convert, dtype=plain.dtype, shape=shape, name=name)
-            found[place] = ir.Value(name=name, shape=shape, type=plain.type, const_value=lazy)
-            self._graph.register_initializer(found[place])
-        return found
+        lazy = ir.LazyTensor(convert, dtype=plain.dtype, shape=shape, name=name)
+        value = ir.Value(name=name, shape=shape, type=plain.type, const_value=lazy)
+        self._graph.register_initializer(value)
+        return value
 
     def _number(self, number: int) -> Any:
         import onnx_ir as ir
 
-        name = f"phases_{number}"
+        name = f"doubling_at_{number}"
         if name not in self._graph.initializers:
             tensor = ir.tensor([number], dtype=ir.DataType.INT64, name=name)
             self._graph.register_initializer(ir.Value(name=name, const_value=tensor))
@@ -192,17 +181,10 @@ class _Writer:
         import onnx_ir as ir
 
         own = ir.convenience.convert_attributes(attributes)
-        name = f"{self._doubling.convolution.name}_{len(self._made)}"
-        node = ir.Node("", operator, inputs, attributes=own, name=name)
-        node.outputs[0].name, node.outputs[0].type = (
-            f"{self._map.name}_doubled_{len(self._made)}",
-            self._map.type,
+        number = len(self._made)
+        node = ir.Node(
+            "", operator, inputs, attributes=own, name=f"{self._doubling.convolution.name}_{number}"
         )
+        node.outputs[0].name, node.outputs[0].type = f"{self._map.name}_doubled_{number}", self._map.type
         self._made.append(node)
         return node.outputs[0]
-
-
-def _pair(kernel: Any, place: int, axis: int) -> Any:
-    """Three taps on repeated entries as two on what was repeated, for the first or the second of its two places."""
-    before, at, after = np.split(kernel, 3, axis)
-    return np.concatenate([before + at, after] if place else [before, at + after], axis)
