@@ -94,7 +94,7 @@ class TensorRTBackend:
         compiler = self._compiler(library, own_options, options, progress)
         if own_options.graphs is not None:
             _keep_graph(graph.path, Path(own_options.graphs).expanduser(), compiler.line)
-        path, error = _in_faster_forms(graph.path), graph.error
+        path, error = _in_faster_forms(graph.path, in_bf16=own_options.bf16), graph.error
         if prepared is not None:
             rewrite, error = prepared
             path, plain = path.with_name(f"{component.name}_rewritten.onnx"), path
@@ -335,9 +335,13 @@ def _first_capability(precision: Precision, own_options: TensorRTOptions) -> tup
     )
 
 
-def _in_faster_forms(graph: Path) -> Path:
-    """``graph``, or one beside it with convolutions over frames in two dimensions, and doublings in one."""
-    for name, rewrite in (("flat", flatten_frames), ("doubled", double_at_once)):
+def _in_faster_forms(graph: Path, *, in_bf16: bool) -> Path:
+    """``graph``, or one beside it with convolutions over frames in two dimensions, and doublings in one.
+
+    TensorRT for RTX has no transposed convolutions in BF16.
+    """
+    rewrites = {"flat": flatten_frames} if in_bf16 else {"flat": flatten_frames, "doubled": double_at_once}
+    for name, rewrite in rewrites.items():
         made = graph.with_name(f"{graph.stem}_{name}.onnx")
         try:
             graph = made if rewrite(graph, made) else graph

@@ -22,6 +22,7 @@ from v2v.engine.tensorrt.backend import TensorRTBackend
 from v2v.engine.tensorrt.doublings import double_at_once
 from v2v.engine.tensorrt.runner import PlanRecord
 from v2v.engine.verify import run_once
+from v2v.export.ranges import Rehearsal
 
 INPUTS, OUTPUTS = 5, 6
 
@@ -140,3 +141,19 @@ def test_nvidias_compiler_makes_no_repeated_map(tensorrt: ModuleType, tmp_path: 
     layers = PlanRecord.read(made.files[1]).layers
     assert layers["DECONVOLUTION HALF"] == 1 + 2 * crop
     assert not [name for name in layers if name.startswith(("RESIZE", "CONVOLUTION"))]
+
+
+def test_in_bf16_a_map_is_repeated_as_there_is_no_kernel_for_it(tensorrt: ModuleType, tmp_path: Path) -> None:
+    described = component(6, 8, 0, "float16")
+    (tmp_path / "rehearsal").mkdir()
+    (tmp_path / "set").mkdir()
+    given = described.inputs[0]
+    inputs = {given.name: np.ones(given.shape, np.float16)}
+    graph = doubling(tmp_path / "rehearsal", described)
+    outputs = run_once(backend("onnxruntime").load(described, [graph], "cpu"), inputs, open_device("cpu"))
+    rehearsal = Rehearsal(described, graph, [(inputs, outputs)], {})
+    source = replace(source_of(described, doubling(tmp_path, described)), rehearsal=lambda: rehearsal)
+    options = BuildOptions("fp16", "cuda", {"bf16": "yes"})
+    made = TensorRTBackend().build(source, tmp_path / "set", options, lambda *_: None)
+    layers = PlanRecord.read(made.files[1]).layers
+    assert layers["RESIZE BF16"] == layers["CONVOLUTION BF16"] == 1
