@@ -26,6 +26,7 @@ _LIBRARIES = (
     "torch",
     "triton",
     "tensorrt",
+    "tensorrt-cu12",
     "tensorrt-cu13",
     "cuda-core",
     "cuda-bindings",

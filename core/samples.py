@@ -42,11 +42,14 @@ class Occurring:
     latents of the autoencoder's own spread. A model that takes pictures begins with noise alone. Each component is
     asked for its :meth:`inputs` in the order of an engine set, and what it makes of them, in a precision that can be
     trusted, is handed to :meth:`keep`.
+
+    :attr:`left` is the share of a run that is still to come, 1 at its beginning: of the noise level as well.
     """
 
     def __init__(self, model: ModelConfig) -> None:
         self._model = model
         self._outputs: Arrays = {}
+        self.left = 1.0
 
     def inputs(self, component: Component) -> Arrays:
         """Arrays of the shapes and types of ``component``'s inputs.
@@ -67,7 +70,7 @@ class Occurring:
             ids[0, : len(_PROMPT_IDS)] = _PROMPT_IDS
             return np.minimum(ids, model.vocabulary - 1)
         if tensor.name == "timestep":
-            return np.full(shape, round(999 * model.defaults.strength))
+            return np.full(shape, round(999 * model.defaults.strength * self.left))
         if tensor.name in ("hint_timestep", "enlargement"):
             told = {"hint_timestep": max(model.defaults.hint_noise - 1, 0)}
             return np.full(shape, told.get(tensor.name, model.defaults.up_scale))
@@ -90,7 +93,9 @@ class Occurring:
         if tensor.name == "hint":
             return moving
         noise = np.random.default_rng(1).standard_normal(shape)
-        angle = model.defaults.strength * math.pi / 2  # of a cosine schedule, whose variance stays
+        angle = (
+            model.defaults.strength * self.left * math.pi / 2
+        )  # of a cosine schedule, whose variance stays
         noised: npt.NDArray[Any] = math.cos(angle) * moving + math.sin(angle) * noise
         return noised
 

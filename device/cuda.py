@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from v2v.core.errors import EngineError, first_line
 from v2v.device import Nonfinite, kernels
+from v2v.device.gpus import cuda_version
 from v2v.device.resize import taps
 
 try:
@@ -385,7 +386,7 @@ class CudaDevice:
         except Exception as error:
             raise EngineError(
                 f"--device cuda: the kernels cannot be compiled for {self.gpu.name} ({first_line(error)}); "
-                "install NVIDIA's run-time compiler with: pip install nvidia-cuda-nvrtc"
+                f"install NVIDIA's run-time compiler with: pip install 'v2v[cuda{12 if cuda_version() == 12 else ''}]'"
             ) from error
 
     def _make_taps(self, *geometry: Any) -> _Taps:

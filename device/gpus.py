@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,19 @@ from v2v.core.errors import EngineError, MachineError, UsageError, first_line
 
 _DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
+
+
+DRIVERS = {12: "r525", 13: "r580"}
+"""The first NVIDIA driver for each version of CUDA that the extras install packages for."""
+
+
+def cuda_version() -> int:
+    """The version of CUDA that the installed packages are for; the newest where there are none."""
+    try:
+        installed = int(importlib.metadata.version("cuda-bindings").partition(".")[0])
+    except importlib.metadata.PackageNotFoundError:
+        return max(DRIVERS)
+    return installed if installed in DRIVERS else max(DRIVERS)
 
 
 def cuda_devices() -> int:

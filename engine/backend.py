@@ -24,8 +24,9 @@ from v2v.core.components import (
     component_names,
 )
 from v2v.core.configs import ModelConfig
-from v2v.core.errors import EngineError
+from v2v.core.errors import BuildError, EngineError
 from v2v.core.progress import PhaseProgress
+from v2v.core.samples import Arrays
 
 
 class Buffer(Protocol):
@@ -117,9 +118,35 @@ class CheckedGraph:
     error: float = 0.0
 
 
+class Rehearsal(Protocol):
+    """A component on a small window, given what it is given in a run; see :class:`v2v.export.ranges.Rehearsal`."""
+
+    @property
+    def component(self) -> Component: ...
+
+    @property
+    def graph(self) -> Path: ...
+
+    @property
+    def runs(self) -> Sequence[tuple[Arrays, Arrays]]:
+        """Inputs and outputs, the latter in FP32."""
+        ...
+
+    @property
+    def largest(self) -> Mapping[str, float]:
+        """The largest magnitude that each product is given, by its weight's name in the graph."""
+        ...
+
+
+def _no_rehearsal() -> Rehearsal:
+    raise BuildError(
+        "there are no weights to rehearse a component with: leave out --option fp8=yes or bf16=yes"
+    )
+
+
 @dataclass(frozen=True)
 class Source:
-    """A component to compile. A backend calls ``graph`` or ``network``, and only what it calls is made."""
+    """A component to compile. A backend calls what it needs of the functions, and only what it calls is made."""
 
     component: Component
     model: ModelConfig
@@ -129,6 +156,7 @@ class Source:
     network: Callable[
         [], Any
     ]  # the torch.nn.Module that ``v2v.export`` defines, with its weights, FP32, on the CPU
+    rehearsal: Callable[[], Rehearsal] = _no_rehearsal  # what it writes may be thrown away
 
 
 @dataclass(frozen=True)
@@ -279,7 +307,7 @@ class Backend(Protocol):
 
         Plain JSON values. Where engines are tied to a GPU, ``gpu`` is its name and ``compute_capability`` is
         like "8.9"; ``label``, a short word such as "sm89" or "portable", becomes part of the set's name; ``fp8`` is
-        true where products of the UNet are computed in FP8.
+        true where products of the UNet are computed in FP8, ``bf16`` where BF16 takes FP16's place.
 
         Raises ``BuildError`` for options that the backend does not have or cannot meet.
         """

@@ -66,6 +66,12 @@ def _plain_network(name: ComponentName, model: ModelConfig, weights: Any) -> Any
     return plain_network(name, model, weights)
 
 
+def _rehearse(name: ComponentName, *arguments: Any) -> Any:
+    from v2v.export.ranges import rehearse
+
+    return rehearse(name, *arguments)
+
+
 @dataclass(frozen=True)
 class Exporter:
     """Where weights, graphs and networks come from: the functions of ``v2v.export`` that a build calls."""
@@ -74,6 +80,7 @@ class Exporter:
     export_component: Callable[..., Any]
     save_safetensors: Callable[..., Any]
     plain_network: Callable[..., Any] = _plain_network
+    rehearse: Callable[..., Any] = _rehearse
     largest_numbers: Callable[..., Any] | None = None  # None: nothing looks for them
 
     @classmethod
@@ -220,7 +227,7 @@ def _with_ranges(
 ) -> dict[ComponentName, ComponentRecord]:
     """``records`` with the largest numbers inside those components that compute in FP16."""
     half = [name for name in records if recipe.options.of(name).precision == "fp16"]
-    if exporter.largest_numbers is None or not half or weights.kind == "random":
+    if exporter.largest_numbers is None or not half or recipe.bf16 or weights.kind == "random":
         return records
     found: dict[str, dict[str, float]] = exporter.largest_numbers(
         recipe.model, weights, recipe.window, lambda phase, share: progress("weights", phase, share)
@@ -268,6 +275,10 @@ def _build_component(
     def export() -> Any:
         return exporter.export_component(name, model, weights, window, precision, graphs, report)
 
+    def rehearse() -> Any:
+        (graphs / "rehearsal").mkdir()
+        return exporter.rehearse(name, model, weights, window, precision, graphs / "rehearsal", report)
+
     source = Source(
         component,
         model,
@@ -275,6 +286,7 @@ def _build_component(
         precision,
         graph=lambda: timed(export),
         network=lambda: timed(lambda: exporter.plain_network(name, model, weights)),
+        rehearsal=lambda: timed(rehearse),
     )
     started = time.monotonic()
     compiled = engine_backend.build(source, target, options, report)

@@ -106,6 +106,12 @@ def wrong_layers(
     recipe = engine_set.manifest.recipe
     if (recipe.backend.name, device) == ("onnxruntime", "cpu"):
         raise EngineError("--layers compares with ONNX Runtime on the CPU, and this set is that itself")
+    if recipe.fp8 or recipe.bf16:
+        option = "fp8=yes" if recipe.fp8 else "bf16=yes"
+        raise EngineError(
+            f"--layers compares graphs as they are exported, and {engine_set.path} was built with --option {option}: "
+            "build a set without it to look for a wrong layer"
+        )
     occurring, engine_backend = Occurring(engine_set.model), backend(recipe.backend.name)
     for name in engine_set.names:
         component = engine_set.component(name)

@@ -131,6 +131,11 @@ class Recipe:
         return bool(self.backend.facts.get("fp8"))
 
     @property
+    def bf16(self) -> bool:
+        """Whether BF16 takes the place of FP16."""
+        return bool(self.backend.facts.get("bf16"))
+
+    @property
     def name(self) -> str:
         """Folder name that a person can read; its last part tells apart what the rest leaves out."""
         parts = [
@@ -140,6 +145,7 @@ class Recipe:
             self.options.precision,
             *(f"{name.replace('_', '-')}-{precision}" for name, precision in self.options.mixed),
             "fp8" if self.fp8 else "",
+            "bf16" if self.bf16 else "",
             self.options.device,
             "reuse" if self.options.reuse else "",
             f"{self.backend.name}-{self.backend.version}",

@@ -96,7 +96,7 @@ def code(file: Path) -> Iterator[Code]:
                 yield Code(file, begin, language, "\n".join(block) + "\n", extras)
             language = None
         elif language == "sh" and line.strip():
-            if (requirement := re.match(r"pip install (?:-e )?'?\.(?:\[([\w,]+)\])?", line)) is not None:
+            if (requirement := re.match(r"pip install (?:-e )?'?\.(?:\[([\w,-]+)\])?", line)) is not None:
                 extras = frozenset((requirement[1] or "").split(",")) - {""}
             yield Code(file, number, language, line, extras)
         elif language is not None:
@@ -140,7 +140,7 @@ import re, sys
 command, *words = sys.argv[1:]
 assert command == "install", command
 (wanted,) = [word for word in words if word != "-e"]
-extras = re.fullmatch(r"\\.(?:\\[([\\w,]+)\\])?", wanted)
+extras = re.fullmatch(r"\\.(?:\\[([\\w,-]+)\\])?", wanted)
 if extras is None:
     assert wanted in {OTHER_PACKAGES}, wanted
 else:

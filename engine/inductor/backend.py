@@ -29,6 +29,7 @@ from v2v.core.errors import BuildError, first_line
 from v2v.core.progress import PhaseProgress
 from v2v.core.samples import relative_error, sample_inputs
 from v2v.device.gpus import cuda_devices
+from v2v.engine import fp8
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.inductor.runner import InductorEngine
 from v2v.engine.inductor.torch_internals import (
@@ -58,12 +59,6 @@ _CUDA_OPTIONS = {
     # Nothing is computed on the CPU: finding out what vectors it has takes a minute, most of a small component's build.
     "cpp.vec_isa_ok": False,
 }
-
-FP8_CAPABILITY = (8, 9)
-"""Of the first GPUs whose matrix units take e4m3."""
-
-FP8_TOLERANCE = 0.3
-"""Relative L2 error of a UNet in FP8 past which it is refused; random weights gave 0.05 to 0.18."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ class InductorBackend:
             raise BuildError(f"PyTorch {torch.__version__} has no {options.device} here to compile for")
         own_options = self._check(options)
         if own_options.fp8:
-            _check_fp8_model(model)
+            fp8.check_model(model)
         plain = _Method(source.network(), METHOD_OF[component.name])
         inputs = _sample_inputs(component, model, options.device)
         module = _to_compile(component.name, model, plain, options, own_options)
@@ -149,8 +144,8 @@ class InductorBackend:
             relative_error(output.cpu().numpy(), reference.cpu().numpy())
             for output, reference in zip(actual, expected, strict=True)
         )
-        fp8 = own_options.fp8 and is_unet(component.name)
-        tolerance = FP8_TOLERANCE if fp8 else _BUILD_TOLERANCE[options.precision]
+        in_fp8 = own_options.fp8 and is_unet(component.name)
+        tolerance = fp8.TOLERANCE if in_fp8 else _BUILD_TOLERANCE[options.precision]
         if not difference <= tolerance:
             raise BuildError(
                 f"{component.name}: the compiled component differs from PyTorch by {difference:.1e} (relative), "
@@ -179,25 +174,17 @@ class InductorBackend:
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
         """See :class:`v2v.engine.backend.Backend`."""
-        return FP8_TOLERANCE if is_unet(name) and self._check(options).fp8 else TOLERANCE[options.precision]
+        return fp8.TOLERANCE if is_unet(name) and self._check(options).fp8 else TOLERANCE[options.precision]
 
     def _check(self, options: BuildOptions) -> InductorOptions:
         own_options = InductorOptions.read(options)
         if not own_options.fp8:
             return own_options
-        if options.device != "cuda" or options.precision != "fp16":
-            raise BuildError(
-                "--option fp8=yes computes parts of an FP16 UNet on a GPU: it needs --device cuda --precision fp16, "
-                f"not {options.device} and {options.precision}"
-            )
+        fp8.check_options(options)
         if not own_options.fused:
             raise BuildError("--option fp8=yes is a choice of the fused network: leave out --option fused=no")
-        if "cuda" in self.devices and torch.cuda.get_device_capability() < FP8_CAPABILITY:
-            have, need = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(), FP8_CAPABILITY))
-            raise BuildError(
-                f"{torch.cuda.get_device_name()} has no FP8 (its compute capability is {have}, FP8 came with "
-                f"{need}): leave out --option fp8=yes"
-            )
+        if "cuda" in self.devices:
+            fp8.check_gpu(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
         return own_options
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
@@ -312,24 +299,6 @@ def _to_compile(
         quantise(converted)
     module: nn.Module = converted
     return module
-
-
-def _check_fp8_model(model: ModelConfig) -> None:
-    from v2v.engine.inductor.fused.fp8 import MULTIPLE
-
-    if model.unet.control != "none":
-        raise BuildError(
-            f"model {model.name} has a control branch, which was never tried in FP8: leave out fp8=yes"
-        )
-    if not model.unet.groups:
-        raise BuildError(
-            f"model {model.name} has no norms, which keep numbers within FP8's range: leave out --option fp8=yes"
-        )
-    if model.unet.width % MULTIPLE:
-        raise BuildError(
-            f"FP8 needs a UNet whose width is a multiple of {MULTIPLE}; that of {model.name} is {model.unet.width}: "
-            "leave out --option fp8=yes"
-        )
 
 
 def _sample_inputs(component: Component, model: ModelConfig, device: str) -> tuple[Tensor, ...]:

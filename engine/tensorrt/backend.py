@@ -14,6 +14,8 @@ A plan is for one version of the library, and (unless built as portable) for one
 - ``weight_streaming``: ``yes`` leaves weights that the card has no room for in the host's memory
 - ``profiling``: ``detailed`` keeps in the plan what each layer is, for NVIDIA's profilers and its engine inspector
 - ``shared``: ``yes`` makes of what no prompt changes in a UNet an engine of its own, which a guided step runs once
+- ``fp8``: ``yes`` computes products of the UNet in FP8, see :mod:`v2v.engine.tensorrt.fp8`
+- ``bf16``: ``yes`` computes in BF16 instead of FP16, see :mod:`v2v.engine.tensorrt.bf16`
 - ``graphs``: a folder that keeps the graphs, and in trtexec.sh the lines with which TensorRT's tool compiles them
 - ``plans``: a folder with ``<component>.plan``, made by those lines: they are taken as they are
 """
@@ -25,25 +27,40 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from v2v.core.components import Component, ComponentName, Precision
+from v2v.core.components import Component, ComponentName, Precision, is_unet
 from v2v.core.errors import BuildError, EngineError, MachineError
 from v2v.core.files import link_or_copy, write_whole
 from v2v.core.progress import PhaseProgress
-from v2v.device.gpus import Gpu, find_gpu
+from v2v.device.gpus import DRIVERS, Gpu, cuda_version, find_gpu
+from v2v.engine import fp8
 from v2v.engine.backend import TOLERANCE, BuildOptions, Compatibility, Compiled, Source
 from v2v.engine.cutting import split
 from v2v.engine.store import timing_cache_folder
+from v2v.engine.tensorrt import bf16
 from v2v.engine.tensorrt.builder import Limits, TensorRTOptions, build_plan, limits, trtexec
-from v2v.engine.tensorrt.library import RTX, SAME_GPU, Library, Portability, load_library, runs_on
+from v2v.engine.tensorrt.doublings import double_at_once
+from v2v.engine.tensorrt.fp8 import quantise
+from v2v.engine.tensorrt.library import (
+    AMPERE_AND_LATER,
+    FP32_CAPABILITY,
+    RTX,
+    SAME_GPU,
+    Library,
+    Portability,
+    load_library,
+    runs_on,
+)
+from v2v.engine.tensorrt.rehearsed import rehearsed
 from v2v.engine.tensorrt.rewrites import flatten_frames
 from v2v.engine.tensorrt.runner import PlanRecord, SharingPlans, TensorRTEngine, record_path
 
 _logger = logging.getLogger(__name__)
 _BLOCK = 1 << 24
-_CUDA = 13  # as the extras install it
+_FIRST_CUDA = 13  # of sets that do not say which their library was made for
 
 
 class TensorRTBackend:
@@ -71,27 +88,60 @@ class TensorRTBackend:
                 names the component, the layer where known, and what to try.
         """
         library, own_options = self._library_and_options(options)
-        component, graph = source.component, source.graph()
+        component = source.component
+        prepared = self._prepared(source, own_options, progress)
+        graph = source.graph()
         compiler = self._compiler(library, own_options, options, progress)
         if own_options.graphs is not None:
             _keep_graph(graph.path, Path(own_options.graphs).expanduser(), compiler.line)
-        path = _in_two_dimensions(graph.path)
+        path, error = _in_faster_forms(graph.path, in_bf16=own_options.bf16), graph.error
+        if prepared is not None:
+            rewrite, error = prepared
+            path, plain = path.with_name(f"{component.name}_rewritten.onnx"), path
+            rewrite(plain, path)
         if not (own_options.shared and component.name == "unet"):
-            return Compiled(compiler.compile(component, path, folder / f"{component.name}.plan"), graph.error)
+            return Compiled(compiler.compile(component, path, folder / f"{component.name}.plan"), error)
         shared, rest = split(component, path)
         return Compiled(
             [
                 *compiler.compile(rest.component, rest.path, folder / f"{component.name}.plan"),
                 *compiler.compile(shared.component, shared.path, folder / f"{component.name}_shared.plan"),
             ],
-            graph.error,
+            error,
         )
+
+    def _prepared(
+        self, source: Source, own_options: TensorRTOptions, progress: PhaseProgress
+    ) -> tuple[Callable[[Path, Path], Any], float] | None:
+        """What writes a component's graph in other numbers, and the error that they bring; None: it stays as it is.
+
+        Raises:
+            BuildError: the model cannot have them, or the error is too large.
+        """
+        if own_options.fp8:
+            fp8.check_model(source.model)
+        if own_options.fp8 and is_unet(source.component.name):
+            rehearsal, error = rehearsed(
+                source,
+                "FP8",
+                fp8.TOLERANCE,
+                lambda given, path: quantise(given.graph, path, given.largest),
+                progress,
+            )
+            return partial(quantise, largest=rehearsal.largest), error
+        if own_options.bf16 and source.precision == "fp16":
+            _, error = rehearsed(
+                source, "BF16", bf16.TOLERANCE, lambda given, path: bf16.imitate(given.graph, path), progress
+            )
+            return bf16.widen, error
+        return None
 
     def _compiler(
         self, library: Library, own_options: TensorRTOptions, options: BuildOptions, progress: PhaseProgress
     ) -> _Compiler:
         gpu = _gpu_or_none()
-        limit = replace(limits(gpu.memory if gpu else None, own_options), precision=options.precision)
+        first = _first_capability(options.precision, own_options)
+        limit = replace(limits(gpu.memory if gpu else None, own_options), capability=first)
         cache = timing_cache_folder() / f"{library.name}-{library.version}-{_label(gpu)}.timing"
         portability = library.portability(own_options.portable)
         plans = None if own_options.plans is None else Path(own_options.plans).expanduser()
@@ -108,8 +158,10 @@ class TensorRTBackend:
         portability = library.portability(own_options.portable)
         gpu = _gpu_or_none()
         widest: Precision = "fp32" if options.mixed else options.precision
+        capabilities = library.capabilities_from(_first_capability(widest, own_options))
         if gpu is not None and library.times_kernels and (problem := _old_driver(gpu)):
             raise BuildError(problem)
+        _check_numbers(options, own_options, library, gpu)
         return {
             "library": library.name,
             "version": library.version,
@@ -119,12 +171,19 @@ class TensorRTBackend:
             "portable": portability != SAME_GPU,
             "portability": portability,
             "label": "rtx" if library.is_rtx else _label(gpu),
-            **({"capabilities": [*map(_dotted, library.capabilities_for(widest))]} if library.is_rtx else {}),
+            **({"capabilities": [*map(_dotted, capabilities)]} if library.is_rtx else {}),
+            **({"fp8": True} if own_options.fp8 else {}),
+            **({"bf16": True} if own_options.bf16 else {}),
+            **({"cuda": cuda} if (cuda := cuda_version()) != _FIRST_CUDA else {}),
         }
 
     def tolerance(self, name: ComponentName, options: BuildOptions) -> float:
         """See :class:`v2v.engine.backend.Backend`."""
-        return TOLERANCE[options.precision]
+        own_options = TensorRTOptions.read(options.extra)
+        if own_options.fp8 and is_unet(name):
+            return fp8.TOLERANCE
+        in_bf16 = own_options.bf16 and options.precision == "fp16"
+        return bf16.TOLERANCE if in_bf16 else TOLERANCE[options.precision]
 
     def fits(self, facts: Mapping[str, Any], device: str) -> Compatibility:
         """Whether engines built under ``facts`` load on ``device`` here and now; needs no GPU to say no."""
@@ -135,6 +194,11 @@ class TensorRTBackend:
         if library.version != facts["version"]:
             return Compatibility(
                 False, f"it was built by {library.name} {facts['version']}, here is {library.version}"
+            )
+        built, here = facts.get("cuda", _FIRST_CUDA), cuda_version()
+        if built != here:
+            return Compatibility(
+                False, f"it was built for CUDA {built}, the packages here are for CUDA {here}"
             )
         try:
             gpu = find_gpu(device)
@@ -192,8 +256,12 @@ class TensorRTBackend:
                 library = load_library(own_options.library)
             except ImportError as error:
                 raise BuildError(f"option library={own_options.library}: {error}") from error
-        if own_options.shared and (own_options.graphs or own_options.plans):
-            raise BuildError("option shared=yes cuts graphs, and options graphs and plans are of whole ones")
+        rewritten = {"shared": own_options.shared, "fp8": own_options.fp8, "bf16": own_options.bf16}
+        if any(rewritten.values()) and (own_options.graphs or own_options.plans):
+            choice = next(name for name, chosen in rewritten.items() if chosen)
+            raise BuildError(
+                f"option {choice}=yes makes graphs of its own, and options graphs and plans are of exported ones"
+            )
         if library.is_rtx and (own_options.graphs or own_options.plans):
             raise BuildError(
                 "options graphs and plans are for trtexec, the tool of TensorRT, not of TensorRT for RTX"
@@ -238,13 +306,48 @@ class _Compiler:
         return trtexec(graph, plan, self.limit, self.portability)
 
 
-def _in_two_dimensions(graph: Path) -> Path:
-    """``graph``, or one beside it whose convolutions over frames are two-dimensional."""
-    flat = graph.with_name(f"{graph.stem}_flat.onnx")
-    try:
-        return flat if flatten_frames(graph, flat) else graph
-    except Exception:  # of a damaged graph: TensorRT's parser says what is wrong with it
-        return graph
+def _check_numbers(
+    options: BuildOptions, own_options: TensorRTOptions, library: Library, gpu: Gpu | None
+) -> None:
+    """Refuse FP8 and BF16 where they cannot be."""
+    here = gpu if library.times_kernels else None
+    if own_options.fp8:
+        fp8.check_options(options)
+        if here is not None:
+            fp8.check_gpu(here.name, here.capability)
+        if library.portability(own_options.portable) == AMPERE_AND_LATER:
+            raise BuildError(
+                "--option portable=ampere_plus is for cards that have no FP8 as well: leave it or --option fp8=yes out"
+            )
+    if own_options.bf16 and here is not None:
+        fp8.check_gpu(here.name, here.capability, "BF16", bf16.CAPABILITY)
+    if own_options.bf16 and (own_options.fp8 or own_options.shared):
+        other = "fp8" if own_options.fp8 else "shared"
+        raise BuildError(f"--option bf16=yes and {other}=yes were never tried together: leave one out")
+
+
+def _first_capability(precision: Precision, own_options: TensorRTOptions) -> tuple[int, int]:
+    """Of the first GPUs that have the numbers that a component computes in."""
+    return max(
+        (0, 0) if precision == "fp16" else FP32_CAPABILITY,
+        fp8.CAPABILITY if own_options.fp8 else (0, 0),
+        bf16.CAPABILITY if own_options.bf16 else (0, 0),
+    )
+
+
+def _in_faster_forms(graph: Path, *, in_bf16: bool) -> Path:
+    """``graph``, or one beside it with convolutions over frames in two dimensions, and doublings in one.
+
+    TensorRT for RTX has no transposed convolutions in BF16.
+    """
+    rewrites = {"flat": flatten_frames} if in_bf16 else {"flat": flatten_frames, "doubled": double_at_once}
+    for name, rewrite in rewrites.items():
+        made = graph.with_name(f"{graph.stem}_{name}.onnx")
+        try:
+            graph = made if rewrite(graph, made) else graph
+        except Exception:  # of a damaged graph: TensorRT's parser says what is wrong with it
+            return graph
+    return graph
 
 
 def _keep_graph(graph: Path, folder: Path, line: Callable[[Path, Path], str]) -> None:
@@ -312,11 +415,13 @@ def _gpu_or_none() -> Gpu | None:
 
 def _old_driver(gpu: Gpu) -> str:
     """What is wrong with a driver that does not run what the packages were made for; empty where it does."""
-    if int(gpu.driver.split(".")[0]) >= _CUDA:
+    cuda = cuda_version()
+    if int(gpu.driver.split(".")[0]) >= cuda:
         return ""
+    older = ", or install v2v's extras for CUDA 12" if cuda > 12 and gpu.driver.startswith("12.") else ""
     return (
-        f"the NVIDIA driver of {gpu.name} runs CUDA {gpu.driver} at most, and v2v needs CUDA {_CUDA}; "
-        "update the driver to r580 or later"
+        f"the NVIDIA driver of {gpu.name} runs CUDA {gpu.driver} at most, and the packages here need CUDA {cuda}; "
+        f"update the driver to {DRIVERS[cuda]} or later{older}"
     )
 
 

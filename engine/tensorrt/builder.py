@@ -18,9 +18,10 @@ from typing import Any
 
 import filelock
 
-from v2v.core.components import Component, Precision, Tensor
+from v2v.core.components import Component, Tensor
 from v2v.core.errors import BuildError
 from v2v.core.progress import PhaseProgress
+from v2v.device.gpus import DRIVERS, cuda_version
 from v2v.engine.tensorrt.library import (
     AMPERE_AND_LATER,
     SAME_CAPABILITY,
@@ -44,7 +45,7 @@ class Limits:
     optimization_level: int
     weight_streaming: bool = False
     detailed: bool = False  # names and parameters of layers stay in the plan
-    precision: Precision = "fp16"
+    capability: tuple[int, int] = (0, 0)  # of the first GPUs that have what the graph needs
 
 
 _OPTIMIZATION_LEVEL = 3
@@ -69,6 +70,8 @@ class TensorRTOptions:
     )
     profiling: bool = False  # "detailed": the plan keeps what each layer is, for NVIDIA's tools
     shared: bool = False  # of a UNet what no prompt changes becomes an engine of its own
+    fp8: bool = False  # products of a UNet in FP8
+    bf16: bool = False  # BF16 in the place of FP16
     graphs: str | None = None  # a folder that keeps the graphs, and trtexec's command lines
     plans: str | None = None  # a folder with plans that trtexec made, one for each component
 
@@ -89,6 +92,8 @@ class TensorRTOptions:
             weight_streaming=_choice(extra, "weight_streaming", no="no", yes="yes"),
             profiling=_choice(extra, "profiling", no="names", yes="detailed"),
             shared=_choice(extra, "shared", no="no", yes="yes"),
+            fp8=_choice(extra, "fp8", no="no", yes="yes"),
+            bf16=_choice(extra, "bf16", no="no", yes="yes"),
             graphs=extra.get("graphs"),
             plans=extra.get("plans"),
             library=extra.get("library"),
@@ -362,7 +367,7 @@ def _configure(
     if library.is_rtx and not limit.weight_streaming:
         # Else an engine may ask for memory of its own while it runs, and so cannot be captured: streaming must.
         config.set_flag(api.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    library.set_portability(config, portability, limit.precision)
+    library.set_portability(config, portability, limit.capability)
     return config
 
 
@@ -445,7 +450,11 @@ def _figure(messages: list[Message], title: str) -> int | None:
 
 # Errors ---------------------------------------------------------------------------------------------------------
 
-DRIVER_ADVICE = "check with nvidia-smi that the driver runs and is r580 or later, as CUDA 13 needs"
+
+def driver_advice() -> str:
+    """What to do where CUDA or its driver is the cause."""
+    cuda = cuda_version()
+    return f"check with nvidia-smi that the driver runs and is {DRIVERS[cuda]} or later, as CUDA {cuda} needs"
 
 
 def explain(library: Library, component: Component, graph: Path, messages: list[Message]) -> str:
@@ -473,7 +482,7 @@ def explain(library: Library, component: Component, graph: Path, messages: list[
         )
     cause = _last_error(messages) or "it gives no reason"
     if re.search(r"\bcuda|driver", text, re.IGNORECASE):
-        return f"{start}: {cause}; {DRIVER_ADVICE}"
+        return f"{start}: {cause}; {driver_advice()}"
     return f"{start}: {cause}; try --backend onnxruntime"
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from v2v.core.components import Precision
 from v2v.core.errors import EngineError
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -35,7 +34,8 @@ _logger = logging.getLogger(__name__)
 _logger.addHandler(logging.NullHandler())  # silent unless somebody asks: v2v-build-engines --verbose
 
 _OLDEST = (10, 14)  # the first TensorRT with IAttention
-_FP32_PRODUCTS = (8, 0)  # the first capability for which TensorRT for RTX compiles matrix products in FP32
+FP32_CAPABILITY = (8, 0)
+"""The first for which TensorRT for RTX compiles products of matrices in FP32: there are none for Turing."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Library:
         names = self.api.ComputeCapability.__members__ if self.is_rtx else ()
         return tuple((int(name[2:-1]), int(name[-1])) for name in names if name.startswith("SM"))
 
-    def capabilities_for(self, precision: Precision) -> tuple[tuple[int, int], ...]:
-        """Of :attr:`capabilities` those that compute in ``precision``: Turing multiplies no matrices in FP32."""
-        return tuple(each for each in self.capabilities if precision == "fp16" or each >= _FP32_PRODUCTS)
+    def capabilities_from(self, first: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Of :attr:`capabilities` ``first`` and later ones."""
+        return tuple(each for each in self.capabilities if each >= first)
 
     def new_network(self, builder: Any) -> Any:
         """A strongly typed network: the types in the graph are the types that run.
@@ -107,10 +107,10 @@ class Library:
         flag = getattr(self.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
-    def set_portability(self, config: Any, portability: Portability, precision: Precision) -> None:
-        """Tell the builder which GPUs the engine is for, which computes in ``precision``."""
+    def set_portability(self, config: Any, portability: Portability, first: tuple[int, int]) -> None:
+        """Tell the builder which GPUs the engine is for; what it needs came with the capability ``first``."""
         if self.is_rtx:
-            capabilities = self.capabilities_for(precision)
+            capabilities = self.capabilities_from(first)
             config.num_compute_capabilities = len(capabilities)
             for index, (major, minor) in enumerate(capabilities):
                 config.set_compute_capability(getattr(self.api.ComputeCapability, f"SM{major}{minor}"), index)

@@ -6,6 +6,7 @@ same products, for which every library has many more kernels in two dimensions t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ def flatten_frames(source: Path, target: Path) -> int:
         _flatten(model.graph, node, number)
     ir.save(model, target)
     return len(found)
+
+
+def store_beside(values: Sequence[Any], target: Path) -> None:
+    """Write what the initializers ``values`` hold into ``<target>.data``, which they refer to from then on."""
+    from onnx_ir import external_data
+
+    tensors = [value.const_value for value in values]
+    kept = external_data.convert_tensors_to_external(tensors, target.parent, f"{target.name}.data")
+    for value, tensor in zip(values, kept, strict=True):
+        value.const_value = tensor
 
 
 def _is_over_frames(node: Any) -> bool:
@@ -82,7 +93,6 @@ def _flatten(graph: Any, node: Any, number: int) -> None:
         (batch, result.shape.numpy()[1], frames, height * width),
         result.shape.numpy(),
     )
-    result.name = f"{result.name}_replaced"
     for made, name, shape in zip((flat, convolved, back), names, shapes, strict=True):
         made.outputs[0].name, made.outputs[0].type = name, result.type
         made.outputs[0].shape = ir.Shape(shape)

@@ -27,7 +27,7 @@ from v2v.core.errors import EngineError, MachineError, first_line
 from v2v.device.gpus import Gpu, call
 from v2v.engine.backend import Engine, checked
 from v2v.engine.sharing import SharingEngine
-from v2v.engine.tensorrt.builder import DRIVER_ADVICE, describe
+from v2v.engine.tensorrt.builder import describe, driver_advice
 from v2v.engine.tensorrt.library import Library
 
 # What lies beside a plan ------------------------------------------------------------------------------------------
@@ -390,5 +390,5 @@ def _failure(component: Component, problem: str, messages: list[Any], reasons: s
     if re.search(r"(out ?of|gpu) ?memory", " ".join(causes), re.IGNORECASE):
         return MachineError(f"{said}; run with --memory low, or close other programs that use the GPU")
     if re.search(r"\bcuda|driver", " ".join(causes), re.IGNORECASE):
-        return MachineError(f"{said}; {DRIVER_ADVICE}")
+        return MachineError(f"{said}; {driver_advice()}")
     return EngineError(said)

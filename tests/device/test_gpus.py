@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
 
+from tests.installation import EXTRAS
 from v2v.core.errors import UsageError
 from v2v.device import gpus
 from v2v.engine.choose import named_device
@@ -83,3 +87,28 @@ def test_it_is_too_late_where_cuda_is_in_use(
 def test_other_names_are_refused() -> None:
     with pytest.raises(UsageError, match="--device must be one of cpu, cuda, not 'tpu'"):
         named_device("tpu")
+
+
+@pytest.mark.parametrize(
+    ("newer", "older"),
+    [("cuda", "cuda12"), ("tensorrt", "tensorrt-cuda12"), ("tensorrt-rtx", "tensorrt-rtx-cuda12")],
+)
+def test_each_version_of_cuda_has_the_same_extras_of_packages_for_it_alone(newer: str, older: str) -> None:
+    of_13, of_12 = ([Requirement(line) for line in EXTRAS[extra]] for extra in (newer, older))
+    assert not any("cu12" in requirement.name for requirement in of_13)
+    assert not any("cu13" in requirement.name for requirement in of_12)
+    plain = [re.sub("-cu1[23]", "", requirement.name) for requirement in of_12]
+    assert plain == [re.sub("-cu1[23]", "", requirement.name) for requirement in of_13]
+    for requirement in of_12:
+        if requirement.name in ("cuda-bindings", "nvidia-cuda-nvrtc-cu12"):
+            assert "12.9.86" in requirement.specifier and "13.0" not in requirement.specifier
+        if requirement.name == "v2v":
+            assert requirement.extras == {"cuda12"}
+
+
+def test_the_cuda_that_packages_are_for_decides_which_driver_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for version, cuda in (("12.9.10", 12), ("13.5.0", 13), ("14.0", 13)):
+        monkeypatch.setattr(importlib.metadata, "version", {"cuda-bindings": version}.__getitem__)
+        assert gpus.cuda_version() == cuda and cuda in gpus.DRIVERS

@@ -12,7 +12,7 @@ import pytest
 
 from tests.stand_ins.graphs import onnx_model
 from tests.stand_ins.model import MODEL, WINDOW
-from tests.stand_ins.sets import ONNX, build, install, source_of
+from tests.stand_ins.sets import ONNX, CopyBackend, build, install, source_of
 from v2v.core.components import Component, components
 from v2v.core.errors import EngineError, UsageError
 from v2v.core.samples import sample_inputs
@@ -143,6 +143,13 @@ def test_what_has_no_layers_to_compare_says_so(tmp_path: Path) -> None:
     subject = Subject(source_of(component, path), fused, BuildOptions(), "cpu")  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="compiles networks, not graphs"):
         first_wrong_layer(subject, {}, tmp_path)
+
+
+def test_a_set_with_products_in_fp8_says_that_its_graph_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(CopyBackend(), monkeypatch)
+    made = build(options=BuildOptions(extra={"fp8": "yes"})).engine_set
+    with pytest.raises(EngineError, match="was built with --option fp8=yes: build a set without it"):
+        next(wrong_layers(made, "cpu"))
 
 
 def test_a_cut_graph_compiles_in_nvidias_compiler(tensorrt: ModuleType, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_both_halves_become_plans_whose_records_say_what_they_take(
     source = source_of(encoder, stand_in(tmp_path, encoder))
     assert len(TensorRTBackend().build(source, tmp_path, SHARED, lambda *_: None).files) == 2
     both = replace(SHARED, extra={"shared": "yes", "plans": "folder"})
-    with pytest.raises(BuildError, match="option shared=yes cuts graphs"):
+    with pytest.raises(BuildError, match="option shared=yes makes graphs of its own"):
         TensorRTBackend().facts(both)
 
 

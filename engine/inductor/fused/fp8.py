@@ -28,10 +28,6 @@ from v2v.engine.inductor.fused import unet
 from v2v.engine.inductor.fused.operations import E4M3, E4M3_MAX
 from v2v.engine.inductor.torch_internals import fp8_product
 
-MULTIPLE = 16
-"""The network's width must be a multiple of this: what tiles and cuBLAS ask of rows of bytes."""
-
-
 PARTS = ("convolutions", "temporal convolutions", "feed-forward networks", "queries, keys, values")
 """What is computed in FP8, by error per time saved, the best first."""
 

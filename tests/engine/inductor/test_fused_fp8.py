@@ -19,7 +19,8 @@ from torch import Tensor
 from v2v.core.configs import MODELS, UNetConfig
 from v2v.core.errors import BuildError
 from v2v.engine.backend import BuildOptions
-from v2v.engine.inductor.backend import FP8_TOLERANCE, InductorBackend
+from v2v.engine.fp8 import TOLERANCE
+from v2v.engine.inductor.backend import InductorBackend
 from v2v.engine.inductor.fused import fp8
 from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.fused.operations import E4M3
@@ -134,7 +135,7 @@ def test_the_network_stays_within_its_tolerance() -> None:
     given = inputs()
     plain = network(*given)
     error = relative(fp8.quantise(FusedUNet(network))(*given), plain)
-    assert 0.01 < error < FP8_TOLERANCE
+    assert 0.01 < error < TOLERANCE
 
 
 def test_only_what_stands_behind_norms_and_gates_is_rounded() -> None:
@@ -202,6 +203,7 @@ def test_a_model_without_norms_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     from v2v.core.components import Window, components
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     backend = InductorBackend()
     backend.devices = ("cuda", "cpu")
     model = MODELS["small"]

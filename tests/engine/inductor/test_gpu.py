@@ -18,7 +18,8 @@ from v2v.core.components import Component, ComponentName, Window, components, wi
 from v2v.core.configs import MODELS, ModelConfig, UNetConfig
 from v2v.core.samples import sample_inputs
 from v2v.engine.backend import BuildOptions, Source
-from v2v.engine.inductor.backend import FP8_CAPABILITY, FP8_TOLERANCE, InductorBackend
+from v2v.engine.fp8 import CAPABILITY, TOLERANCE
+from v2v.engine.inductor.backend import InductorBackend
 from v2v.engine.inductor.fused import fp8
 from v2v.engine.inductor.fused import operations as ops
 from v2v.engine.inductor.runner import InductorEngine
@@ -38,7 +39,7 @@ UNCROPPED = replace(
 )  # as the first stage halves and doubles rows
 CUDA = BuildOptions(precision="fp16", device="cuda")
 FP8 = BuildOptions(precision="fp16", device="cuda", extra={"fp8": "yes"})
-HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= FP8_CAPABILITY
+HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= CAPABILITY
 needs_fp8 = pytest.mark.skipif(not HAS_FP8, reason="needs a GPU that multiplies in FP8")
 
 
@@ -79,7 +80,7 @@ def milliseconds(work: Any, repeats: int = 7) -> float:
     ("model", "height", "options", "tolerance"),
     [
         (SMALL, 272, CUDA, 5e-3),
-        pytest.param(SMALL, 272, FP8, FP8_TOLERANCE, marks=needs_fp8),
+        pytest.param(SMALL, 272, FP8, TOLERANCE, marks=needs_fp8),
         (UNCROPPED, 256, CUDA, 5e-3),
     ],
     ids=["FP16", "FP8", "rows padded once"],
@@ -110,7 +111,7 @@ def test_a_captured_evaluation_equals_an_eager_one(
     ("name", "options", "tolerance", "limit"),
     [
         ("unet", CUDA, 5e-3, 440.0),
-        pytest.param("unet", FP8, FP8_TOLERANCE, 360.0, marks=needs_fp8),
+        pytest.param("unet", FP8, TOLERANCE, 360.0, marks=needs_fp8),
         ("vae_encoder", CUDA, 5e-3, 30.0),
         ("vae_decoder", CUDA, 5e-3, 35.0),
     ],

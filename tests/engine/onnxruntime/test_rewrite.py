@@ -157,7 +157,7 @@ def test_a_norm_that_the_provider_cannot_do_is_named(rewritten: dict[ComponentNa
 def test_a_set_for_cuda_says_that_no_cpu_runs_it() -> None:
     made = OnnxRuntimeBackend()
     facts = made.facts(BuildOptions(precision="fp16", device="cuda"))
-    assert "it was rewritten for cuda, not for cpu" in made.fits(facts, "cpu").reason
+    assert "it was built for cuda, not for cpu" in made.fits(facts, "cpu").reason
     made.devices = ("cuda", "cpu")
     made.version = "1.25.0"
     assert made.fits(facts, "cuda").fits

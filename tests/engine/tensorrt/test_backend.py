@@ -454,11 +454,31 @@ def test_an_old_driver_is_told_before_minutes_are_spent(
     made = TensorRTBackend()
     facts = made.facts(FP16)
     use_gpu(monkeypatch, replace(RTX_4090, driver="12.8"))
-    said = r"driver of NVIDIA GeForce RTX 4090 runs CUDA 12\.8 at most, .* update the driver to r580 or later"
+    said = (
+        r"driver of NVIDIA GeForce RTX 4090 runs CUDA 12\.8 at most, .* update the driver to r580 or later, "
+        "or install v2v's extras for CUDA 12"
+    )
     with pytest.raises(BuildError, match=said):
         made.facts(FP16)
     fits = made.fits(facts, "cuda")
     assert not fits.fits and not fits.rebuild and re.search(said, fits.reason)
+
+
+def test_with_packages_for_cuda_12_an_older_driver_does_and_sets_say_so(
+    tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_gpu(monkeypatch, RTX_4090)
+    made = TensorRTBackend()
+    of_13 = made.facts(FP16)
+    assert made.fits(of_13, "cuda").fits
+    monkeypatch.setattr(backend_module, "cuda_version", lambda: 12)
+    assert made.fits(of_13, "cuda").reason == "it was built for CUDA 13, the packages here are for CUDA 12"
+    use_gpu(monkeypatch, replace(RTX_4090, driver="12.2"))
+    facts = made.facts(FP16)
+    assert facts == {**of_13, "driver": "12.2", "cuda": 12} and made.fits(facts, "cuda").fits
+    use_gpu(monkeypatch, replace(RTX_4090, driver="11.8"))
+    with pytest.raises(BuildError, match=r"need CUDA 12; update the driver to r525 or later$"):
+        made.facts(FP16)
 
 
 def test_without_a_gpu_the_reason_is_that(tensorrt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

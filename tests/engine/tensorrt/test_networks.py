@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SMALL_WINDOW
+from tests.engine.tensorrt import test_fp8
 from tests.stand_ins.sets import source_of
 from v2v.core.components import (
     COMPONENTS,
@@ -27,9 +28,11 @@ from v2v.core.components import (
 from v2v.core.configs import MODELS, AutoencoderConfig, ModelConfig, TextEncoderConfig
 from v2v.engine.backend import BuildOptions
 from v2v.engine.tensorrt.backend import TensorRTBackend
+from v2v.engine.tensorrt.doublings import double_at_once
 from v2v.engine.tensorrt.library import Library
 from v2v.engine.tensorrt.runner import PlanRecord
 from v2v.export import graphs
+from v2v.export.ranges import Rehearsal
 from v2v.export.weights import load_weights
 
 FP16 = BuildOptions(precision="fp16", device="cuda")
@@ -64,17 +67,21 @@ def check_layers(record: PlanRecord, operators: dict[str, int]) -> None:
     norms = operators.get("GroupNormalization", 0) + operators.get("LayerNormalization", 0)
     assert count(record, "NORMALIZATION", "FLOAT") == count(record, "NORMALIZATION") == norms
     assert count(record, "SOFTMAX", "HALF") == 0
-    for heavy in ("CONVOLUTION", "MATRIX_MULTIPLY"):
+    for heavy in ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY"):
         assert count(record, heavy, "FLOAT") == 0
+    assert count(record, "DECONVOLUTION", "HALF") == operators.get("ConvTranspose", 0)
+    assert count(record, "RESIZE") == operators.get("Resize", 0)
     assert count(record, "CONVOLUTION", "HALF") == operators.get("Conv", 0)
 
 
 def operators(graph: Path) -> dict[str, int]:
-    """How many nodes of each operator a graph has."""
+    """How many nodes of each operator a graph has, with its doublings as they are compiled."""
     import onnx
 
     found: dict[str, int] = {}
-    for node in onnx.load(str(graph), load_external_data=False).graph.node:
+    doubled = graph.with_name("doubled.onnx")
+    double_at_once(graph, doubled)
+    for node in onnx.load(str(doubled), load_external_data=False).graph.node:
         found[node.op_type] = found.get(node.op_type, 0) + 1
     return found
 
@@ -218,7 +225,7 @@ def test_the_full_size_set_builds_and_fits_a_12_gb_card(
         assert count(record, "ATTENTION_OUTPUT") == ATTENTIONS[name]
         assert record.scratch_bytes is not None and record.weight_bytes is not None
         found[name] = {"activations": record.scratch_bytes, "weights": record.weight_bytes}
-        for file in tmp_path.glob(f"{name}.onnx*"):
+        for file in tmp_path.glob("*.onnx*"):
             file.unlink()
     weights = sum(sizes["weights"] for sizes in found.values())
     activations = max(sizes["activations"] for sizes in found.values())  # the engines share them
@@ -246,9 +253,22 @@ VARIANTS = {
     "vae_encoder in FP32": Variant("vae_encoder", "fp32"),
     "vae_decoder in FP32": Variant("vae_decoder", "fp32"),
     "unet with weight_streaming=yes": Variant("unet", extra={"weight_streaming": "yes"}),
+    "unet with fp8=yes": Variant("unet", extra={"fp8": "yes"}),
     "unet": Variant("unet"),
     "unet of star-light for 8.9": Variant("unet", model="star-light", capability=(8, 9)),
 }
+
+
+def rehearsal_of(graph: Path, folder: Path) -> Rehearsal:
+    """A rehearsal with small numbers for every product of ``graph``, whose weights are none that anything computes."""
+    import onnx
+
+    weights = onnx.load(graph, load_external_data=False).graph.initializer
+    (folder / "rehearsal").mkdir()
+    toy = test_fp8.toy(folder / "rehearsal")
+    inputs = test_fp8.drawn()
+    runs = [(inputs, test_fp8.run(test_fp8.TOY, toy, inputs))]
+    return Rehearsal(test_fp8.TOY, toy, runs, {weight.name: 8.0 for weight in weights} | test_fp8.SEEN)
 
 
 @pytest.mark.full_size
@@ -275,6 +295,8 @@ def test_other_forms_of_the_full_size_networks_build(
         monkeypatch.setattr(Library, "capabilities", (capability,))
     graph = full_size(name, model, window, precision)
     source = source_of(components(model, window, precision)[name], graph, model, window)
+    if "fp8" in extra:
+        source = replace(source, rehearsal=lambda: rehearsal_of(graph, tmp_path))
     options = BuildOptions(precision, "cuda", extra)
     files = TensorRTBackend().build(source, tmp_path, options, lambda *_: None).files
     found = {}

@@ -9,9 +9,11 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
+from tests.engine.tensorrt import graphs
 from tests.stand_ins.sets import source_of
-from v2v.core.components import Window, components
+from v2v.core.components import Component, Tensor, Window, components
 from v2v.core.configs import MODELS
 from v2v.core.samples import relative_error, sample_inputs
 from v2v.device import open_device
@@ -63,6 +65,28 @@ def test_numbers_and_weights_stay(tmp_path: Path, precision: str) -> None:
     ]
     assert relative_error(*results) < (1e-6 if precision == "fp32" else 2e-3)
     assert np.isfinite(results[1]).all()
+
+
+def test_an_output_keeps_its_name(tmp_path: Path) -> None:
+    """``--layers`` makes outputs of tensors inside."""
+    described = Component(
+        "unet", (Tensor("video", "float32", (1, 4, 3, 2, 2)),), (Tensor("mixed", "float32", (1, 4, 3, 2, 2)),)
+    )
+    same = {"strides": [1] * 3, "dilations": [1] * 3}
+    node = helper.make_node(
+        "Conv", ["video", "w"], ["mixed"], kernel_shape=[3, 1, 1], pads=[1, 0, 0] * 2, **same
+    )
+    path = graphs.save(tmp_path, described, [node], [graphs.array("w", 4, 4, 3, 1, 1, dtype="float32")])
+    assert flatten_frames(path, tmp_path / "flat.onnx") == 1
+    results = [
+        run_once(
+            backend("onnxruntime").load(described, [each], "cpu"),
+            sample_inputs(described, 1),
+            open_device("cpu"),
+        )["mixed"]
+        for each in (path, tmp_path / "flat.onnx")
+    ]
+    assert relative_error(*results) < 1e-6
 
 
 @pytest.mark.slow
