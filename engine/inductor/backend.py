@@ -40,9 +40,6 @@ from v2v.engine.inductor.torch_internals import (
     remembered_analyses,
 )
 
-_BUILD_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
-"""Relative L2 error, against the plain network in FP32, past which a component is refused."""
-
 _OPTIONS: dict[str, Any] = {
     "aot_inductor.package_constants_in_so": False,
     # The code around the kernels only queues them; optimising it takes longer than compiling all kernels.
@@ -105,6 +102,7 @@ class InductorBackend:
         Raises:
             BuildError: no such device here, the compiler fails, or its numbers are wrong.
         """
+        from v2v.export.graphs import TOLERANCE as TOLERANCE_OF_EXPORTS
         from v2v.export.weights import METHOD_OF
 
         component, model = source.component, source.model
@@ -145,7 +143,7 @@ class InductorBackend:
             for output, reference in zip(actual, expected, strict=True)
         )
         in_fp8 = own_options.fp8 and is_unet(component.name)
-        tolerance = fp8.TOLERANCE if in_fp8 else _BUILD_TOLERANCE[options.precision]
+        tolerance = fp8.TOLERANCE if in_fp8 else TOLERANCE_OF_EXPORTS[options.precision]
         if not difference <= tolerance:
             raise BuildError(
                 f"{component.name}: the compiled component differs from PyTorch by {difference:.1e} (relative), "
