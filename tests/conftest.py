@@ -42,14 +42,13 @@ def trials(request: pytest.FixtureRequest) -> int | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for the whole fast suite.
+    """Two processes for all fast tests, and for all slow ones.
 
-    What was chosen by name or by marker runs in one, without xdist between it and the terminal; so do tests on a GPU,
-    which measure its time and its memory.
+    What was chosen by name runs in one, without xdist between it and the terminal; so do tests on a GPU, which measure
+    its time and its memory. Tests that take gigabytes are in one file, so two of them never run at once.
     """
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    fast = config.option.markexpr == "not slow" and not config.option.keyword
-    if not (whole and fast) or Path("/dev/nvidiactl").exists():
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    if not everything or "gpu" in config.option.markexpr or Path("/dev/nvidiactl").exists():
         return 0
     os.environ |= {"OMP_NUM_THREADS": "1", "V2V_THREADS": "1"}  # each has a core
     return 2
