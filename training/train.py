@@ -554,7 +554,7 @@ def enhance(networks: Networks, frames: Tensor, captions: Captions) -> Tensor:
 def level(networks: Networks, captions: Captions) -> None:
     """Let frames of one colour come back as they were: take what is added to them off the decoder's last bias.
 
-    A loss that looks at pixels leaves a tint of a level and a pattern of a third of one in every patch.
+    Training leaves a tint of a level.
     """
     colours = torch.rand((64, 3, 1, 1), generator=torch.Generator().manual_seed(SEED)) * 2 - 1
     added = torch.stack(

@@ -258,6 +258,17 @@ class Decoder(nn.Module):
         return x
 
 
+def _without_grid(patches: Tensor) -> Tensor:
+    """``[N, 3P², h, w]`` without what 9x9 patches have in common by their pixels' places: a grid that no scene has.
+
+    What they have in common by their colours stays.
+    """
+    pooled = F.avg_pool2d(patches, 9, 1, 4, count_include_pad=False)
+    around = torch.unflatten(pooled, 1, (3, -1))
+    grid: Tensor = (around - around.mean(2, keepdim=True)).flatten(1, 2)
+    return patches - grid
+
+
 class Autoencoder(nn.Module):
     """Images to the moments of their latents, and latents to images.
 
@@ -289,8 +300,9 @@ class Autoencoder(nn.Module):
         if source is not None:
             z = torch.cat([z, self._patches(source)], 1).contiguous(memory_format=torch.channels_last)
         made: Tensor = self.decoder(z)
-        image = made if self.config.patch == 1 else F.pixel_shuffle(made, self.config.patch)
-        return image if source is None else source + image
+        if self.config.patch > 1:
+            made = F.pixel_shuffle(_without_grid(made), self.config.patch)
+        return made if source is None else source + made
 
     def _patches(self, image: Tensor) -> Tensor:
         """``[N, 3, H, W] -> [N, 3P², H/P, W/P]``."""

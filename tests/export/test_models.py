@@ -191,3 +191,18 @@ def test_feature_maps_stay_channels_last() -> None:
     cases = golden.cases("unet_small")
     unet(cases["0.x"], cases["0.t"], cases["0.y"])
     assert not strays
+
+
+def test_patches_leave_no_grid() -> None:
+    """What is added to the same places of all patches alike is no detail; what is added to all of them is a colour."""
+    network = Autoencoder(
+        AutoencoderConfig(width=32, multipliers=(1,), blocks=1, latent_channels=4, patch=4, sees_source=True)
+    )
+    last = network.decoder.conv_out
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.normal_(last.bias)
+    source = torch.rand(2, 3, 48, 64)
+    with torch.inference_mode():
+        added = network.decode(torch.randn(2, 4, 12, 16), source) - source
+    torch.testing.assert_close(added.mean((0, 2, 3)), last.bias.unflatten(0, (3, -1)).mean(1))
+    assert added.std((0, 2, 3)).max() < 1e-5

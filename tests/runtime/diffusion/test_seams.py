@@ -72,7 +72,7 @@ def test_no_grid_shows_on_a_flat_grey_and_on_a_smooth_ramp(trained: Make, what: 
         elsewhere = [steps[n] for n in inside if n not in near]
         assert len(near) > 20 and len(elsewhere) > 10
         assert max(steps[n] for n in near) <= 1.25 * max(elsewhere)
-        assert max(steps[n] for n in near) < 0.4  # levels of 255; the decoder's patches make such everywhere
+        assert max(steps[n] for n in near) < 0.1  # levels of 255; steps of 0.5 to 1.0 were seen before
 
 
 def changes(frames: list[Frame]) -> np.ndarray:
