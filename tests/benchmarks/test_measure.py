@@ -58,9 +58,12 @@ def test_every_stage_of_the_run_is_there(found):
 
 def test_the_stages_fill_the_run_that_was_watched(found):
     measured, *_ = found
+    video = ("video decode", "video encode")  # by threads of their own, beside the rest
     total = sum(stage.total for stage in measured.stages)
+    beside = sum(stage.total for stage in measured.stages if stage.name in video)
     end = max(span.start + span.seconds for span in measured.timeline)
-    assert total == pytest.approx(end, rel=0.2)
+    assert total > 0.8 * end
+    assert total - beside < 1.2 * end
 
 
 def test_times_are_of_as_many_runs_as_asked_for_and_in_order(found):
