@@ -75,6 +75,6 @@ def test_a_rehearsal_goes_through_a_run_and_notes_what_products_are_given(tmp_pa
         for node in onnx.load(found.graph, load_external_data=False).graph.node
         if node.op_type in ("Conv", "Gemm") and node.input[1].startswith("unet.")
     }
-    assert len(products) > 20 and products <= set(found.largest)
+    assert len(products) >= 10 and products <= set(found.largest)
     first = max(float(abs(inputs["latents"]).max()) for inputs, _ in found.runs)
     assert found.largest["unet.input_blocks.0.0.weight"] == pytest.approx(first, rel=1e-3)
