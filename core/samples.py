@@ -93,9 +93,8 @@ class Occurring:
         if tensor.name == "hint":
             return moving
         noise = np.random.default_rng(1).standard_normal(shape)
-        angle = (
-            model.defaults.strength * self.left * math.pi / 2
-        )  # of a cosine schedule, whose variance stays
+        # Of a cosine schedule, whose variance stays.
+        angle = model.defaults.strength * self.left * math.pi / 2
         noised: npt.NDArray[Any] = math.cos(angle) * moving + math.sin(angle) * noise
         return noised
 

@@ -57,17 +57,24 @@ def split(component: Component, path: Path) -> tuple[Part, Part]:
     )
 
 
+def reached(model: Any) -> set[Any]:
+    """The prompt, and every value of ``model``, an :class:`onnx_ir.Model`, that it changes."""
+    values: set[Any] = {value for value in model.graph.inputs if value.name == PROMPT}
+    for node in model.graph:  # in an order in which values are made before they are used
+        if not values.isdisjoint(node.inputs):
+            values.update(node.outputs)
+    return values
+
+
 def border(model: Any) -> list[Any]:
     """Values that nodes out of the prompt's reach make and nodes within it use."""
-    reached: set[Any] = {value for value in model.graph.inputs if value.name == PROMPT}
-    other: set[Any] = {
-        *model.graph.inputs
-    } - reached  # and what is made of other inputs, not of weights alone
+    prompted = reached(model)
+    # And what is made of other inputs, not of weights alone.
+    other: set[Any] = {*model.graph.inputs} - prompted
     found: dict[Any, None] = {}
-    for node in model.graph:  # in an order in which values are made before they are used
+    for node in model.graph:
         inputs = [value for value in node.inputs if value is not None]
-        if not reached.isdisjoint(inputs):
-            reached.update(node.outputs)
+        if not prompted.isdisjoint(inputs):
             found |= dict.fromkeys(
                 value for value in inputs if value in other and value.producer() is not None
             )

@@ -484,20 +484,15 @@ class Validation:
     @torch.no_grad()
     def __call__(self, run: Run) -> None:
         """Print PSNR, detail (gradients, 1 is that of the good clip) and flicker of one step from some noise levels."""
-        networks, scale, levels = run.average, run.average.latent_scale, Schedule().levels
+        networks = run.average
         context = networks.text_encoder(self.ids)
         results: dict[str, list[list[float]]] = {}
         for good, bad in self.clips:
             with autocast(good.device):
-                z = sample(networks.autoencoder.encode(bad)) * scale
+                z = sample(networks.autoencoder.encode(bad)) * networks.latent_scale
                 outputs = {"source": bad}
                 for t in (15, 40, 100, 300):
-                    s = float(levels[t])
-                    alpha = math.sqrt(1 - s * s)
-                    x = (alpha * z + s * torch.randn_like(z)).transpose(0, 1)[None]
-                    v = networks.unet(x, torch.tensor([t], device=good.device), context).float()
-                    estimate = (alpha * x - s * v)[0].transpose(0, 1)
-                    outputs[f"t{t}"] = networks.autoencoder.decode(estimate / scale, bad).float()
+                    outputs[f"t{t}"] = one_step(networks, z, bad, t, context).float()
             for name, made in outputs.items():
                 mse = ((made.clamp(-1, 1) - good) ** 2).mean(dim=(1, 2, 3)).clamp_min(1e-6)
                 detail = made.diff(dim=-1).abs().mean() / good.diff(dim=-1).abs().mean()
@@ -537,18 +532,22 @@ def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
+def one_step(networks: Networks, latents: Tensor, frames: Tensor, t: int, context: Tensor) -> Tensor:
+    """What one step from the noise of time step ``t`` makes of ``frames`` ``[F, 3, H, W]`` and their scaled latents."""
+    alpha, s = Schedule().noising(t)
+    x = (alpha * latents + s * torch.randn_like(latents)).transpose(0, 1)[None]
+    velocity = networks.unet(x, torch.tensor([t], device=x.device), context).float()
+    estimate = (alpha * x - s * velocity)[0].transpose(0, 1)
+    made: Tensor = networks.autoencoder.decode(estimate / networks.latent_scale, frames)
+    return made
+
+
 @torch.no_grad()
 def enhance(networks: Networks, frames: Tensor, captions: Captions) -> Tensor:
     """What one step of the default strength makes of ``[F, 3, H, W]`` in -1..1, scaled up already."""
-    schedule, scale = Schedule(), networks.latent_scale
-    t = schedule.start(MODEL.defaults.strength)
-    alpha, s = schedule.noising(t)
-    z = networks.autoencoder.encode(frames).chunk(2, 1)[0] * scale
-    x = (alpha * z + s * torch.randn_like(z)).transpose(0, 1)[None]
+    latents = networks.autoencoder.encode(frames).chunk(2, 1)[0] * networks.latent_scale
     context = networks.text_encoder(captions.ids(WORDS.positive)[None])
-    estimate = (alpha * x - s * networks.unet(x, torch.tensor([t]), context))[0].transpose(0, 1)
-    made: Tensor = networks.autoencoder.decode(estimate / scale, frames)
-    return made
+    return one_step(networks, latents, frames, Schedule().start(MODEL.defaults.strength), context)
 
 
 def level(networks: Networks, captions: Captions) -> None:

@@ -17,21 +17,19 @@ import onnx_ir as ir
 
 from v2v.core.components import window_for
 from v2v.core.configs import MODELS
-from v2v.engine.cutting import PROMPT, border
+from v2v.engine.cutting import border, reached
 from v2v.export.graphs import trace
 
 
 def counted(model: ir.Model) -> dict[str, float]:
     """Operations of a UNet's graph, of what no prompt changes, and bytes that the latter hands over."""
-    reached: set[Any] = {value for value in model.graph.inputs if value.name == PROMPT}
+    prompted = reached(model)
     whole = shared = 0
     for node in model.graph:
         flops = _flops(node)
         whole += flops
-        if reached.isdisjoint(node.inputs):
+        if prompted.isdisjoint(node.inputs):
             shared += flops
-        else:
-            reached.update(node.outputs)
     handed = sum(math.prod(_shape(value)) * value.dtype.itemsize for value in border(model))
     return {"tflop": whole / 1e12, "shared_tflop": shared / 1e12, "handed_mib": handed / 2**20}
 

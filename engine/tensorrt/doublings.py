@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from v2v.engine.tensorrt.rewrites import store_beside
+from v2v.engine.tensorrt.rewrites import add_weight, store_beside
 
 _LEAST_ROWS = 3  # of a map whose first and last row differ from others between them
 
@@ -160,12 +160,9 @@ class _Writer:
             added = np.zeros(shape.numpy(), np.float32)
             for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
                 added[:, :, row : row + 3, column : column + 3] += mirrored
-            return ir.tensor(added.astype(plain.dtype.numpy()), name=name)
+            return added.astype(plain.dtype.numpy())
 
-        lazy = ir.LazyTensor(convert, dtype=plain.dtype, shape=shape, name=name)
-        value = ir.Value(name=name, shape=shape, type=plain.type, const_value=lazy)
-        self._graph.register_initializer(value)
-        return value
+        return add_weight(self._graph, name, shape, plain.dtype, convert)
 
     def _number(self, number: int) -> Any:
         import onnx_ir as ir

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from v2v.core.errors import BuildError
-from v2v.engine.tensorrt.rewrites import store_beside
+from v2v.engine.tensorrt.rewrites import add_weight, store_beside
 
 PRODUCTS = re.compile(
     r"\.(in_layers\.2|out_layers\.3|temopral_conv\.conv\d\.\d|ff\.net\.(0\.proj|2)|attn\d\.to_[qkv])\.weight(_rows)?"
@@ -137,11 +137,9 @@ class _Writer:
 
         def convert() -> Any:
             numbers = plain.const_value.numpy().astype(np.float32) * np.float32(2.0**-exponent)
-            return ir.tensor(numbers.astype(ml_dtypes.float8_e4m3fn), name=name)
+            return numbers.astype(ml_dtypes.float8_e4m3fn)
 
-        lazy = ir.LazyTensor(convert, dtype=ir.DataType.FLOAT8E4M3FN, shape=shape, name=name)
-        value = ir.Value(name=name, shape=shape, type=ir.TensorType(lazy.dtype), const_value=lazy)
-        self._graph.register_initializer(value)
+        value = add_weight(self._graph, name, shape, ir.DataType.FLOAT8E4M3FN, convert)
         return value, self._scale(exponent)
 
     def _scale(self, exponent: int) -> Any:

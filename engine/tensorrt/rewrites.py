@@ -6,7 +6,7 @@ same products, for which every library has many more kernels in two dimensions t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,16 @@ def flatten_frames(source: Path, target: Path) -> int:
         _flatten(model.graph, node, number)
     ir.save(model, target)
     return len(found)
+
+
+def add_weight(graph: Any, name: str, shape: Any, dtype: Any, make: Callable[[], Any]) -> Any:
+    """A new initializer of ``graph``, whose array ``make`` gives when it is stored."""
+    import onnx_ir as ir
+
+    lazy = ir.LazyTensor(lambda: ir.tensor(make(), name=name), dtype=dtype, shape=shape, name=name)
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=lazy)
+    graph.register_initializer(value)
+    return value
 
 
 def store_beside(values: Sequence[Any], target: Path) -> None:
